@@ -1,0 +1,77 @@
+"""Times and means of one epoch, and what is logged of them. Reads the device on log steps only."""
+
+import torch
+
+from adco.step import Round
+from ops.distributed import World, mean_across_ranks_
+from ops.journal import Journal, Stopwatch
+
+
+class EpochMeter:
+    """Counts the steps of one epoch of `num_steps` steps with M pictures each."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        world: World,
+        device: torch.device,
+        epoch: int,
+        num_steps: int,
+        num_keys: int,
+    ):
+        self.journal, self.world = journal, world
+        self.epoch, self.num_steps, self.num_keys = epoch, num_steps, num_keys
+        self.latest = torch.zeros(len(Round._fields), device=device)
+        self.totals = torch.zeros_like(self.latest)
+        self.steps = 0
+        self.seconds = self.data_seconds = 0.0
+        self.logged = (0, 0.0, 0.0)  # steps, seconds and data seconds at the last log line
+        self.stopwatch = Stopwatch()
+
+    def data_is_here(self) -> None:
+        waited = self.stopwatch.lap()
+        self.seconds += waited
+        self.data_seconds += waited
+
+    def step_is_done(self, result: Round) -> None:
+        self.latest = torch.stack(result)
+        self.totals += self.latest
+        self.steps += 1
+        self.seconds += self.stopwatch.lap()
+
+    def log(self, i: int, step: int, extra: dict) -> dict:
+        """One line and one record of step i, means over processes. Waits for the device."""
+        values = by_name(mean_across_ranks_(self.latest.clone(), self.world))
+        means = by_name(self.totals / self.steps)
+        self.seconds += self.stopwatch.lap()
+        steps, seconds, data_seconds = self.steps, self.seconds, self.data_seconds
+        since = steps - self.logged[0]
+        step_time, data_time = (
+            (seconds - self.logged[1]) / since,
+            (data_seconds - self.logged[2]) / since,
+        )
+        self.logged = (steps, seconds, data_seconds)
+        images_per_second = self.num_keys / step_time
+        self.journal.progress(
+            f"Epoch: [{self.epoch}][{i:{len(str(self.num_steps))}d}/{self.num_steps}]\t"
+            f"Time {step_time:6.3f} ({seconds / steps:6.3f})\t"
+            f"Data {data_time:6.3f} ({data_seconds / steps:6.3f})\t"
+            f"Loss {values['loss']:.4e} ({means['loss']:.4e})\t"
+            f"Mass {values['mass']:.4f} ({means['mass']:.4f})",
+            loss=f"{values['loss']:.3f}",
+            mass=f"{values['mass']:.3f}",
+            images_per_s=f"{images_per_second:.0f}",
+        )
+        speed = {"images_per_second": images_per_second, "data_share": data_time / step_time}
+        self.journal.record("train", step, {"epoch": self.epoch, **values, **speed, **extra})
+        return values
+
+    def log_epoch(self, step: int) -> None:
+        """One record of the means over the epoch and all processes."""
+        means = by_name(mean_across_ranks_(self.totals / self.steps, self.world))
+        times = {"seconds": self.seconds, "data_seconds": self.data_seconds}
+        self.journal.record("epoch", step, {"epoch": self.epoch, **means, **times})
+
+
+def by_name(values: torch.Tensor) -> dict[str, float]:
+    return dict(zip(Round._fields, values.tolist(), strict=True))

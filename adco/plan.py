@@ -1,0 +1,51 @@
+"""Training modes as data: which views are queries, which are keys, and with which weight."""
+
+from typing import NamedTuple
+
+from ops.errors import InputError
+
+
+class Term(NamedTuple):
+    """One term of the objective: queries of view `query` against keys of view `key`."""
+
+    query: int
+    key: int
+    weight: float
+
+
+def view_plan(sym: bool = False, multi_crop: bool = False, num_views: int = 2) -> list[Term]:
+    """The terms whose weighted sum is the objective, for the views 0 .. num_views - 1 of a data
+    set.
+
+    single crop             0 query, 1 key
+    symmetric               0 and 1, each query and key, half weight
+    multi-crop              0 key, all others queries: a sum over the crops, not a mean
+    multi-crop, symmetric   0 and 1 as in symmetric; every further crop against both keys, half
+    weight
+    """
+    if num_views < 2:
+        raise InputError(f"num_views={num_views}: a query and a key need at least 2 views")
+    if not multi_crop and num_views != 2:
+        raise InputError(f"num_views={num_views}: without multi_crop there are exactly 2 views")
+    if sym:
+        crops = range(2, num_views)
+        return [Term(0, 1, 0.5), Term(1, 0, 0.5)] + [
+            Term(i, key, 0.5) for i in crops for key in (0, 1)
+        ]
+    if multi_crop:
+        return [Term(i, 0, 1.0) for i in range(1, num_views)]
+    return [Term(0, 1, 1.0)]
+
+
+def query_views(plan: list[Term]) -> list[int]:
+    return sorted({term.query for term in plan})
+
+
+def key_views(plan: list[Term]) -> list[int]:
+    return sorted({term.key for term in plan})
+
+
+def shared_weights(plan: list[Term]) -> list[float]:
+    """The plan's weights, normalised to sum 1: for diagnostics that are means over the terms."""
+    total = sum(term.weight for term in plan)
+    return [term.weight / total for term in plan]

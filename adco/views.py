@@ -1,0 +1,171 @@
+"""Augmentation: random views as pure functions of (seed, epoch, picture, view), and the test view.
+
+Drawing is apart from rendering: `draw_view` decides everything, `render` only computes pixels.
+"""
+
+from dataclasses import dataclass
+from math import log, sqrt
+from typing import NamedTuple
+
+import numpy as np
+import torchvision.transforms.functional as VF
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]
+STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Distribution of one view. Defaults: the full-size view of the paper."""
+
+    size: int = 224  # pixels
+    min_scale: float = 0.2  # share of the picture's area
+    max_scale: float = 1.0
+    jitter: tuple[float, float, float, float] = (
+        0.4,
+        0.4,
+        0.4,
+        0.1,
+    )  # brightness, contrast, saturation, hue
+    jitter_p: float = 0.8
+    gray_p: float = 0.2
+    blur_p: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    flip_p: float = 0.5
+
+
+class Draw(NamedTuple):
+    """Everything random about one view."""
+
+    box: tuple[int, int, int, int]  # left, top, width, height, pixels of the picture
+    jitter: tuple[tuple[str, float], ...]  # operations in order, with their factors; empty = none
+    gray: bool
+    sigma: float  # 0 = no blur
+    flip: bool
+
+
+def view_rng(seed: int, epoch: int, index: int, view: int) -> np.random.Generator:
+    """The only source of randomness of a view. epoch -1, -2, ... are the passes of the start-up."""
+    return np.random.default_rng((seed, epoch % 2**32, index, view))
+
+
+def draw_view(recipe: Recipe, width: int, height: int, rng: np.random.Generator) -> Draw:
+    """Draw a view of a picture of width x height pixels. The number of draws never depends on
+    their values.
+    """
+    box = draw_box(recipe, width, height, rng)
+    brightness, contrast, saturation, hue = recipe.jitter
+    operations = (
+        ("brightness", rng.uniform(1 - brightness, 1 + brightness)),
+        ("contrast", rng.uniform(1 - contrast, 1 + contrast)),
+        ("saturation", rng.uniform(1 - saturation, 1 + saturation)),
+        ("hue", rng.uniform(-hue, hue)),
+    )
+    order = rng.permutation(4)
+    jittered, gray, blurred, flip = rng.random(4) < (
+        recipe.jitter_p,
+        recipe.gray_p,
+        recipe.blur_p,
+        recipe.flip_p,
+    )
+    sigma = rng.uniform(*recipe.blur_sigma)
+    return Draw(
+        box=box,
+        jitter=tuple(operations[i] for i in order) if jittered else (),
+        gray=bool(gray),
+        sigma=sigma if blurred else 0.0,
+        flip=bool(flip),
+    )
+
+
+def draw_box(
+    recipe: Recipe, width: int, height: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A crop with area share in [min_scale, max_scale] and log-uniform aspect ratio in [3/4, 4/3].
+
+    The first of ten tries that fits inside the picture; else the largest centred one of an allowed
+    ratio.
+    """
+    areas = rng.uniform(recipe.min_scale, recipe.max_scale, 10) * (width * height)
+    ratios = np.exp(rng.uniform(log(3 / 4), log(4 / 3), 10))
+    places = rng.random((10, 2))
+    for area, ratio, (x, y) in zip(areas, ratios, places, strict=True):
+        w, h = round(sqrt(area * ratio)), round(sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
+    w = min(width, max(1, round(height * 4 / 3)))
+    h = min(height, max(1, round(width * 4 / 3)))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+PIL_JITTER = {
+    "brightness": VF.adjust_brightness,
+    "contrast": VF.adjust_contrast,
+    "saturation": VF.adjust_saturation,
+    "hue": VF.adjust_hue,
+}
+
+
+def render(picture: Image.Image, draw: Draw, size: int) -> Tensor:
+    """The drawn view [3, size, size] of an RGB picture, normalised float32, by Pillow."""
+    left, top, width, height = draw.box
+    box = (left, top, left + width, top + height)
+    view = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    for name, factor in draw.jitter:
+        view = PIL_JITTER[name](view, factor)
+    if draw.gray:
+        view = VF.to_grayscale(view, num_output_channels=3)
+    if draw.sigma:
+        view = view.filter(ImageFilter.GaussianBlur(draw.sigma))
+    if draw.flip:
+        view = VF.hflip(view)
+    return normalised(view)
+
+
+def normalised(picture: Image.Image) -> Tensor:
+    """[3, H, W] float32 with ImageNet's mean 0 and standard deviation 1."""
+    return VF.normalize(VF.to_tensor(picture), MEAN, STD, inplace=True)
+
+
+def check_view(picture: Image.Image, size: int) -> Tensor:
+    """The view that scores are computed on: Resize(size 256/224), CenterCrop(size).
+
+    A picture that already has the size is taken whole.
+    """
+    if picture.size != (size, size):
+        picture = VF.center_crop(VF.resize(picture, round(size * 256 / 224)), [size, size])
+    return normalised(picture)
+
+
+def training_recipes(
+    size: int,
+    min_scale: float,
+    blur: bool,
+    flip: bool,
+    sym: bool,
+    multi_crop: bool,
+    size_crops: tuple[int, ...] = (),
+    nmb_crops: tuple[int, ...] = (),
+    min_scale_crops: tuple[float, ...] = (),
+    max_scale_crops: tuple[float, ...] = (),
+) -> list[Recipe]:
+    """One recipe per view, in the order in which the view plan numbers them.
+
+    Multi-crop and symmetric together has two full-size views; of the crops it takes the smaller
+    ones.
+    """
+    switches = dict(blur_p=0.5 * blur, flip_p=0.5 * flip)
+    full = Recipe(size, min_scale, **switches)
+    if not multi_crop:
+        return [full, full]
+    crops = [
+        Recipe(crop, low, high, **switches)
+        for crop, count, low, high in zip(
+            size_crops, nmb_crops, min_scale_crops, max_scale_crops, strict=True
+        )
+        for _ in range(count)
+        if not (sym and crop >= size)
+    ]
+    return [full, full, *crops] if sym else [full, *crops]

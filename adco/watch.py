@@ -1,0 +1,58 @@
+"""Signs that a run learns nothing, and what to change."""
+
+from math import log
+
+COLLAPSED = (
+    "collapse: {why}. The adversaries push all queries one way. Start them longer (--init_steps, "
+    "three epochs of steps on a small data set), or slow them down (--memory_lr lower, --mem_t "
+    "higher)"
+)
+STARVED = (
+    "starved adversaries: for {steps} steps the own keys took {mass:.1%} of the softmax at "
+    "--mem_t, so the columns get no gradient and only shrink by weight decay. Raise --mem_t, or "
+    "lower --memory_lr (the published 3 goes with K = 65536; a column's gradient grows as 1 / K)"
+)
+
+
+class Watch:
+    """Reads the log and names two failures: collapse, and adversaries without a gradient.
+
+    num_keys: M.  weight: sum of the plan's weights, in which the loss is counted.  patience: steps
+    that
+    a sign has to last without a break before it is told; it is told once.
+    """
+
+    def __init__(self, num_keys: int, weight: float, patience: int):
+        self.chance = log(num_keys) * weight  # loss when the own key is as near as anybody's
+        self.patience = patience
+        self.since: dict[str, int] = {}  # sign -> step at which it was first seen
+        self.told: set[str] = set()
+
+    def read(self, step: int, loss: float, mass: float, spread: float) -> list[str]:
+        """Warnings that are due at this step. The three values are those of the log."""
+        at_chance = mass > 0.98 and abs(loss - self.chance) < 0.02 * self.chance
+        signs = {
+            "cone": (
+                spread < 0.01,
+                COLLAPSED.format(why=f"the features hardly differ (spread {spread:.4f})"),
+            ),
+            "chance": (
+                at_chance,
+                COLLAPSED.format(why=f"the loss {loss:.3f} stays at chance, ln M"),
+            ),
+            "starved": (
+                mass > 0.995 and not at_chance,
+                STARVED.format(steps=self.patience, mass=mass),
+            ),
+        }
+        return [text for sign, (present, text) in signs.items() if self._lasts(sign, present, step)]
+
+    def _lasts(self, sign: str, present: bool, step: int) -> bool:
+        if not present:
+            self.since.pop(sign, None)
+            return False
+        first = self.since.setdefault(sign, step)
+        if step - first < self.patience or sign in self.told:
+            return False
+        self.told.add(sign)
+        return True

@@ -1,0 +1,28 @@
+#!/usr/bin/env python3
+"""Pre-train an encoder against learnable adversaries (AdCo, arXiv:2011.08435).
+
+python3 main_adco.py --sym=1 --lr=0.03 --memory_lr=3 --moco_t=0.12 --mem_t=0.02
+--data=./datasets/imagenet2012
+python3 main_adco.py --dataset digits          # embedded data, minutes on a CPU
+torchrun --nproc_per_node 8 main_adco.py --data ./datasets/imagenet2012
+"""
+
+import sys
+
+from ops.arguments import parse
+from ops.errors import reported
+from ops.options import PRESETS, PretrainConfig, choose_gpus
+
+
+def main(argv=None) -> int:
+    with reported("main_adco.py"):
+        config = parse(PretrainConfig, argv, PRESETS)
+        choose_gpus(config)
+        from adco.pretrain import run  # torch is imported here: a bad flag is answered before
+        from ops.launch import launch
+
+        return launch(run, config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Plumbing that knows nothing of the method: arguments, processes, checkpoints, logs, schedules."""

@@ -1,0 +1,87 @@
+"""The machinery of options: from a frozen dataclass to a parser, and back to the dataclass.
+
+Neither this module nor options.py imports torch or numpy, so that `--help` and a bad flag answer
+immediately.
+"""
+
+import argparse
+import sys
+from dataclasses import field, fields
+
+from ops.errors import EXIT_BAD_INPUT, InputError
+
+SWITCH = {"choices": (0, 1)}
+
+
+def option(default, help, *, names=(), **keywords):
+    """A dataclass field that is also a command-line option; `names` are further spellings."""
+    return field(default=default, metadata={"help": help, "names": names, "keywords": keywords})
+
+
+def at_least(config, least, *names):
+    for name in names:
+        if not getattr(config, name) >= least:
+            raise InputError(f"{name}={getattr(config, name)}: expected {least} or more")
+
+
+def above_zero(config, *names):
+    for name in names:
+        if not 0 < getattr(config, name) < float("inf"):
+            raise InputError(f"{name}={getattr(config, name)}: expected a number above 0")
+
+
+class OneSentenceParser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {message} (--help lists the options)\n")
+
+
+def build_parser(config_type, defaults: dict) -> argparse.ArgumentParser:
+    parser = OneSentenceParser(
+        description=config_type.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("positional_data", nargs="?", metavar="DATA", help="same as --data")
+    for f in fields(config_type):
+        names = [f"--{f.name}", *f.metadata["names"]]
+        both_spellings = dict.fromkeys(n for name in names for n in (name, dashed(name)))
+        keywords = {"type": f.type, **f.metadata["keywords"]}
+        default = defaults.get(f.name, f.default)
+        parser.add_argument(
+            *both_spellings, dest=f.name, default=default, help=f.metadata["help"], **keywords
+        )
+    return parser
+
+
+def dashed(name: str) -> str:
+    return "--" + name[2:].replace("_", "-") if name.startswith("--") else name
+
+
+def parse(config_type, argv=None, presets=None):
+    """Read the command line into a `config_type`.
+
+    presets: data set -> defaults of its own; what is given on the command line wins.
+    Raises InputError for values that cannot work; exits with code 2 for options that do not exist.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    peek = OneSentenceParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--dataset")
+    defaults = (presets or {}).get(peek.parse_known_args(argv)[0].dataset, {})
+    values = vars(build_parser(config_type, defaults).parse_args(argv))
+    positional = values.pop("positional_data")
+    if positional is not None:
+        values["data"] = positional
+    return from_dict(config_type, values)
+
+
+def from_dict(config_type, values: dict):
+    """A `config_type` from plain values, as JSON gives them back. Unknown names raise
+    InputError.
+    """
+    known = {f.name: f for f in fields(config_type)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise InputError(f"{config_type.__name__} has no option named {', '.join(unknown)}")
+    return config_type(
+        **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    )

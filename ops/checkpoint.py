@@ -1,0 +1,78 @@
+"""Checkpoints: written whole or not at all, read without running anything they contain."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ops.errors import InputError
+
+
+def save(state: dict, path: Path) -> None:
+    """Write beside, flush to disk, rename: a reader sees the old file or the new one, never a
+    part.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load(path: str | Path) -> dict:
+    """The dictionary in a checkpoint, on the CPU. Only tensors and plain values are ever unpickled.
+
+    Raises InputError where there is no such file, or it is torn, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {str(path)!r}; give the path of an existing file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{str(path)!r} is no checkpoint that can be opened safely: it holds more than tensors "
+            "and plain values, or is no torch file at all"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{str(path)!r} is damaged or no checkpoint; take an earlier one"
+        ) from error
+    if not isinstance(state, dict):
+        raise InputError(
+            f"{str(path)!r} holds a {type(state).__name__}; a checkpoint is a dictionary"
+        )
+    return state
+
+
+def with_module(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as a DistributedDataParallel model has them, which the published checkpoints use."""
+    return {f"module.{name}": value for name, value in state_dict.items()}
+
+
+def without_module(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("module."): value for name, value in state_dict.items()}
+
+
+def load_strictly(module: nn.Module, state_dict: dict[str, Tensor], source: str) -> None:
+    """Fill a module, or raise InputError naming every key that is missing, left over or of another
+    shape.
+    """
+    own = module.state_dict()
+    faults = {
+        "missing": sorted(own.keys() - state_dict.keys()),
+        "left over": sorted(state_dict.keys() - own.keys()),
+        "of another shape": sorted(
+            n for n in own.keys() & state_dict.keys() if own[n].shape != state_dict[n].shape
+        ),
+    }
+    if any(faults.values()):
+        found = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
+        raise InputError(
+            f"{source} does not fit the model ({found}); check --arch and the head's options"
+        )
+    module.load_state_dict(state_dict)

@@ -1,0 +1,144 @@
+"""Processes: who we are, and every collective. Nothing else knows of torch.distributed.
+
+Each function does the right thing when alone. Collectives are called by every process or by none.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int = 0  # among all processes on all nodes
+    size: int = 1
+    local_size: int = 1  # processes on this node
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that speaks and writes."""
+        return self.rank == 0
+
+
+def current_world() -> World:
+    """Rank and size of the process group, or those of a process alone."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size())
+    return World()
+
+
+def join_group(world: World, url: str, backend: str) -> None:
+    """Enter the process group. Nothing to do alone."""
+    if world.size > 1:
+        dist.init_process_group(backend, init_method=url, rank=world.rank, world_size=world.size)
+
+
+def leave_group() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_across_ranks_(x: Tensor, world: World) -> Tensor:
+    """Overwrite x with its sum over processes. No-op alone."""
+    if world.size > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def mean_across_ranks_(x: Tensor, world: World) -> Tensor:
+    """Overwrite x with its mean over processes. No-op alone."""
+    return sum_across_ranks_(x, world).div_(world.size) if world.size > 1 else x
+
+
+def gather_rows(x: Tensor, world: World) -> Tensor:
+    """Rows [R N, ...] of all processes in the order of their ranks, from [N, ...] on each. No
+    gradient.
+    """
+    if world.size == 1:
+        return x
+    everything = x.new_empty((world.size * len(x), *x.shape[1:]))
+    dist.all_gather(list(everything.chunk(world.size)), x.contiguous())
+    return everything
+
+
+def gather_uneven_rows(x: Tensor, world: World) -> Tensor:
+    """Like gather_rows, with any number of rows on each process."""
+    counts = gather_rows(torch.tensor([len(x)], device=x.device), world).tolist()
+    padded = x.new_zeros((max(counts), *x.shape[1:]))
+    padded[: len(x)] = x
+    blocks = gather_rows(padded, world).split(max(counts))
+    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+
+def exchange_rows(x: Tensor, permutation: Tensor, world: World) -> Tensor:
+    """Rows permutation[rN : (r+1)N] of the joined batch, where each process r holds N rows of it.
+
+    x: [N, ...].  permutation: [R N] int64 on the CPU, the same on every process. Only rows that
+    change process travel. Undone by exchanging with argsort(permutation).
+    """
+    num_rows = len(x)
+    wanted = permutation.view(world.size, num_rows)  # [R, N]  row s: what process s is to hold
+    owner = wanted // num_rows
+    outgoing = [
+        row[own == world.rank] - world.rank * num_rows
+        for row, own in zip(wanted, owner, strict=True)
+    ]
+    send_counts = [len(rows) for rows in outgoing]
+    receive_counts = torch.bincount(owner[world.rank], minlength=world.size).tolist()
+
+    sent = x[torch.cat(outgoing).to(x.device, non_blocking=True)].contiguous()
+    received = torch.empty_like(sent)  # [N, ...]  grouped by owner
+    dist.all_to_all_single(received, sent, receive_counts, send_counts)
+    place = torch.argsort(owner[world.rank], stable=True).to(x.device, non_blocking=True)
+    exchanged = torch.empty_like(received)
+    exchanged[place] = received
+    return exchanged
+
+
+def broadcast_from_first_(tensors, world: World) -> None:
+    """Overwrite each tensor with rank 0's. No-op alone."""
+    if world.size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def check_ranks_agree(tensors: dict[str, Tensor], world: World) -> None:
+    """Raise RuntimeError naming the first tensor whose bytes differ between processes."""
+    if world.size == 1:
+        return
+    checksums = torch.tensor([checksum(tensor) for tensor in tensors.values()])
+    device = next(iter(tensors.values())).device
+    everyone = gather_rows(checksums.to(device)[None], world)  # [R, number of tensors]
+    differs = (everyone != everyone[0]).any(dim=0).tolist()
+    for name, bad in zip(tensors, differs, strict=True):
+        if bad:
+            raise RuntimeError(
+                f"the processes no longer agree on {name}: the run cannot be trusted from here on"
+            )
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def wrap_encoder(model: nn.Module, world: World) -> nn.Module:
+    """The model with gradients averaged over processes; itself when alone."""
+    return DistributedDataParallel(model) if world.size > 1 else model
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def average_gradients_(model: nn.Module) -> None:
+    """Average over processes what DistributedDataParallel has not averaged already."""
+    world = current_world()
+    if world.size > 1 and not isinstance(model, DistributedDataParallel):
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                mean_across_ranks_(parameter.grad, world)

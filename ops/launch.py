@@ -1,0 +1,165 @@
+"""From a command to processes: one, one per GPU, several on the CPU, torchrun's, or several
+nodes'.
+"""
+
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from urllib.parse import urlparse
+
+import torch
+import torch.multiprocessing as mp
+
+from ops.distributed import World, join_group, leave_group
+from ops.errors import EXIT_BAD_INPUT, InputError
+from ops.options import ProcessOptions
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+@dataclass(frozen=True)
+class Seats:
+    """The processes of this node among all."""
+
+    first_rank: int
+    local_size: int
+    size: int
+    url: str
+    kind: str  # of device: cuda, mps, cpu
+
+
+def launch(run, config: ProcessOptions) -> int:
+    """Call run(config, world, device) in every process this node should have; its exit code.
+
+    One process runs here, without a process group. Under torchrun nothing is spawned.
+    """
+    kind = device_kind(config.device)
+    if all(name in os.environ for name in TORCHRUN):
+        rank, size, local_rank = (int(os.environ[name]) for name in TORCHRUN)
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        return take_seat(
+            local_rank, run, config, Seats(rank - local_rank, local_size, size, "env://", kind)
+        )
+
+    local_size = processes_here(config, kind)
+    size = local_size * config.num_nodes()
+    seats = Seats(
+        config.this_node() * local_size, local_size, size, meeting_place(config, size), kind
+    )
+    if local_size == 1:
+        return take_seat(0, run, config, seats)
+    return spawn(run, config, seats)
+
+
+def device_kind(wanted: str) -> str:
+    usable = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return next(kind for kind, present in usable.items() if present)
+    if not usable[wanted]:
+        raise InputError(
+            f"device={wanted}: torch finds none on this machine; use --device auto or cpu"
+        )
+    return wanted
+
+
+def processes_here(config: ProcessOptions, kind: str) -> int:
+    if config.gpu is not None:
+        num_gpus = torch.cuda.device_count() if kind == "cuda" else 0
+        if config.gpu >= num_gpus:
+            raise InputError(
+                f"gpu={config.gpu}: this machine shows {num_gpus} GPU(s), numbered from 0"
+            )
+    if kind == "cpu":
+        return config.nproc
+    if kind == "cuda" and config.gpu is None and config.multiprocessing_distributed:
+        return min(config.ngpu, torch.cuda.device_count())
+    return 1
+
+
+def meeting_place(config: ProcessOptions, size: int) -> str:
+    """URL at which all processes meet. Node 0 opens it, so there it has to be free."""
+    if config.dist_url == "env://":
+        return config.dist_url
+    if config.dist_url:
+        url = config.dist_url
+    elif config.num_nodes() == 1:
+        return f"tcp://127.0.0.1:{free_port()}"
+    else:
+        url = f"tcp://{config.master_addr}:{config.master_port}"
+    port = urlparse(url).port
+    if port is None:
+        raise InputError(f"dist_url={url!r} names no port; expected tcp://host:port")
+    if size > 1 and config.this_node() == 0 and not port_is_free(port):
+        raise InputError(
+            f"port {port} of {url} is in use; choose another with --dist_url tcp://host:port"
+        )
+    return url
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+            return True
+        except OSError:
+            return False
+
+
+def take_seat(local_rank: int, run, config: ProcessOptions, seats: Seats) -> int:
+    """Be one process of the run, from its device to the end of its process group."""
+    world = World(seats.first_rank + local_rank, seats.size, seats.local_size)
+    device = torch.device(seats.kind)
+    if seats.kind == "cuda":
+        device = torch.device("cuda", local_rank if config.gpu is None else config.gpu)
+        torch.cuda.set_device(device)
+    elif world.local_size > 1:
+        torch.set_num_threads(max(1, os.cpu_count() // world.local_size))
+    join_group(world, seats.url, config.dist_backend if seats.kind == "cuda" else "gloo")
+    code = run(config, world, device)
+    leave_group()
+    return code
+
+
+def spawn(run, config: ProcessOptions, seats: Seats) -> int:
+    """Start this node's processes and wait. If one fails the others are stopped."""
+    errors = mp.get_context("spawn").SimpleQueue()
+    try:
+        mp.spawn(sit_down, (run, config, seats, errors), nprocs=seats.local_size)
+    except (mp.ProcessRaisedException, mp.ProcessExitedException) as failure:
+        if not errors.empty():  # the others may only have missed the one that met bad input
+            raise InputError(errors.get()) from None
+        if isinstance(failure, mp.ProcessRaisedException):
+            raise
+        rank = seats.first_rank + failure.error_index
+        if failure.signal_name:
+            print(
+                f"process {rank} was ended by {failure.signal_name}; the others were stopped",
+                file=sys.stderr,
+            )
+            return 128 + signal.Signals[failure.signal_name]
+        return failure.exit_code
+    return 0
+
+
+def sit_down(local_rank: int, run, config: ProcessOptions, seats: Seats, errors) -> None:
+    """What a spawned process does: its seat, and an exit code of its own."""
+    try:
+        code = take_seat(local_rank, run, config, seats)
+    except InputError as error:
+        errors.put(str(error))
+        code = EXIT_BAD_INPUT
+    if code:
+        sys.exit(code)
