@@ -1,9 +1,13 @@
-"""Encoders: a torchvision ResNet that ends in a projection head."""
+"""Encoders: a torchvision ResNet that ends in a projection head; trunk weights in and out."""
+
+import json
+from dataclasses import dataclass
 
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from ops import checkpoint
 from ops.errors import InputError
 from ops.options import ARCHITECTURES
 
@@ -15,11 +19,10 @@ def build_trunk(arch: str, stem: str = "imagenet") -> ResNet:
     """
     if arch not in ARCHITECTURES:
         raise InputError(f"arch={arch!r}: expected one of {', '.join(ARCHITECTURES)}")
-    trunk = (
-        ResNet(BasicBlock, [1, 1, 1, 1])
-        if arch == "resnet10"
-        else torchvision.models.get_model(arch)
-    )
+    if arch == "resnet10":
+        trunk = ResNet(BasicBlock, [1, 1, 1, 1])
+    else:
+        trunk = torchvision.models.get_model(arch)
     if stem == "small":
         trunk.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -37,15 +40,62 @@ def build_encoder(arch: str, dim: int, mlp: bool, stem: str = "imagenet") -> Res
 
 
 class Trunk(nn.Module):
-    """The frozen part of an encoder: pictures [N, 3, H, W] to features [N, d]. Shares its
-    weights.
+    """The part of an encoder below its head: pictures [N, 3, H, W] to features [N, d].
+
+    Shares the encoder's weights.
     """
 
     def __init__(self, encoder: ResNet):
         super().__init__()
-        self.layers = nn.Sequential(
-            *(module for name, module in encoder.named_children() if name != "fc")
-        )
+        below_head = (module for name, module in encoder.named_children() if name != "fc")
+        self.layers = nn.Sequential(*below_head)
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.layers(pictures).flatten(1)
+
+
+@dataclass(frozen=True)
+class TrunkWeights:
+    """A trunk read from a checkpoint: torchvision's names, no head."""
+
+    weights: dict[str, Tensor]
+    source: str  # the file
+    arch: str | None = None  # None: the file does not say
+    stem: str = "imagenet"
+    epoch: int | None = None  # epochs trained
+
+    def build(self, arch: str | None = None) -> ResNet:
+        """A ResNet with these weights and a fresh `fc`. arch: for files that do not name theirs.
+
+        Raises InputError naming the keys that are missing, left over or of another shape.
+        """
+        if arch and self.arch and arch != self.arch:
+            raise InputError(f"{self.source} holds a {self.arch}, not a {arch}: --arch {self.arch}")
+        trunk = build_trunk(self.arch or arch or "resnet50", self.stem)
+        fresh = {f"fc.{name}": value for name, value in trunk.fc.state_dict().items()}
+        checkpoint.load_strictly(trunk, {**self.weights, **fresh}, self.source)
+        return trunk
+
+
+def read_trunk(path: str, encoder: str = "query") -> TrunkWeights:
+    """The trunk in a checkpoint of ours, the published AdCo, MoCo v1 or v2, or torchvision.
+
+    encoder: query or key, where the file holds both.
+    """
+    state = checkpoint.load(path)
+    names = checkpoint.without_module(state.get("state_dict", state))
+    prefix = f"encoder_{encoder[0]}."
+    if any(name.startswith(("encoder_q.", "encoder_k.")) for name in names):
+        names = {
+            n.removeprefix(prefix): value for n, value in names.items() if n.startswith(prefix)
+        }
+    weights = {name: value for name, value in names.items() if name.split(".")[0] != "fc"}
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise InputError(
+            f"{path!r} holds no encoder weights; expected a state_dict with names such as "
+            f"module.encoder_q.conv1.weight or conv1.weight, found {', '.join(sorted(state)[:5])}"
+        )
+    config = json.loads(state.get("config", "{}"))
+    return TrunkWeights(
+        weights, path, state.get("arch"), config.get("stem", "imagenet"), state.get("epoch")
+    )

@@ -68,7 +68,7 @@ class ProcessOptions:
                 raise InputError(f"{one}={a} and {other}={b} name one thing; give one of them")
         if self.this_node() >= self.num_nodes():
             raise InputError(
-                f"rank={self.this_node()}: expected 0 to {self.num_nodes() - 1}, this node's number, "
+                f"rank={self.this_node()}: expected this node, 0 to {self.num_nodes() - 1}, "
                 f"with {self.num_nodes()} node(s)"
             )
         if self.dist_url and not self.dist_url.startswith(("tcp://", "env://")):
