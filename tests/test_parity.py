@@ -1,0 +1,86 @@
+"""train_step against numbers that the published program computed (float32, CPU, five steps)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import adco
+from ops.distributed import World, wrap_encoder
+from tests.gloo import in_processes
+from tests.parity import rule
+
+FILES = Path(__file__).parent / "parity"
+
+
+def play(world: World, case_name: str) -> dict:
+    """Five steps of a parity case as rank `world.rank`: what the files record of them."""
+    known = torch.load(FILES / f"{case_name}_r{world.rank}.pt", weights_only=True)
+    case, hyper = known["case"], known["hyper"]
+    model = adco.AdCo(case.get("arch", "resnet18"), momentum=hyper["moco_m"])
+    rule.fill_(model.state_dict())
+    bank = adco.NegativeBank(case["K"], dim=128)
+    bank.W.copy_(known["W0"])
+    optimizer = torch.optim.SGD(
+        model.parameters(), hyper["lr"], momentum=hyper["momentum"], weight_decay=hyper["wd"]
+    )
+    wrapped = wrap_encoder(model, world)
+    plan = adco.view_plan(bool(case["sym"]), bool(case["multi"]), len(case["sizes"]))
+    rounds = [
+        adco.train_step(
+            wrapped,
+            bank,
+            optimizer,
+            rule.views(step, case["n"], case["sizes"], world.rank),
+            plan,
+            moco_t=hyper["moco_t"],
+            mem_t=hyper["mem_t"],
+            memory_lr=hyper["memory_lr"],
+            memory_momentum=hyper["momentum"],
+            mem_wd=hyper["mem_wd"],
+        )
+        for step in range(len(known["loss"]))
+    ]
+    weights = model.state_dict()
+    return {
+        "loss": torch.stack([result.loss for result in rounds]),
+        "mass": torch.stack([result.mass for result in rounds]),
+        "bank": bank.state_dict(),
+        "sums": {name: weights[name].double().abs().sum().item() for name in known["sums"]},
+        "sample": {name: weights[name].flatten()[: len(v)] for name, v in known["sample"].items()},
+    }
+
+
+def play_unshuffled(world: World, case_name: str) -> dict:
+    torch.randperm = lambda n, **_: torch.arange(n)  # this process ends with the case
+    return play(world, case_name)
+
+
+def assert_as_published(played: dict, case_name: str, rank: int = 0) -> None:
+    known = torch.load(FILES / f"{case_name}_r{rank}.pt", weights_only=True)
+    torch.testing.assert_close(played["loss"], torch.tensor(known["loss"]), rtol=1e-4, atol=0)
+    for name in ("W", "v"):
+        error = (played["bank"][name] - known[name]).norm() / known[name].norm()
+        assert error < 1e-4, (name, error)
+    for name, (_, sum_of_absolutes) in known["sums"].items():
+        assert played["sums"][name] == pytest.approx(sum_of_absolutes, rel=1e-4), name
+    for name, values in known["sample"].items():
+        torch.testing.assert_close(
+            played["sample"][name].to(values), values, rtol=1e-3, atol=1e-5, msg=name
+        )
+
+
+def test_single_crop_steps_equal_the_published_program():
+    played = play(World(), "nosym")
+    assert_as_published(played, "nosym")
+    known = torch.load(FILES / "nosym_r0.pt", weights_only=True)
+    torch.testing.assert_close(played["mass"], torch.tensor(known["memloss"]), rtol=1e-4, atol=0)
+
+
+def test_multi_crop_steps_equal_the_published_program():
+    assert_as_published(play(World(), "multi"), "multi")
+
+
+def test_steps_on_two_processes_equal_the_published_program():
+    for rank, played in enumerate(in_processes(play_unshuffled, 2, "nosym2")):
+        assert_as_published(played, "nosym2", rank)
