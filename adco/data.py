@@ -10,54 +10,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from adco.views import Recipe, check_view, draw_view, render, view_rng
+from adco import fast_views, views
+from adco.pictures import ArrayPictures, FolderPictures, Pictures
+from adco.views import Recipe, draw_view, normalised, view_rng
 from ops.distributed import World
 from ops.errors import InputError
-
-UNREADABLE = "cannot read the picture {path}: {error}; remove or replace it"
-
-
-class FolderPictures:
-    """Pictures in files, with the label of each or none."""
-
-    def __init__(
-        self, root: Path, names: list[str], labels: list[int] | None = None, classes: list[str] = ()
-    ):
-        self.root = root
-        self.names = np.array(
-            [os.fsencode(name) for name in names]
-        )  # one block: workers share it unchanged
-        self.labels = None if labels is None else np.array(labels)
-        self.classes = classes
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def picture(self, index: int) -> Image.Image:
-        path = self.root / os.fsdecode(bytes(self.names[index]))
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except OSError as error:
-            raise InputError(UNREADABLE.format(path=path, error=error)) from error
-
-
-class ArrayPictures:
-    """Pictures in memory: uint8 [n, H, W, 3], with the label of each or none."""
-
-    def __init__(self, pixels: np.ndarray, labels=None, classes: list[str] = ()):
-        self.pixels = pixels
-        self.labels = None if labels is None else np.asarray(labels)
-        self.classes = classes
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def picture(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index])
-
-
-Pictures = FolderPictures | ArrayPictures
 
 
 class Splits(NamedTuple):
@@ -180,35 +137,70 @@ def some(names: list[str], most: int = 5) -> str:
 
 
 class TrainingViews(Dataset):
-    """Views [3, S, S] of picture `index` at `epoch`, one per recipe. Indexed by (epoch, index)."""
+    """Views of picture `index` at `epoch`, one per recipe. Indexed by (epoch, index).
 
-    def __init__(self, pictures: Pictures, recipes: list[Recipe], seed: int):
+    augment: which renderer, fast or pil. The draws are the same.
+    """
+
+    def __init__(self, pictures: Pictures, recipes: list[Recipe], seed: int, augment: str = "fast"):
         self.pictures, self.recipes, self.seed = pictures, recipes, seed
+        self.fast = augment == "fast"
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, position: tuple[int, int]) -> list[Tensor]:
-        epoch, index = position
-        picture = self.pictures.picture(index)
-        views = []
+        """[3, S, S] per recipe."""
+        return [batch[0] for batch in self.__getitems__([position])]
+
+    def __getitems__(self, positions: list[tuple[int, int]]) -> list[Tensor]:
+        """A whole batch at once: [n, 3, S, S] per recipe."""
+        rendered = [self._render(epoch, index) for epoch, index in positions]
+        return [normalised(batch) for batch in zip(*rendered, strict=True)]
+
+    def _render(self, epoch: int, index: int) -> list[np.ndarray]:
+        """uint8 [S, S, 3] per recipe, from one decoding."""
+        if self.fast:
+            picture = self.pictures.pixels(index)
+            height, width = picture.shape[:2]
+        else:
+            picture = self.pictures.picture(index)
+            width, height = picture.size
+        render = fast_views.render if self.fast else views.render
+        rendered = []
         for view, recipe in enumerate(self.recipes):
-            draw = draw_view(recipe, *picture.size, view_rng(self.seed, epoch, index, view))
-            views.append(render(picture, draw, recipe.size))
-        return views
+            draw = draw_view(recipe, width, height, view_rng(self.seed, epoch, index, view))
+            rendered.append(render(picture, draw, recipe.size))
+        return rendered
 
 
 class CheckViews(Dataset):
     """(test view [3, S, S], label) of each picture."""
 
-    def __init__(self, pictures: Pictures, size: int):
-        self.pictures, self.size = pictures, size
+    def __init__(self, pictures: Pictures, size: int, augment: str = "pil"):
+        self.pictures, self.size, self.fast = pictures, size, augment == "fast"
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return check_view(self.pictures.picture(index), self.size), int(self.pictures.labels[index])
+        batch, labels = self.__getitems__([index])
+        return batch[0], int(labels[0])
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch at once: [n, 3, S, S], [n]."""
+        batch = normalised([self._render(index) for index in indices])
+        return batch, torch.as_tensor(self.pictures.labels[indices])
+
+    def _render(self, index: int) -> np.ndarray:
+        if self.fast:
+            return fast_views.check_view(self.pictures.pixels(index), self.size)
+        return views.check_view(self.pictures.picture(index), self.size)
+
+
+def as_it_is(batch):
+    """Collate nothing: the data sets above return whole batches."""
+    return batch
 
 
 class EpochBatches(Sampler):
@@ -261,6 +253,7 @@ class TrainingLoader:
             num_workers=workers,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            collate_fn=as_it_is,
         )
 
     def __len__(self) -> int:
@@ -273,15 +266,20 @@ class TrainingLoader:
 
 
 def check_loader(
-    pictures: Pictures, size: int, batch_size: int, workers: int, world: World
+    pictures: Pictures,
+    size: int,
+    batch_size: int,
+    workers: int,
+    world: World,
+    augment: str = "pil",
 ) -> DataLoader:
     """(views, labels) of this process's share of the pictures, in order: every picture once over
     all processes.
     """
     share = torch.utils.data.Subset(
-        CheckViews(pictures, size), range(world.rank, len(pictures), world.size)
+        CheckViews(pictures, size, augment), range(world.rank, len(pictures), world.size)
     )
-    return DataLoader(share, batch_size=batch_size, num_workers=workers)
+    return DataLoader(share, batch_size, num_workers=workers, collate_fn=as_it_is)
 
 
 def workers_per_process(workers: int, world: World) -> int:

@@ -70,7 +70,7 @@ class Pretraining:
         self.splits = load_splits(config.dataset, config.data, bool(config.download))
         workers = workers_per_process(config.workers, world)
         self.loader = TrainingLoader(
-            TrainingViews(self.splits.train, recipes, config.seed),
+            TrainingViews(self.splits.train, recipes, config.seed, config.augment),
             EpochBatches(len(self.splits.train), self.images, world, config.seed),
             workers,
             pin_memory=device.type == "cuda",
@@ -268,7 +268,9 @@ class Pretraining:
         train, val = (
             extract_features(
                 self.model.encoder_q,
-                check_loader(pictures, config.image_size, self.images, workers, self.world),
+                check_loader(
+                    pictures, config.image_size, self.images, workers, self.world, config.augment
+                ),
                 self.device,
             )
             for pictures in (self.splits.labelled, self.splits.val)

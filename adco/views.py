@@ -1,13 +1,15 @@
 """Augmentation: random views as pure functions of (seed, epoch, picture, view), and the test view.
 
-Drawing is apart from rendering: `draw_view` decides everything, `render` only computes pixels.
+Drawing is apart from rendering: `draw_view` decides everything, a renderer only computes pixels.
+There are two renderers of the same views: by Pillow here, the definition, and fast_views.py.
 """
 
 from dataclasses import dataclass
-from math import log, sqrt
+from math import exp, log, sqrt
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import torchvision.transforms.functional as VF
 from PIL import Image, ImageFilter
 from torch import Tensor
@@ -51,53 +53,57 @@ def view_rng(seed: int, epoch: int, index: int, view: int) -> np.random.Generato
     return np.random.default_rng((seed, epoch % 2**32, index, view))
 
 
+NUM_TRIES = 10  # of placing a crop
+JITTER = ("brightness", "contrast", "saturation", "hue")
+
+
 def draw_view(recipe: Recipe, width: int, height: int, rng: np.random.Generator) -> Draw:
     """Draw a view of a picture of width x height pixels. The number of draws never depends on
     their values.
     """
-    box = draw_box(recipe, width, height, rng)
+    uniform = rng.random(4 * NUM_TRIES + 13).tolist()  # one call: each costs more than its numbers
+    box = draw_box(recipe, width, height, uniform[13:])
     brightness, contrast, saturation, hue = recipe.jitter
-    operations = (
-        ("brightness", rng.uniform(1 - brightness, 1 + brightness)),
-        ("contrast", rng.uniform(1 - contrast, 1 + contrast)),
-        ("saturation", rng.uniform(1 - saturation, 1 + saturation)),
-        ("hue", rng.uniform(-hue, hue)),
+    ranges = (
+        (1 - brightness, 1 + brightness),
+        (1 - contrast, 1 + contrast),
+        (1 - saturation, 1 + saturation),
+        (-hue, hue),
     )
-    order = rng.permutation(4)
-    jittered, gray, blurred, flip = rng.random(4) < (
-        recipe.jitter_p,
-        recipe.gray_p,
-        recipe.blur_p,
-        recipe.flip_p,
-    )
-    sigma = rng.uniform(*recipe.blur_sigma)
+    factors = [between(*ends, u) for ends, u in zip(ranges, uniform[:4], strict=True)]
+    order = sorted(range(4), key=uniform[4:8].__getitem__)  # every order equally likely
+    jittered, gray, blurred, flip = uniform[8:12]
     return Draw(
         box=box,
-        jitter=tuple(operations[i] for i in order) if jittered else (),
-        gray=bool(gray),
-        sigma=sigma if blurred else 0.0,
-        flip=bool(flip),
+        jitter=tuple((JITTER[i], factors[i]) for i in order) if jittered < recipe.jitter_p else (),
+        gray=gray < recipe.gray_p,
+        sigma=between(*recipe.blur_sigma, uniform[12]) if blurred < recipe.blur_p else 0.0,
+        flip=flip < recipe.flip_p,
     )
 
 
 def draw_box(
-    recipe: Recipe, width: int, height: int, rng: np.random.Generator
+    recipe: Recipe, width: int, height: int, uniform: list[float]
 ) -> tuple[int, int, int, int]:
     """A crop with area share in [min_scale, max_scale] and log-uniform aspect ratio in [3/4, 4/3].
 
     The first of ten tries that fits inside the picture; else the largest centred one of an allowed
-    ratio.
+    ratio. uniform: four numbers in [0, 1) per try.
     """
-    areas = rng.uniform(recipe.min_scale, recipe.max_scale, 10) * (width * height)
-    ratios = np.exp(rng.uniform(log(3 / 4), log(4 / 3), 10))
-    places = rng.random((10, 2))
-    for area, ratio, (x, y) in zip(areas, ratios, places, strict=True):
+    for i in range(0, 4 * NUM_TRIES, 4):
+        share, shape, x, y = uniform[i : i + 4]
+        area = between(recipe.min_scale, recipe.max_scale, share) * (width * height)
+        ratio = exp(between(log(3 / 4), log(4 / 3), shape))
         w, h = round(sqrt(area * ratio)), round(sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
     w = min(width, max(1, round(height * 4 / 3)))
     h = min(height, max(1, round(width * 4 / 3)))
     return (width - w) // 2, (height - h) // 2, w, h
+
+
+def between(low: float, high: float, uniform: float) -> float:
+    return low + (high - low) * uniform
 
 
 PIL_JITTER = {
@@ -108,11 +114,11 @@ PIL_JITTER = {
 }
 
 
-def render(picture: Image.Image, draw: Draw, size: int) -> Tensor:
-    """The drawn view [3, size, size] of an RGB picture, normalised float32, by Pillow."""
+def render(picture: Image.Image, draw: Draw, size: int) -> np.ndarray:
+    """The drawn view of an RGB picture by Pillow: uint8 [size, size, 3]."""
     left, top, width, height = draw.box
-    box = (left, top, left + width, top + height)
-    view = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    view = picture.crop((left, top, left + width, top + height))
+    view = view.resize((size, size), Image.Resampling.BILINEAR)
     for name, factor in draw.jitter:
         view = PIL_JITTER[name](view, factor)
     if draw.gray:
@@ -121,22 +127,32 @@ def render(picture: Image.Image, draw: Draw, size: int) -> Tensor:
         view = view.filter(ImageFilter.GaussianBlur(draw.sigma))
     if draw.flip:
         view = VF.hflip(view)
-    return normalised(view)
+    return np.array(view)
 
 
-def normalised(picture: Image.Image) -> Tensor:
-    """[3, H, W] float32 with ImageNet's mean 0 and standard deviation 1."""
-    return VF.normalize(VF.to_tensor(picture), MEAN, STD, inplace=True)
-
-
-def check_view(picture: Image.Image, size: int) -> Tensor:
-    """The view that scores are computed on: Resize(size 256/224), CenterCrop(size).
+def check_view(picture: Image.Image, size: int) -> np.ndarray:
+    """The view that scores are computed on, uint8 [size, size, 3]: Resize(size 256/224),
+    CenterCrop(size).
 
     A picture that already has the size is taken whole.
     """
     if picture.size != (size, size):
         picture = VF.center_crop(VF.resize(picture, round(size * 256 / 224)), [size, size])
-    return normalised(picture)
+    return np.array(picture)
+
+
+def normalised(views: list[np.ndarray]) -> Tensor:
+    """A batch of views uint8 [S, S, 3] as float32 [n, 3, S, S] with ImageNet's mean 0 and standard
+    deviation 1, laid out channels last.
+    """
+    side = len(views[0])
+    scale = (1 / (255 * torch.tensor(STD))).repeat(side)  # [3 S], as a row of pixels
+    shift = (-torch.tensor(MEAN) / torch.tensor(STD)).repeat(side)
+    batch = torch.empty(len(views), side, 3 * side)
+    for row, view in zip(batch, views, strict=True):
+        pixels = torch.from_numpy(view.reshape(side, 3 * side))
+        torch.addcmul(shift, pixels, scale, out=row)
+    return batch.view(len(views), side, side, 3).permute(0, 3, 1, 2)
 
 
 def training_recipes(

@@ -98,6 +98,11 @@ class PretrainConfig(ProcessOptions):
     )
     blur: int = option(1, "1: Gaussian blur in the views", **SWITCH)
     flip: int = option(1, "1: horizontal flips in the views", **SWITCH)
+    augment: str = option(
+        "fast",
+        "what renders the views: fast (OpenCV, torch) or pil (Pillow, slower); the draws are equal",
+        choices=("fast", "pil"),
+    )
     size_crops: tuple = option(
         (224, 192, 160, 128, 96), "multi-crop: sides of the crops", type=int, nargs="+"
     )
