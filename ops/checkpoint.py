@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def load(path: str | Path) -> dict:
     if not path.is_file():
         raise InputError(f"no checkpoint at {str(path)!r}; give the path of an existing file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles; the refusal says it better
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{str(path)!r} is no checkpoint that can be opened safely: it holds more than tensors "
