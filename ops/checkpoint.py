@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running anything they contain."""
 
+import hashlib
 import os
 import pickle
 import warnings
@@ -50,6 +51,15 @@ def load(path: str | Path) -> dict:
             f"{str(path)!r} holds a {type(state).__name__}; a checkpoint is a dictionary"
         )
     return state
+
+
+def sha256(path: str | Path) -> str:
+    """The fingerprint of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def with_module(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
