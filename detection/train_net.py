@@ -30,8 +30,8 @@ def setup(options):
 
 def run(options):
     """One process of a training, or with --eval-only of a test. Returns the scores."""
-    from detectron2.checkpoint import DetectionCheckpointer
     from detector import Trainer  # beside this file; registers the ROI head
+    from detectron2.checkpoint import DetectionCheckpointer
 
     cfg = setup(options)
     if options.eval_only:
