@@ -63,6 +63,7 @@ class TrunkWeights:
     arch: str | None = None  # None: the file does not say
     stem: str = "imagenet"
     epoch: int | None = None  # epochs trained
+    ours: bool = False  # whether this program made the file
 
     def build(self, arch: str | None = None) -> ResNet:
         """A ResNet with these weights and a fresh `fc`. arch: for files that do not name theirs.
@@ -72,8 +73,13 @@ class TrunkWeights:
         if arch and self.arch and arch != self.arch:
             raise InputError(f"{self.source} holds a {self.arch}, not a {arch}: --arch {self.arch}")
         trunk = build_trunk(self.arch or arch or "resnet50", self.stem)
-        fresh = {f"fc.{name}": value for name, value in trunk.fc.state_dict().items()}
-        checkpoint.load_strictly(trunk, {**self.weights, **fresh}, self.source)
+        # Old torchvision files lack the counters, which a BatchNorm with a momentum never reads.
+        fresh = {
+            name: value
+            for name, value in trunk.state_dict().items()
+            if name.startswith("fc.") or name.endswith("num_batches_tracked")
+        }
+        checkpoint.load_strictly(trunk, {**fresh, **self.weights}, self.source)
         return trunk
 
 
@@ -83,7 +89,10 @@ def read_trunk(path: str, encoder: str = "query") -> TrunkWeights:
     encoder: query or key, where the file holds both.
     """
     state = checkpoint.load(path)
-    names = checkpoint.without_module(state.get("state_dict", state))
+    names = state.get("state_dict", state)
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path!r} holds no state_dict; expected a dictionary of named tensors")
+    names = checkpoint.without_module(names)
     prefix = f"encoder_{encoder[0]}."
     if any(name.startswith(("encoder_q.", "encoder_k.")) for name in names):
         names = {
@@ -92,10 +101,21 @@ def read_trunk(path: str, encoder: str = "query") -> TrunkWeights:
     weights = {name: value for name, value in names.items() if name.split(".")[0] != "fc"}
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(
-            f"{path!r} holds no encoder weights; expected a state_dict with names such as "
-            f"module.encoder_q.conv1.weight or conv1.weight, found {', '.join(sorted(state)[:5])}"
+            f"{path!r} holds no weights of a {encoder} encoder; expected a state_dict with names "
+            f"such as module.{prefix}conv1.weight or conv1.weight, "
+            f"found {', '.join(map(str, list(state)[:5])) or 'nothing'}"
         )
-    config = json.loads(state.get("config", "{}"))
+    config = own_config(state)
+    stem = config.get("stem", "imagenet")
     return TrunkWeights(
-        weights, path, state.get("arch"), config.get("stem", "imagenet"), state.get("epoch")
+        weights, str(path), state.get("arch"), stem, state.get("epoch"), ours=bool(config)
     )
+
+
+def own_config(state: dict) -> dict:
+    """The options of the run that made a checkpoint; empty where it is none of ours."""
+    try:
+        config = json.loads(state["config"])
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -18,6 +18,11 @@ def option(default, help, *, names=(), **keywords):
     return field(default=default, metadata={"help": help, "names": names, "keywords": keywords})
 
 
+def argument(help):
+    """A dataclass field that the command line gives by its place, without a name."""
+    return field(metadata={"help": help, "by_place": True})
+
+
 def at_least(config, least, *names):
     for name in names:
         if not getattr(config, name) >= least:
@@ -41,8 +46,12 @@ def build_parser(config_type, defaults: dict) -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("positional_data", nargs="?", metavar="DATA", help="same as --data")
+    if "data" in {f.name for f in fields(config_type)}:
+        parser.add_argument("positional_data", nargs="?", metavar="DATA", help="same as --data")
     for f in fields(config_type):
+        if f.metadata.get("by_place"):
+            parser.add_argument(f.name, metavar=f.name.upper(), help=f.metadata["help"])
+            continue
         names = [f"--{f.name}", *f.metadata["names"]]
         both_spellings = dict.fromkeys(n for name in names for n in (name, dashed(name)))
         keywords = {"type": f.type, **f.metadata["keywords"]}
@@ -68,7 +77,7 @@ def parse(config_type, argv=None, presets=None):
     peek.add_argument("--dataset")
     defaults = (presets or {}).get(peek.parse_known_args(argv)[0].dataset, {})
     values = vars(build_parser(config_type, defaults).parse_args(argv))
-    positional = values.pop("positional_data")
+    positional = values.pop("positional_data", None)
     if positional is not None:
         values["data"] = positional
     return from_dict(config_type, values)

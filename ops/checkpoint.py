@@ -1,7 +1,9 @@
 """Checkpoints: written whole or not at all, read without running anything they contain."""
 
+import hashlib
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -32,7 +34,9 @@ def load(path: str | Path) -> dict:
     if not path.is_file():
         raise InputError(f"no checkpoint at {str(path)!r}; give the path of an existing file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles; the refusal says it better
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{str(path)!r} is no checkpoint that can be opened safely: it holds more than tensors "
@@ -47,6 +51,15 @@ def load(path: str | Path) -> dict:
             f"{str(path)!r} holds a {type(state).__name__}; a checkpoint is a dictionary"
         )
     return state
+
+
+def sha256(path: str | Path) -> str:
+    """The fingerprint of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def with_module(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

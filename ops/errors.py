@@ -18,5 +18,7 @@ def reported(program: str):
     try:
         yield
     except InputError as error:
-        print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+        # A loader process sends its whole traceback as the message; the sentence comes last.
+        sentence = str(error).rpartition(f"{InputError.__name__}: ")[2].strip()
+        print(f"{program}: error: {sentence}", file=sys.stderr, flush=True)
         sys.exit(EXIT_BAD_INPUT)

@@ -1,0 +1,1 @@
+"""VOC2007 classification on a frozen encoder."""

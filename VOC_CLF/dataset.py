@@ -1,0 +1,164 @@
+"""VOC2007: pictures, labels and views.
+
+Labels [n, 20]: 1 an object of the class is there, 0 none is, IGNORED only difficult ones are.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+import torchvision.transforms.functional as VF
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+
+from adco.data import FolderPictures, some
+from adco.views import view_rng
+from ops.errors import InputError
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+IGNORED = -1
+MEAN = (0.4573, 0.4388, 0.4073)  # of VOC2007, RGB in [0, 1]
+STD = (0.2675, 0.2638, 0.2777)
+
+
+class VocSplit(NamedTuple):
+    name: str
+    ids: list[str]  # "000005", ...
+    pictures: FolderPictures
+    labels: np.ndarray  # [n, 20] int8
+
+
+class Voc(NamedTuple):
+    train: VocSplit
+    val: VocSplit
+    test: VocSplit | None  # None: only the archive of train and val is there
+
+
+def load_voc(data: str) -> Voc:
+    """VOC2007 below `data`/VOCdevkit. Raises InputError naming what is missing."""
+    root = Path(data) / "VOCdevkit" / "VOC2007"
+    needed = ("Annotations", "ImageSets/Main", "JPEGImages")
+    absent = [name for name in needed if not (root / name).is_dir()]
+    if absent:
+        raise InputError(
+            f"{str(root)!r} has no {', '.join(absent)}; expected --data to hold "
+            "VOCdevkit/VOC2007 as its archives unpack"
+        )
+    has_test = (root / "ImageSets/Main/test.txt").is_file()
+    test = read_split(root, "test") if has_test else None
+    return Voc(read_split(root, "train"), read_split(root, "val"), test)
+
+
+def read_split(root: Path, name: str) -> VocSplit:
+    """The pictures that ImageSets/Main/<name>.txt lists, with labels from their annotations."""
+    listing = root / "ImageSets" / "Main" / f"{name}.txt"
+    if not listing.is_file():
+        raise InputError(f"no list of pictures at {str(listing)!r}; unpack the archive again")
+    ids = listing.read_text().split()
+    for folder, suffix, what in (
+        ("JPEGImages", ".jpg", "picture"),
+        ("Annotations", ".xml", "annotation"),
+    ):
+        missing = [i for i in ids if not (root / folder / f"{i}{suffix}").is_file()]
+        if missing:
+            raise InputError(
+                f"{str(root / folder)!r} lacks the {what} of {some(missing)}, which {name}.txt "
+                "lists; unpack the archive again"
+            )
+    labels = np.array([read_labels(root / "Annotations" / f"{i}.xml") for i in ids])
+    if not (labels == 1).any():
+        raise InputError(f"no picture of {str(listing)!r} shows an object of the 20 classes")
+    return VocSplit(
+        name, ids, FolderPictures(root / "JPEGImages", [f"{i}.jpg" for i in ids]), labels
+    )
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """[20] int8: what an annotation says of each class."""
+    labels = np.zeros(len(CLASSES), np.int8)
+    try:
+        objects = ElementTree.parse(path).iter("object")
+    except ElementTree.ParseError as error:
+        raise InputError(f"{str(path)!r} is no VOC annotation: {error}") from error
+    for found in objects:
+        name = found.findtext("name", "").strip()
+        if name not in CLASSES:
+            raise InputError(f"{str(path)!r} names an object {name!r}; VOC2007 has no such class")
+        number = CLASSES.index(name)
+        if found.findtext("difficult", "0").strip() != "1":
+            labels[number] = 1
+        elif labels[number] == 0:
+            labels[number] = IGNORED
+    return labels
+
+
+class TrainingViews(Dataset):
+    """(view [3, S, S], labels [20] of 0 and 1), indexed by (epoch, picture)."""
+
+    def __init__(self, split: VocSplit, size: int, seed: int):
+        self.split, self.size, self.seed = split, size, seed
+
+    def __len__(self) -> int:
+        return len(self.split.ids)
+
+    def __getitem__(self, position: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = position
+        picture = self.split.pictures.picture(index)
+        view = training_view(picture, self.size, view_rng(self.seed, epoch, index, view=0))
+        return view, torch.from_numpy(self.split.labels[index] == 1).float()
+
+
+class FixedViews(Dataset):
+    """(view(picture), labels [20] int8) of each picture, in the order of the list."""
+
+    def __init__(self, split: VocSplit, view):
+        self.split, self.view = split, view
+
+    def __len__(self) -> int:
+        return len(self.split.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, np.ndarray]:
+        return self.view(self.split.pictures.picture(index)), self.split.labels[index]
+
+
+def training_view(picture: Image.Image, size: int, rng: np.random.Generator) -> Tensor:
+    """[3, size, size]: the whole picture with either other brightness or, at times, no colour;
+    flipped at times; turned by up to 25 degrees.
+    """
+    brighten, gray, flip = rng.random(3) < (0.5, 0.25, 0.25)
+    brightness, angle = rng.uniform(0.8, 1.2), rng.uniform(-25, 25)
+    view = VF.resize(picture, [size, size])
+    if brighten:
+        view = VF.adjust_brightness(view, brightness)
+    elif gray:
+        view = VF.to_grayscale(view, num_output_channels=3)
+    if flip:
+        view = VF.hflip(view)
+    return normalised(VF.rotate(view, angle, InterpolationMode.BILINEAR))
+
+
+def enlarged(picture: Image.Image, size: int) -> Image.Image:
+    return VF.resize(picture, round(size * 330 / 300))
+
+
+def middle(picture: Image.Image, size: int) -> Tensor:
+    """[3, size, size]: the centre, by which the epoch is chosen."""
+    return normalised(VF.center_crop(enlarged(picture, size), [size, size]))
+
+
+def five_crops(picture: Image.Image, size: int) -> Tensor:
+    """[5, 3, size, size]: corners and centre, by which the score is computed."""
+    crops = VF.five_crop(enlarged(picture, size), [size, size])
+    return torch.stack([normalised(crop) for crop in crops])
+
+
+def normalised(picture: Image.Image) -> Tensor:
+    return VF.normalize(VF.to_tensor(picture), MEAN, STD, inplace=True)

@@ -1,0 +1,121 @@
+"""The published protocol: a linear layer on the frozen trunk, trained on augmented pictures."""
+
+import copy
+from functools import partial
+from math import cos, pi
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+
+from adco.data import workers_per_process
+from adco.encoder import Trunk
+from ops import checkpoint
+from ops.distributed import World
+from ops.journal import Journal
+from ops.schedule import set_rate
+from VOC_CLF.dataset import (
+    CLASSES,
+    FixedViews,
+    TrainingViews,
+    Voc,
+    VocSplit,
+    five_crops,
+    middle,
+)
+from VOC_CLF.options import VocConfig
+from VOC_CLF.scores import score
+
+
+def linear_scores(
+    config: VocConfig, model, voc: Voc, scored: VocSplit, device, journal: Journal
+) -> np.ndarray:
+    """[n, 20] sigmoid outputs on `scored`, each the mean of five crops, at the best epoch on val.
+
+    model: a ResNet, left with the fc of that epoch and, with bn_adapt, its BatchNorm statistics.
+    """
+    torch.manual_seed(config.seed)
+    model.fc = nn.Linear(model.fc.in_features, len(CLASSES))
+    nn.init.normal_(model.fc.weight, std=0.01)
+    nn.init.zeros_(model.fc.bias)
+    model.to(device)
+    fit(config, model, voc, device, journal)
+    crops = FixedViews(scored, partial(five_crops, size=config.picture_size()))
+    return predict(model, loader(config, crops), device)
+
+
+def fit(config: VocConfig, model, voc: Voc, device, journal: Journal) -> None:
+    """Train fc, and leave the model as it was after the epoch with the best mAP on val."""
+    views = TrainingViews(voc.train, config.picture_size(), config.seed)
+    val_loader = loader(config, FixedViews(voc.val, partial(middle, size=config.picture_size())))
+    optimizer = torch.optim.SGD(model.fc.parameters(), lr=config.lr, momentum=config.momentum)
+    best, best_state = -1.0, None
+    for epoch in range(config.epochs):
+        lr = 0.5 * config.lr * (1 + cos(pi * (epoch + 1) / 12))
+        set_rate(optimizer, lr)
+        order = batches(len(views), config.batch_size, config.seed, epoch)
+        epoch_loader = DataLoader(views, batch_sampler=order, num_workers=num_workers(config))
+        loss = train_epoch(model, epoch_loader, optimizer, bool(config.bn_adapt), device)
+        mean_ap = 100 * score(predict(model, val_loader, device), voc.val.labels).mean_ap
+        journal.say(f"epoch {epoch}: lr {lr:.5f}, loss {loss:.4f}, val mAP {mean_ap:.2f}")
+        journal.record("epoch", epoch, {"lr": lr, "loss": loss, "val_map": mean_ap})
+        if mean_ap > best:
+            best, best_state = mean_ap, copy.deepcopy(model.state_dict())
+            save(model, config, epoch, best, journal)
+    model.load_state_dict(best_state)
+    journal.say(f"best on val: mAP {best:.2f}")
+
+
+def save(model, config: VocConfig, epoch: int, best: float, journal: Journal) -> None:
+    state = {"epoch": epoch + 1, "state_dict": model.state_dict(), "best_map": best}
+    checkpoint.save(state, journal.folder / "model_best.pth.tar")
+
+
+def train_epoch(model, batches, optimizer, bn_adapt: bool, device) -> float:
+    """One pass. Returns the mean over pictures of the loss, summed over the 20 classes, in nats.
+
+    bn_adapt: BatchNorm normalises by the batch and keeps its statistics; nothing else in the trunk
+    moves either way.
+    """
+    model.train(bn_adapt)
+    trunk = Trunk(model)
+    total, num_pictures = 0.0, 0
+    for pictures, labels in batches:
+        with torch.no_grad():
+            features = trunk(pictures.to(device, non_blocking=True))
+        logits = model.fc(features)
+        loss = F.binary_cross_entropy_with_logits(logits, labels.to(device), reduction="sum")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total, num_pictures = total + loss.item(), num_pictures + len(pictures)
+    return total / num_pictures
+
+
+@torch.inference_mode()
+def predict(model, batches, device) -> np.ndarray:
+    """[n, 20] sigmoid outputs, the mean over crops where a picture comes as [crops, 3, S, S]."""
+    model.eval()
+    outputs = []
+    for pictures, _ in batches:
+        crops = pictures.flatten(0, -4).to(device, non_blocking=True)
+        probabilities = model(crops).sigmoid().view(len(pictures), -1, len(CLASSES))
+        outputs.append(probabilities.mean(dim=1).cpu())
+    return torch.cat(outputs).numpy()
+
+
+def batches(num_pictures: int, batch_size: int, seed: int, epoch: int):
+    """Every picture once, in an order that (seed, epoch) decides, as lists of (epoch, picture)."""
+    order = np.random.default_rng((seed, epoch)).permutation(num_pictures)
+    positions = [(epoch, int(index)) for index in order]
+    return [positions[i : i + batch_size] for i in range(0, num_pictures, batch_size)]
+
+
+def loader(config: VocConfig, views) -> DataLoader:
+    return DataLoader(views, batch_size=config.batch_size, num_workers=num_workers(config))
+
+
+def num_workers(config: VocConfig) -> int:
+    return workers_per_process(config.workers, World())

@@ -1,0 +1,29 @@
+#!/usr/bin/env python3
+"""Score a frozen encoder on VOC2007 classification: mAP per class, by a linear layer or SVMs.
+
+cd VOC_CLF && python3 main.py --data=../datasets/voc --pretrained=../input.pth.tar
+python3 VOC_CLF/main.py --protocol svm --data=./datasets/voc --pretrained=./input.pth.tar
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from any folder
+
+from ops.arguments import parse
+from ops.errors import reported
+from ops.options import choose_gpus
+from VOC_CLF.options import VocConfig
+
+
+def main(argv=None) -> int:
+    with reported("VOC_CLF/main.py"):
+        config = parse(VocConfig, argv)
+        choose_gpus(config)
+        from VOC_CLF.evaluate import run  # torch is imported here: a bad flag is answered before
+
+        return run(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What VOC_CLF/main.py can be told."""
+
+from dataclasses import dataclass
+
+from ops.arguments import SWITCH, above_zero, at_least, option
+from ops.errors import InputError
+from ops.options import ARCHITECTURES
+
+
+@dataclass(frozen=True)
+class VocConfig:
+    """Score a frozen encoder on VOC2007 classification. Defaults are the published protocol."""
+
+    data: str = option("data", "folder that holds VOCdevkit/VOC2007")
+    pretrained: str = option("", "checkpoint of the encoder (AdCo, MoCo or torchvision names)")
+    encoder: str = option(
+        "query", "which encoder, where the file holds two", choices=("query", "key")
+    )
+    arch: str = option(
+        None,
+        "architecture, where the file does not name it (resnet50)",
+        names=("-a",),
+        choices=ARCHITECTURES,
+    )
+    protocol: str = option(
+        "linear",
+        "linear: one layer, trained on augmented pictures; svm: linear SVMs on features",
+        choices=("linear", "svm"),
+    )
+    svm_costs: tuple = option(
+        (0.01, 0.1, 1.0, 10.0, 100.0),
+        "svm: costs C, of which cross-validation chooses one for each class",
+        type=float,
+        nargs="+",
+    )
+    bn_adapt: int = option(
+        0, "linear: 1 lets BatchNorm take the statistics of VOC, as published", **SWITCH
+    )
+    image_size: int = option(None, "side of the pictures, pixels (linear 300, svm 224)", type=int)
+    epochs: int = option(100, "linear: epochs to train")
+    batch_size: int = option(16, "pictures per step", names=("-b",))
+    lr: float = option(0.05, "linear: learning rate", names=("--learning_rate",))
+    momentum: float = option(0.9, "linear: SGD momentum")
+    workers: int = option(32, "loader processes, at most the cores", names=("-j",))
+    save_path: str = option(".", "folder below which logs are written")
+    log_path: str = option("train_log", "name of the log folder below --save_path")
+    device: str = option(
+        "auto",
+        "where to compute; auto: cuda, else mps, else cpu",
+        choices=("auto", "cuda", "cpu", "mps"),
+    )
+    choose: str = option(None, "GPU to use, as in 0 (sets CUDA_VISIBLE_DEVICES)", type=str)
+    seed: int = option(0, "seed of everything random; same seed, same run")
+
+    def __post_init__(self):
+        at_least(self, 1, "epochs", "batch_size")
+        at_least(self, 0, "workers", "seed")
+        above_zero(self, "lr")
+        if not self.pretrained:
+            raise InputError("no encoder to score; give its checkpoint with --pretrained FILE")
+        if self.image_size is not None:
+            at_least(self, 32, "image_size")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum={self.momentum}: SGD momentum lies in [0, 1)")
+        if min(self.svm_costs) <= 0:
+            raise InputError(f"svm_costs={self.svm_costs}: expected numbers above 0")
+        if self.bn_adapt and self.protocol == "svm":
+            raise InputError("bn_adapt=1 belongs to --protocol linear; SVMs train no trunk")
+
+    def picture_size(self) -> int:
+        return self.image_size or {"linear": 300, "svm": 224}[self.protocol]

@@ -1,0 +1,82 @@
+"""What a run leaves behind: the table, scores.csv, precision_recall.png, results.json."""
+
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve
+
+from ops.checkpoint import sha256
+from ops.journal import Journal, provenance
+from VOC_CLF.dataset import CLASSES, IGNORED, VocSplit
+from VOC_CLF.options import VocConfig
+from VOC_CLF.scores import VocScore
+
+
+def say_table(journal: Journal, split: VocSplit, result: VocScore) -> None:
+    """AP of each class in percent, then the three means. THE result is the first."""
+    positives = (split.labels == 1).sum(axis=0)
+    journal.say(f"{'class':12} {'pictures':>8} {'AP':>7} {'11-point':>9}")
+    for row in zip(CLASSES, positives, 100 * result.area, 100 * result.eleven_point, strict=True):
+        name, number, area, eleven = row
+        journal.say(f"{name:12} {number:8} {area:7.2f} {eleven:9.2f}")
+    if np.isnan(result.area).any():
+        journal.say(f"nan: no picture in {split.name} to find; left out of the means")
+    journal.say(
+        f" * {split.name}: mAP per class {100 * result.mean_ap:.2f}, "
+        f"11-point {100 * result.mean_ap_11_point:.2f}; "
+        f"AP per image {100 * result.per_image:.2f} (the published program's number)"
+    )
+
+
+def write_scores(path: Path, split: VocSplit, scores: np.ndarray) -> None:
+    """A row a picture, a column a class."""
+    with open(path, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", *CLASSES])
+        table.writerows(
+            [name, *map(float, row)] for name, row in zip(split.ids, scores, strict=True)
+        )
+
+
+def write_curves(path: Path, split: VocSplit, scores: np.ndarray, result: VocScore) -> None:
+    """Precision over recall, a small picture a class."""
+    figure = Figure(figsize=(12, 10), layout="constrained")
+    for number, (axes, name) in enumerate(zip(figure.subplots(4, 5).flat, CLASSES, strict=True)):
+        labels = split.labels[:, number]
+        known = labels != IGNORED
+        if (labels == 1).any():
+            precision, recall, _ = precision_recall_curve(labels[known], scores[known, number])
+            axes.step(recall, precision, where="post")
+        axes.set(title=f"{name}  {100 * result.area[number]:.1f}", xlim=(0, 1), ylim=(0, 1.02))
+    figure.supxlabel("recall")
+    figure.supylabel("precision")
+    figure.suptitle(f"VOC2007 {split.name}: mAP {100 * result.mean_ap:.2f}")
+    figure.savefig(path, dpi=100)
+
+
+def write_results(path: Path, config: VocConfig, split: VocSplit, result: VocScore) -> None:
+    """Numbers in percent, with all that decides them. null: no picture of the class to find."""
+    results = {
+        "dataset": "VOC2007",
+        "protocol": config.protocol,
+        "scored_on": split.name,
+        "map": percent(result.mean_ap),
+        "map_11_point": percent(result.mean_ap_11_point),
+        "ap_per_image": percent(result.per_image),
+        "ap": dict(zip(CLASSES, map(percent, result.area), strict=True)),
+        "ap_11_point": dict(zip(CLASSES, map(percent, result.eleven_point), strict=True)),
+        "num_pictures": len(split.ids),
+        "checkpoint": config.pretrained,
+        "checkpoint_sha256": sha256(config.pretrained),
+        "config": asdict(config),
+        **provenance(),
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def percent(share: float) -> float | None:
+    return None if np.isnan(share) else 100 * float(share)

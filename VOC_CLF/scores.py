@@ -1,0 +1,64 @@
+"""Average precision: of a class over pictures (the field's), of a picture over classes.
+
+Entries that are IGNORED count for nothing, as VOC has it for objects marked difficult.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import average_precision_score, precision_recall_curve
+
+from VOC_CLF.dataset import IGNORED
+
+
+@dataclass(frozen=True)
+class VocScore:
+    area: np.ndarray  # [20] AP of each class, area under its curve; nan without positives
+    eleven_point: np.ndarray  # [20] AP of each class as VOC2007 defines it
+    per_image: float  # mean over pictures of the AP of their 20 scores
+
+    @property
+    def mean_ap(self) -> float:
+        """mAP over the classes that have positives."""
+        return float(np.nanmean(self.area))
+
+    @property
+    def mean_ap_11_point(self) -> float:
+        return float(np.nanmean(self.eleven_point))
+
+
+def score(scores: np.ndarray, labels: np.ndarray) -> VocScore:
+    """scores [n, 20], any increasing measure of belief; labels [n, 20] of 1, 0, IGNORED."""
+    classes = list(zip(labels.T, scores.T, strict=True))
+    return VocScore(
+        area=np.array([average_precision(*column) for column in classes]),
+        eleven_point=np.array([average_precision(*column, eleven_point) for column in classes]),
+        per_image=per_image_ap(scores, labels),
+    )
+
+
+def per_image_ap(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The published program's number: it ranks the classes of each picture, not the pictures."""
+    rows = zip(labels, scores, strict=True)
+    return float(np.nanmean([average_precision(*row) for row in rows]))
+
+
+def average_precision(
+    labels: np.ndarray, scores: np.ndarray, measure=average_precision_score
+) -> float:
+    """measure(labels, scores) of the entries not IGNORED; nan without a positive among them."""
+    known = labels != IGNORED
+    if not (labels == 1).any():
+        return float("nan")
+    return float(measure(labels[known], scores[known]))
+
+
+def eleven_point(labels: np.ndarray, scores: np.ndarray) -> float:
+    """VOC2007's AP: the mean over recalls r = 0, 0.1, ..., 1 of the best precision at a recall of
+    r or more. (Everingham et al., The PASCAL VOC Challenge, 2010, section 4.2)
+    """
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    precision, recall = precision[:-1], recall[:-1]  # the last point belongs to no threshold
+    num_positives = int(labels.sum())
+    found = np.rint(recall * num_positives)  # whole numbers: recall >= 0.3 is then exact
+    return float(np.mean([precision[10 * found >= r * num_positives].max() for r in range(11)]))

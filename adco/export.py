@@ -1,0 +1,130 @@
+"""Encoders for other programs: python3 -m adco.export CHECKPOINT OUT --to FORMAT.
+
+torchvision  a state dict for torchvision.models.resnet50() with fc = nn.Identity()
+timm         the same names as a timm checkpoint: timm.create_model("resnet50", num_classes=0)
+safetensors  the same names in a file without pickle, what they are in its header
+detectron2   the pickle that detectron2 reads, with its names
+"""
+
+import os
+import pickle
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from adco.encoder import TrunkWeights, read_trunk
+from ops import checkpoint
+from ops.arguments import argument, option, parse
+from ops.errors import InputError, reported
+from ops.journal import provenance
+from ops.options import ARCHITECTURES
+
+FORMATS = ("torchvision", "timm", "safetensors", "detectron2")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Take the encoder out of a checkpoint, without its head, in the form another program reads."""
+
+    checkpoint: str = argument("checkpoint of this program, the published AdCo, MoCo, torchvision")
+    out: str = argument("file to write")
+    to: str = option("torchvision", "which program is to read it", choices=FORMATS)
+    encoder: str = option("query", "which encoder", choices=("query", "key"))
+    arch: str = option(
+        None, "architecture, where the file does not name it (resnet50)", choices=ARCHITECTURES
+    )
+
+    def __post_init__(self):
+        if not Path(self.out).resolve().parent.is_dir():
+            raise InputError(f"out={self.out!r}: its folder does not exist; make it first")
+        if Path(self.out).resolve() == Path(self.checkpoint).resolve():
+            raise InputError(f"out={self.out!r} is the checkpoint itself; give another file")
+
+
+def export(config: ExportConfig) -> int:
+    """Write the file and return how many tensors it holds. Nothing is written on InputError."""
+    trunk = read_trunk(config.checkpoint, config.encoder)
+    arch = trunk.arch or config.arch or "resnet50"
+    full = trunk.build(config.arch).state_dict()
+    weights = {name: full[name] for name in full if not name.startswith("fc.")}
+    if config.to != "safetensors" and trunk.stem != "imagenet":
+        raise InputError(
+            f"{config.checkpoint} has the stem for small pictures, which no {config.to} model has; "
+            "use --to safetensors"
+        )
+    if config.to == "timm" and arch == "resnet10":
+        raise InputError("timm has no resnet10 of this kind; use --to torchvision or safetensors")
+    out = Path(config.out)
+    if config.to == "torchvision":
+        checkpoint.save(weights, out)
+    elif config.to == "timm":
+        checkpoint.save({"arch": arch, "state_dict": weights}, out)
+    elif config.to == "safetensors":
+        write_whole(safetensors_file(weights, header(trunk, arch)), out)
+    else:
+        write_whole(detectron2_pickle(weights), out)
+    return len(weights)
+
+
+def header(trunk: TrunkWeights, arch: str) -> dict[str, str]:
+    """What travels with the weights: what they are, where they come from, who may use them."""
+    return {
+        "format": "pt",
+        "arch": arch,
+        "stem": trunk.stem,
+        "epoch": "unknown" if trunk.epoch is None else str(trunk.epoch),
+        "commit": provenance()["commit"] or "unknown",  # of the program that exported
+        "licence": "MIT" if trunk.ours else "that of the checkpoint's authors",
+    }
+
+
+def safetensors_file(weights: dict[str, Tensor], header: dict[str, str]) -> bytes:
+    from safetensors.torch import save
+
+    return save(weights, header)
+
+
+def detectron2_pickle(weights: dict[str, Tensor]) -> bytes:
+    arrays = {detectron2_name(name): value.numpy() for name, value in weights.items()}
+    return pickle.dumps({"model": arrays, "__author__": "AdCo", "matching_heuristics": True})
+
+
+RENAMES = (  # from torchvision to detectron2, in this order
+    (r"^(?!layer)", "stem."),
+    (r"^layer(\d)", lambda found: f"res{int(found[1]) + 1}"),
+    (r"bn(\d)", r"conv\1.norm"),
+    (r"downsample\.0", "shortcut"),
+    (r"downsample\.1", "shortcut.norm"),
+)
+
+
+def detectron2_name(name: str) -> str:
+    """layer1.0.bn2.weight of torchvision is res2.0.conv2.norm.weight in detectron2."""
+    for pattern, replacement in RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def write_whole(content: bytes, out: Path) -> None:
+    """The file as it was, or all of `content`: never a part."""
+    partial = out.with_name(out.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, out)
+
+
+def main(argv=None, program: str = "adco.export") -> int:
+    with reported(program):
+        config = parse(ExportConfig, argv)
+        num_tensors = export(config)
+        print(
+            f"wrote {config.out}: {num_tensors} tensors of the {config.encoder} encoder "
+            f"for {config.to}"
+        )
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+#!/usr/bin/env python3
+"""Make a pre-trained encoder readable for detectron2, which itself is not needed here.
+
+python3 convert-pretrain-to-detectron2.py input.pth.tar output.pkl
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from any folder
+
+from adco.export import main
+
+if __name__ == "__main__":
+    sys.exit(main([*sys.argv[1:], "--to", "detectron2"], Path(__file__).name))
