@@ -1,9 +1,15 @@
-"""The learnable adversaries: W, their velocity, their ascent."""
+"""The learnable adversaries: W, their velocity, their ascent, in one place or spread over
+processes.
+"""
 
 import torch
 from torch import Tensor, nn
 
 from adco.objective import directions_of
+from ops.distributed import ALONE, current_world, gather_rows
+from ops.errors import InputError
+
+BLOCK = 2**18  # numbers updated at a time: W, v and g of so many stay in a core's cache
 
 
 class NegativeBank(nn.Module):
@@ -11,37 +17,79 @@ class NegativeBank(nn.Module):
 
     Starts from random normal columns that depend on `seed` alone, so every process has the same.
     The state dict is {"W", "v"}, as in the published checkpoints.
+
+    shard: of the R processes of the group, which is up already, each keeps the K / R columns that
+    are its own, [D, K / R]. The state dict is whole all the same, on every process, and so is the
+    one to be loaded: both are for all processes to call or for none, and neither cares how many
+    there were before. Raises InputError where K does not split.
     """
 
-    def __init__(self, num_negatives: int = 65536, dim: int = 128, seed: int = 0):
+    def __init__(
+        self, num_negatives: int = 65536, dim: int = 128, seed: int = 0, shard: bool = False
+    ):
         super().__init__()
+        world = current_world()
+        self.shards = world if shard else ALONE  # the processes that hold the columns together
+        self.copies = ALONE if shard else world  # the processes that hold the same columns
+        if num_negatives % self.shards.size:
+            raise InputError(
+                f"cluster={num_negatives} columns do not split over {self.shards.size} processes; "
+                f"take a multiple of {self.shards.size}, or --bank replicated"
+            )
         generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("W", torch.randn(dim, num_negatives, generator=generator))
-        self.register_buffer("v", torch.zeros(dim, num_negatives))
+        whole = torch.randn(dim, num_negatives, generator=generator)
+        self.register_buffer("W", self._own_columns(whole))
+        self.register_buffer("v", torch.zeros_like(self.W))
 
     @property
     def num_negatives(self) -> int:
-        return self.W.shape[1]
+        """K, those of other processes included."""
+        return self.W.shape[1] * self.shards.size
 
     def directions(self) -> Tensor:
-        """Unit columns [D, K]: all that the encoder ever sees."""
+        """Unit columns, all that the encoder ever sees: [D, K], of a sharded bank [D, K / R]."""
         return directions_of(self.W)
 
     @torch.no_grad()
     def ascend_(self, gradient: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
         """One step of v <- mu v + g + lambda W, W <- W - eta v  (derived in objective.py).
 
-        gradient: g [D, K], minus the gradient of the objective, the same on every process.
+        gradient: g, of the shape of W, minus the gradient of the objective; the same on every
+        process that holds the same columns.
         """
-        self.v.mul_(momentum).add_(gradient).add_(self.W, alpha=weight_decay)
-        self.W.add_(self.v, alpha=-lr)
+        size = BLOCK if self.W.device.type == "cpu" else self.W.numel()
+        blocks = (x.view(-1).split(size) for x in (self.W, self.v, gradient))
+        for W, v, g in zip(*blocks, strict=True):
+            v.mul_(momentum).add_(g).add_(W, alpha=weight_decay)
+            W.add_(v, alpha=-lr)
 
     @torch.no_grad()
     def write_columns_(self, keys: Tensor, first: int) -> int:
         """Write keys [M, D] into the columns from `first` on, round and round. Returns the next
         column.
         """
-        columns = (first + torch.arange(len(keys), device=keys.device)) % self.num_negatives
-        last_round = slice(-self.num_negatives, None)  # of two keys for one column the later stays
-        self.W[:, columns[last_round]] = keys.T[:, last_round].to(self.W.dtype)
-        return (first + len(keys)) % self.num_negatives
+        end = first + len(keys)
+        keys = keys[-self.num_negatives :]  # of two keys for one column the later stays
+        columns = torch.arange(end - len(keys), end, device=keys.device) % self.num_negatives
+        columns = columns - self.shards.rank * self.W.shape[1]
+        here = (columns >= 0) & (columns < self.W.shape[1])
+        self.W[:, columns[here]] = keys[here].T.to(self.W.dtype)
+        return end % self.num_negatives
+
+    def _own_columns(self, whole: Tensor) -> Tensor:
+        """This process's part [D, K / R] of [D, K]."""
+        return whole.chunk(self.shards.size, dim=1)[self.shards.rank].clone()
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, part in self.named_buffers():
+            if self.shards.size > 1:
+                parts = gather_rows(part[None], self.shards)  # [R, D, K / R]
+                destination[prefix + name] = parts.transpose(0, 1).flatten(1)
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        own = {
+            name: self._own_columns(whole) if name in (prefix + "W", prefix + "v") else whole
+            for name, whole in state_dict.items()
+        }
+        super()._load_from_state_dict(own, prefix, *rest)

@@ -79,7 +79,8 @@ class Pretraining:
         self.model = AdCo(
             config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem, config.seed
         ).to(device)
-        self.bank = NegativeBank(config.cluster, config.moco_dim, config.seed).to(device)
+        shard = is_sharded(config, world)
+        self.bank = NegativeBank(config.cluster, config.moco_dim, config.seed, shard).to(device)
         self.wrapped = wrap_encoder(self.model, world)
         # Both encoders, as in the published checkpoints; the key encoder has no gradient and stays.
         self.optimizer = torch.optim.SGD(
@@ -222,7 +223,7 @@ class Pretraining:
     def log(self, meter: EpochMeter, i: int) -> None:
         extra = {
             "lr": self.optimizer.param_groups[0]["lr"],
-            "bank_norm": self.bank.W.norm(dim=0).mean().item(),
+            "bank_norm": mean_across_ranks_(self.bank.W.norm(dim=0).mean(), self.world).item(),
         }
         values = meter.log(i, self.progress.step, extra)
         for warning in self.watch.read(
@@ -288,9 +289,10 @@ class Pretraining:
         check_ranks_agree({**self.model.state_dict(), **self.bank.state_dict()}, self.world)
 
     def save(self, best: bool) -> None:
+        # On every process: the columns of a sharded bank come together here.
+        state = pack(self.model, self.bank, self.optimizer, self.progress, self.config)
         if not self.world.first:
             return
-        state = pack(self.model, self.bank, self.optimizer, self.progress, self.config)
         done = self.progress.epoch - 1
         names = ["checkpoint_last.pth.tar"]
         if best:
@@ -299,6 +301,13 @@ class Pretraining:
             names.append(f"checkpoint_{done:04d}.pth.tar")
         for name in names:
             checkpoint.save(state, self.folder / name)
+
+
+def is_sharded(config: PretrainConfig, world: World) -> bool:
+    """Whether the columns of the bank are spread over the processes."""
+    if config.bank == "auto":
+        return world.size > 1 and config.cluster % world.size == 0
+    return config.bank == "sharded"
 
 
 def images_per_process(batch_size: int, world: World) -> int:

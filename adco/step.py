@@ -5,14 +5,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adco.fused import contrast, own_key_loss
 from adco.negatives import NegativeBank
-from adco.objective import Pair, contrast, own_key
+from adco.objective import Pair, own_key
 from adco.plan import Term, key_views, query_views
 from ops.distributed import (
     average_gradients_,
     current_world,
     gather_rows,
     mean_across_ranks_,
+    sum_across_ranks_,
     unwrap,
 )
 
@@ -67,22 +69,22 @@ def train_step(
     numbers them.
     Train or eval mode is the caller's choice (pre-training: train).
     """
-    world = current_world()
     pairs = embed_pairs(model, views, plan)
-    result = contrast(pairs, bank.W, moco_t, mem_t, world.rank)
+    result = contrast(pairs, bank.W, moco_t, mem_t, current_world().rank, bank.shards)
 
     descend_(result.loss, model, optimizer)
-    gradient = mean_across_ranks_(result.bank_gradient, world)
+    gradient = mean_across_ranks_(result.bank_gradient, bank.copies)
     bank.ascend_(gradient, memory_lr, memory_momentum, mem_wd)
 
-    attention = mean_across_ranks_(result.attention, world) * world.size
+    attention = sum_across_ranks_(result.attention, bank.copies)
     chance = 1 / (len(pairs[0].keys) + bank.num_negatives)
+    idle = (attention < chance).to(attention.dtype).mean()  # of the columns here
     return Round(
         loss=result.loss.detach(),
         mass=result.mass,
         top1=result.top1,
         top5=result.top5,
-        idle=(attention < chance).to(attention.dtype).mean(),
+        idle=mean_across_ranks_(idle, bank.shards),
         spread=1 - pairs[0].queries.detach().mean(dim=0).square().sum(),
     )
 
@@ -99,8 +101,6 @@ def startup_step(
     """
     ((queries, keys, _),) = embed_pairs(model, views, [term])
     own = keys[own_key(len(queries), current_world().rank, keys.device)]  # [N, D]
-    positive = (queries * own).sum(dim=1, keepdim=True)  # [N, 1]
-    logits = torch.cat([positive, queries @ bank.directions()], dim=1)  # [N, 1 + K]
-    loss = -(logits / moco_t).log_softmax(dim=1)[:, 0].mean()
+    loss = own_key_loss(queries, own, bank.W, moco_t, bank.shards)
     descend_(loss, model, optimizer)
     return loss.detach(), bank.write_columns_(keys, first)

@@ -24,6 +24,9 @@ class World:
         return self.rank == 0
 
 
+ALONE = World()
+
+
 def current_world() -> World:
     """Rank and size of the process group, or those of a process alone."""
     if dist.is_available() and dist.is_initialized():
@@ -97,6 +100,18 @@ def exchange_rows(x: Tensor, permutation: Tensor, world: World) -> Tensor:
     exchanged = torch.empty_like(received)
     exchanged[place] = received
     return exchanged
+
+
+def swap_blocks(x: Tensor, world: World) -> Tensor:
+    """Block s of the result [R, ...] is block r of process s, where r is this process. No gradient.
+
+    x: [R, ...], block r for process r. Alone, x itself.
+    """
+    if world.size == 1:
+        return x
+    received = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received, x.contiguous())
+    return received
 
 
 def broadcast_from_first_(tensors, world: World) -> None:

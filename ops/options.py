@@ -126,6 +126,12 @@ class PretrainConfig(ProcessOptions):
     sym: int = option(0, "1: symmetric loss, both views are query and key", **SWITCH)
     multi_crop: int = option(0, "1: smaller query crops beside the key view", **SWITCH)
     cluster: int = option(65536, "K, the number of learnable negatives")
+    bank: str = option(
+        "auto",
+        "replicated: every process holds all K negatives; sharded: each holds its part, and no "
+        "gradient of them travels; auto: sharded if there are several processes and K splits",
+        choices=("replicated", "sharded", "auto"),
+    )
     moco_dim: int = option(128, "D, width of the embedding")
     moco_m: float = option(0.999, "m, momentum of the key encoder")
     moco_t: float = option(0.12, "tau, temperature of the encoder's loss")
@@ -229,6 +235,7 @@ class PretrainConfig(ProcessOptions):
             "print_freq",
             "save_freq",
             "resume",
+            "bank",
         }
         return {name: value for name, value in asdict(self).items() if name not in free}
 
