@@ -1,0 +1,138 @@
+"""Pictures of a run: its curves, and test pictures beside their nearest neighbours.
+
+python3 -m adco.report RUN     RUN: a run folder, or one above it (then the newest run)
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # draws into files; needs no screen
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from adco.data import Splits, check_loader, load_splits
+from adco.encoder import read_trunk
+from adco.probe import extract_features
+from ops.arguments import argument, from_dict, option, parse
+from ops.distributed import World
+from ops.errors import InputError, reported
+from ops.options import PretrainConfig
+
+NUM_QUERIES, NUM_NEIGHBOURS = 10, 8
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Draw a pre-training run: curves.png, neighbours.png, and a table of what it learned."""
+
+    run: str = argument("run folder, or a folder above it: then the newest run below")
+    data: str = option("", "folder of the pictures, where it is not the one the run was given")
+
+
+def newest_run(folder: Path) -> Path:
+    runs = sorted(folder.rglob("metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise InputError(f"no run in {str(folder)!r}; expected a folder with a metrics.jsonl")
+    return runs[-1].parent
+
+
+def read_metrics(run: Path) -> dict[str, list[dict]]:
+    """Records of a run by their kind: startup, train, epoch, knn."""
+    records: dict[str, list[dict]] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        records.setdefault(record["kind"], []).append(record)
+    return records
+
+
+def draw_curves(records: dict[str, list[dict]], path: Path) -> None:
+    """Loss, mass and kNN accuracy over the steps."""
+    panels = (
+        ("train", "loss", "encoder's loss, nats"),
+        ("train", "mass", "softmax mass on the keys"),
+        ("knn", "accuracy", "kNN accuracy, %"),
+    )
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), layout="constrained")
+    for axis, (kind, name, label) in zip(axes, panels, strict=True):
+        found = records.get(kind, [])
+        style = "o-" if kind == "knn" else "-"
+        axis.plot([r["step"] for r in found], [r[name] for r in found], style, markersize=3)
+        axis.set(xlabel="step", title=label)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_neighbours(splits: Splits, checkpoint: Path, size: int, path: Path) -> None:
+    """Rows of a val picture and the training pictures that the encoder finds nearest to it.
+
+    A frame is green where the class is the same, red where it is not.
+    """
+    encoder = read_trunk(str(checkpoint)).build()
+    train, val = (
+        extract_features(encoder, check_loader(part, size, 256, 0, World()), torch.device("cpu"))
+        for part in (splits.labelled, splits.val)
+    )
+    classes = np.unique(splits.val.labels)[:NUM_QUERIES]
+    queries = [int(np.flatnonzero(splits.val.labels == number)[0]) for number in classes]
+    nearest = (val.rows[queries] @ train.rows.T).topk(NUM_NEIGHBOURS).indices.tolist()
+
+    shape = (len(queries), 1 + NUM_NEIGHBOURS)
+    figure, axes = plt.subplots(
+        *shape, figsize=(shape[1], shape[0]), layout="constrained", squeeze=False
+    )
+    for row, query, found in zip(axes, queries, nearest, strict=True):
+        row[0].imshow(splits.val.picture(query))
+        for axis, index in zip(row[1:], found, strict=True):
+            axis.imshow(splits.labelled.picture(index))
+            same = splits.labelled.labels[index] == splits.val.labels[query]
+            for spine in axis.spines.values():
+                spine.set(color="tab:green" if same else "tab:red", linewidth=2)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    figure.suptitle("test picture, and its nearest training pictures")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def table(run: Path, records: dict[str, list[dict]]) -> str:
+    """What the run learned, a line each."""
+    scores = records.get("knn", [])
+    seconds = sum(record["seconds"] for record in records.get("epoch", []))
+    rows = [("epochs", f"{len(records.get('epoch', []))} in {seconds:.0f} s")]
+    if scores:
+        rows.append(("kNN accuracy, random weights", f"{scores[0]['accuracy']:.1f} %"))
+        rows.append(("kNN accuracy, pre-trained", f"{scores[-1]['accuracy']:.1f} %"))
+    rows.append(("checkpoint", str(run / "checkpoint_last.pth.tar")))
+    rows.append(("log folder", str(run)))
+    rows += [("picture", str(path)) for path in sorted(run.glob("*.png"))]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def report(config: ReportConfig) -> None:
+    run = newest_run(Path(config.run))
+    records = read_metrics(run)
+    made_with = json.loads((run / "config.json").read_text())["config"]
+    pretrain = from_dict(PretrainConfig, made_with)
+    draw_curves(records, run / "curves.png")
+    checkpoint = run / "checkpoint_last.pth.tar"
+    splits = load_splits(pretrain.dataset, config.data or pretrain.data)
+    if splits.val is not None and checkpoint.is_file():
+        draw_neighbours(splits, checkpoint, pretrain.image_size, run / "neighbours.png")
+    print(table(run, records))
+
+
+def main(argv=None) -> int:
+    with reported("adco.report"):
+        report(parse(ReportConfig, argv))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

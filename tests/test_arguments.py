@@ -1,0 +1,118 @@
+"""The command line: names, defaults, spellings, refusals."""
+
+import ast
+import subprocess
+import sys
+import time
+from dataclasses import asdict, fields
+
+import pytest
+
+from ops.arguments import from_dict, parse
+from ops.errors import InputError
+from ops.options import PRESETS, PretrainConfig
+from tests.conftest import ROOT
+
+PUBLISHED = [
+    "--sym=0 --lr=0.03 --memory_lr=3 --moco_t=0.12 --mem_t=0.02 --data=./datasets/imagenet2012 "
+    "--dist_url=tcp://localhost:10001",
+    "--sym=1 --lr=0.04 --memory_lr=3 --moco_t=0.14 --mem_t=0.03 --cluster 8192 "
+    "--data=./datasets/imagenet2012 --dist_url=tcp://localhost:10001",
+    "--multi_crop=1 --lr=0.03 --memory_lr=3 --moco_t=0.12 --mem_t=0.02 "
+    "--data=./datasets/imagenet2012 --dist_url=tcp://localhost:10001",
+]
+
+
+@pytest.mark.parametrize("command", PUBLISHED)
+def test_published_commands_parse(command):
+    config = parse(PretrainConfig, command.split(), PRESETS)
+    assert config.data == "./datasets/imagenet2012" and config.arch == "resnet50"
+
+
+def test_defaults_are_those_of_the_published_run():
+    config = parse(PretrainConfig, [], PRESETS)
+    expected = dict(
+        data="data", log_path="train_log", save_path=".", arch="resnet50", workers=32, epochs=200,
+        start_epoch=0, batch_size=256, lr=0.03, lr_final=0.0006, schedule=(120, 160), momentum=0.9,
+        weight_decay=1e-4, print_freq=10, resume="", world_size=1, rank=0, nodes_num=1, node_rank=0,
+        ngpu=8, master_addr="127.0.0.1", master_port=1234, dist_backend="nccl", moco_dim=128,
+        moco_m=0.999, moco_t=0.12, mlp=1, cos=1, dataset="ImageNet", cluster=65536, memory_lr=3.0,
+        mem_t=0.02, mem_wd=1e-4, ad_init=1, sym=0, multi_crop=0, multiprocessing_distributed=1,
+        size_crops=(224, 192, 160, 128, 96), nmb_crops=(1, 1, 1, 1, 1), nproc=1, device="auto",
+        min_scale_crops=(0.2, 0.172, 0.143, 0.114, 0.086),
+        max_scale_crops=(1.0, 0.86, 0.715, 0.571, 0.429),
+    )  # fmt: skip
+    values = asdict(config)
+    assert {name: values[name] for name in expected} == expected
+
+
+def test_both_spellings_and_short_names_are_understood():
+    words = (
+        "-a resnet18 -b 64 -j 2 -p 5 --moco-t 0.2 --wd 0.1 --learning-rate 0.5 --dist-url env://"
+    )
+    config = parse(PretrainConfig, [*words.split(), "pictures"], PRESETS)
+    assert (config.arch, config.batch_size, config.workers, config.print_freq) == (
+        "resnet18", 64, 2, 5,
+    )  # fmt: skip
+    assert (config.moco_t, config.weight_decay, config.lr) == (0.2, 0.1, 0.5)
+    assert (config.dist_url, config.data) == ("env://", "pictures")
+
+
+def test_an_option_that_is_given_wins_over_the_data_sets_default():
+    preset = parse(PretrainConfig, ["--dataset", "digits"], PRESETS)
+    given = parse(PretrainConfig, ["--dataset", "digits", "--arch", "resnet18"], PRESETS)
+    assert (preset.arch, given.arch) == ("resnet10", "resnet18")
+    assert given.image_size == preset.image_size == 28
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--cluster 0", "--moco_t 0", "--mem_t -1", "--moco_t nan", "--lr 0", "--batch_size 0",
+        "--epochs 0", "--moco_m 1", "--momentum 1", "--start_epoch 200", "--dist_url localhost:1",
+        "--rank 1", "--world_size 2 --nodes_num 3", "--min_scale 0", "--knn_freq -1",
+        "--multi_crop 1 --nmb_crops 1", "--multi_crop 1 --max_scale_crops 2 2 2 2 2",
+        "--multi_crop 1 --size_crops 0 1 1 1 1",
+    ],
+)  # fmt: skip
+def test_impossible_values_are_refused_by_name(words):
+    with pytest.raises(InputError, match=words.split()[-2].lstrip("-").split("_scale")[0][:4]):
+        parse(PretrainConfig, words.split(), PRESETS)
+
+
+@pytest.mark.parametrize("words", ["--dataset mnist", "--arch vgg", "--sym 2", "--lr fast", "--x"])
+def test_unknown_words_end_with_code_2_and_one_sentence(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(PretrainConfig, words.split(), PRESETS)
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_configuration_survives_json():
+    config = parse(PretrainConfig, ["--schedule", "3", "5"], PRESETS)
+    as_json = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    assert from_dict(PretrainConfig, as_json) == config
+    with pytest.raises(InputError, match="colour"):
+        from_dict(PretrainConfig, {"colour": 1})
+
+
+def test_every_option_is_read_somewhere():
+    read = set()
+    for path in [*ROOT.glob("adco/*.py"), *ROOT.glob("ops/*.py"), ROOT / "main_adco.py"]:
+        tree = ast.parse(path.read_text())
+        read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    dead = {f.name for f in fields(PretrainConfig)} - read
+    assert not dead, f"no code reads {sorted(dead)}"
+
+
+def test_help_and_a_bad_flag_do_not_import_torch():
+    code = (
+        "import sys, main_adco\n"
+        "try: main_adco.main([sys.argv[1]])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    for word in ("--help", "--no-such-flag"):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code, word], cwd=ROOT, check=True, timeout=60)
+        assert time.perf_counter() - began < 10

@@ -1,0 +1,123 @@
+"""Checkpoints: whole or not at all, and readable across programs."""
+
+import pytest
+import torch
+
+import adco
+from adco.state import Progress, pack, unpack_
+from ops import checkpoint
+from ops.errors import InputError
+from ops.options import PretrainConfig
+
+CONFIG = PretrainConfig(arch="resnet10", moco_dim=8, cluster=32)
+
+
+def parts(seed: int = 0):
+    torch.manual_seed(seed)
+    model = adco.AdCo("resnet10", dim=8)
+    bank = adco.NegativeBank(32, 8, seed=seed)
+    return model, bank, torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
+
+
+def trained(seed: int = 0, steps: int = 2):
+    model, bank, optimizer = parts(seed)
+    for step in range(steps):
+        views = list(torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(step)))
+        adco.train_step(model, bank, optimizer, views, adco.view_plan(), mem_t=0.1)
+    return model, bank, optimizer
+
+
+def saved(tmp_path):
+    path = tmp_path / "checkpoint_last.pth.tar"
+    checkpoint.save(pack(*trained(), Progress(epoch=3, step=9, best_acc=50.0), CONFIG), path)
+    return path
+
+
+def test_names_and_layout_are_those_of_the_published_program(tmp_path):
+    state = torch.load(saved(tmp_path), weights_only=True)
+    assert {"epoch", "arch", "best_acc", "state_dict", "optimizer", "Memory_Bank"} <= state.keys()
+    assert state["epoch"] == 3 and state["arch"] == "resnet10"
+    assert all(
+        n.startswith(("module.encoder_q.", "module.encoder_k.")) for n in state["state_dict"]
+    )
+    assert state["Memory_Bank"]["W"].shape == state["Memory_Bank"]["v"].shape == (8, 32)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_resumed_run_steps_exactly_like_the_uninterrupted_one(tmp_path):
+    model, bank, optimizer = trained(steps=4)
+    half = trained(steps=2)
+    checkpoint.save(pack(*half, Progress(), CONFIG), tmp_path / "c.pth.tar")
+    again = parts(seed=5)
+    unpack_(checkpoint.load(tmp_path / "c.pth.tar"), "c", *again, "resnet10")
+    for step in (2, 3):
+        views = list(torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(step)))
+        adco.train_step(*again, views, adco.view_plan(), mem_t=0.1)
+    for name, value in {**model.state_dict(), **bank.state_dict()}.items():
+        assert torch.equal({**again[0].state_dict(), **again[1].state_dict()}[name], value), name
+
+
+def test_names_without_module_and_an_optimizer_of_one_encoder_are_accepted(tmp_path):
+    state = checkpoint.load(saved(tmp_path))
+    state["state_dict"] = checkpoint.without_module(state["state_dict"])
+    group = state["optimizer"]["param_groups"][0]
+    group["params"] = group["params"][: len(group["params"]) // 2]
+    progress, has_bank = unpack_(state, "file", *parts(seed=1), "resnet10")
+    assert has_bank and (progress.epoch, progress.step, progress.best_acc) == (3, 9, 50.0)
+
+
+def test_a_moco_file_is_read_without_its_queue_and_has_no_bank(tmp_path):
+    state = checkpoint.load(saved(tmp_path))
+    del state["Memory_Bank"], state["config"]
+    state["state_dict"] |= {"module.queue": torch.zeros(8, 4), "module.queue_ptr": torch.zeros(1)}
+    _, has_bank = unpack_(state, "file", *parts(seed=1), "resnet10")
+    assert not has_bank
+
+
+def test_keys_that_are_missing_and_left_over_are_named(tmp_path):
+    state = checkpoint.load(saved(tmp_path))
+    state["state_dict"]["module.encoder_q.extra"] = state["state_dict"].pop(
+        "module.encoder_k.fc.0.bias"
+    )
+    with pytest.raises(
+        InputError, match=r"missing: encoder_k\.fc\.0\.bias.*left over: encoder_q\.e"
+    ):
+        unpack_(state, "file", *parts(), "resnet10")
+
+
+def test_a_bank_of_another_size_is_refused(tmp_path):
+    model, _, optimizer = parts()
+    with pytest.raises(InputError, match="--cluster"):
+        unpack_(
+            checkpoint.load(saved(tmp_path)),
+            "f",
+            model,
+            adco.NegativeBank(16, 8),
+            optimizer,
+            "resnet10",
+        )
+
+
+@pytest.mark.parametrize("damage", ["torn", "empty", "text", "object", "list", "gone"])
+def test_files_that_are_no_checkpoints_are_refused(tmp_path, damage):
+    path = saved(tmp_path)
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage == "object":
+        torch.save({"state_dict": CONFIG}, path)
+    elif damage == "list":
+        torch.save([1, 2], path)
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if damage == "empty" else b"hello, I am text\n" * 99)
+    with pytest.raises(InputError, match=r"checkpoint_last\.pth\.tar"):
+        checkpoint.load(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = saved(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="pickle"):
+        checkpoint.save({"state": (number for number in range(3))}, path)
+    assert path.read_bytes() == before

@@ -1,0 +1,65 @@
+"""Learning rates by SPEC's formulas, and the warnings of a run that learns nothing."""
+
+from math import cos, log, pi
+
+import pytest
+
+from adco.watch import Watch
+from ops.schedule import pretrain_rate
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 77, 199])
+def test_cosine_runs_from_lr_to_lr_final(epoch):
+    expected = 6e-4 + 0.5 * (1 + cos(pi * epoch / 200)) * (0.03 - 6e-4)
+    assert pretrain_rate(epoch, epochs=200, lr=0.03) == pytest.approx(expected)
+
+
+def test_quarter_cosine_ends_at_zero():
+    assert pretrain_rate(50, epochs=100, lr=1.0, shape=2) == pytest.approx(cos(pi / 4))
+
+
+def test_steps_fall_tenfold_at_each_milestone():
+    rates = [pretrain_rate(e, epochs=200, lr=1.0, shape=0) for e in (119, 120, 160)]
+    assert rates == pytest.approx([1, 0.1, 0.01])
+
+
+def test_the_rate_holds_still_within_an_epoch():
+    assert pretrain_rate(7.9, epochs=20, lr=1.0) == pretrain_rate(7, epochs=20, lr=1.0)
+
+
+def test_warm_up_rises_linearly_from_zero_with_every_step():
+    rates = [pretrain_rate(e, epochs=20, lr=1.0, warmup_epochs=4) for e in (0, 0.5, 2, 3.9)]
+    assert rates == pytest.approx([0, 0.125, 0.5, 0.975])
+    assert pretrain_rate(4, epochs=20, lr=1.0, warmup_epochs=4) == pretrain_rate(
+        4, epochs=20, lr=1.0
+    )
+
+
+def warnings_of(loss: float, mass: float, spread: float, steps=range(0, 500, 50)) -> list[str]:
+    watch = Watch(num_keys=128, weight=1.0, patience=200)
+    return [text for step in steps for text in watch.read(step, loss, mass, spread)]
+
+
+def test_a_loss_at_chance_is_called_collapse_once():
+    (warning,) = warnings_of(loss=log(128), mass=1.0, spread=0.5)
+    assert "collapse" in warning and "init_steps" in warning
+
+
+def test_features_in_a_cone_are_called_collapse():
+    (warning,) = warnings_of(loss=6.0, mass=0.5, spread=0.001)
+    assert "spread" in warning
+
+
+def test_adversaries_without_gradient_are_called_starved():
+    (warning,) = warnings_of(loss=1.0, mass=0.999, spread=0.5)
+    assert "starved" in warning and "mem_t" in warning
+
+
+def test_a_healthy_run_is_left_alone():
+    assert warnings_of(loss=3.0, mass=0.6, spread=0.7) == []
+
+
+def test_a_sign_that_does_not_last_is_not_told():
+    watch = Watch(num_keys=128, weight=1.0, patience=200)
+    for step in range(0, 1000, 100):
+        assert watch.read(step, 1.0, 1.0 if step % 200 else 0.5, 0.5) == []
