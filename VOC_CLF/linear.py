@@ -101,8 +101,9 @@ def predict(model, batches, device) -> np.ndarray:
     outputs = []
     for pictures, _ in batches:
         crops = pictures.flatten(0, -4).to(device, non_blocking=True)
-        probabilities = model(crops).sigmoid().view(len(pictures), -1, len(CLASSES))
-        outputs.append(probabilities.mean(dim=1).cpu())
+        logits = model(crops).cpu().double()  # float32 rounds belief above 17 to 1: ties
+        probabilities = logits.sigmoid().view(len(pictures), -1, len(CLASSES))
+        outputs.append(probabilities.mean(dim=1))
     return torch.cat(outputs).numpy()
 
 
