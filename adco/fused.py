@@ -93,7 +93,7 @@ def own_key_loss(
 ) -> Tensor:
     """L(tau) of queries [N, D] with one positive, the own key [N, D], against all K columns; 0-d.
 
-    W and shards as in `contrast`. The loss of the start-up (SPEC 4).
+    W and shards as in `contrast`. The loss of the start-up.
     """
     own = (queries * own_keys).sum(dim=1)  # [N]
     sums = meet_columns(queries[None], W, (tau,), own.detach()[None], [0], shards)

@@ -12,7 +12,7 @@ from ops.distributed import current_world, exchange_rows
 
 
 class AdCo(nn.Module):
-    """Both encoders (SPEC names: encoder_q.*, encoder_k.*).
+    """Both encoders, encoder_q.* and encoder_k.* in the state dict.
 
     Calling the model embeds queries, so that DistributedDataParallel sees everything with a
     gradient.

@@ -30,10 +30,9 @@ from ops.distributed import (
     mean_across_ranks_,
     wrap_encoder,
 )
-from ops.errors import InputError
 from ops.journal import Journal, new_run_folder
 from ops.options import PretrainConfig
-from ops.schedule import pretrain_rate, set_rate
+from ops.schedule import set_rate
 
 
 def run(config: PretrainConfig, world: World, device: torch.device) -> int:
@@ -57,7 +56,7 @@ class Pretraining:
 
     def __init__(self, config: PretrainConfig, world: World, device: torch.device):
         self.config, self.world, self.device = config, world, device
-        self.images = images_per_process(config.batch_size, world)  # N
+        self.images = config.images_per_process(world.local_size)  # N
         self.num_keys = self.images * world.size  # M
         torch.manual_seed(config.seed)
 
@@ -156,7 +155,7 @@ class Pretraining:
         self.settle_ranks()
 
     def start_bank(self) -> None:
-        """Fill the bank with keys, taking an encoder step with each batch of them (SPEC 4)."""
+        """Fill the bank with keys, taking an encoder step with each batch of them."""
         config = self.config
         num_steps = max(config.init_steps, -(-config.cluster // self.num_keys))
         set_rate(self.optimizer, config.lr)
@@ -198,7 +197,7 @@ class Pretraining:
         )
         for i, views in enumerate(self.loader.epoch(progress.epoch)):
             meter.data_is_here()
-            set_rate(self.optimizer, self.rate(progress.epoch + i / len(self.loader)))
+            set_rate(self.optimizer, config.rate(progress.epoch + i / len(self.loader)))
             result = train_step(
                 self.wrapped,
                 self.bank,
@@ -230,18 +229,6 @@ class Pretraining:
             self.progress.step, values["loss"], values["mass"], values["spread"]
         ):
             self.journal.warn(warning)
-
-    def rate(self, epoch: float) -> float:
-        config = self.config
-        return pretrain_rate(
-            epoch,
-            epochs=config.epochs,
-            lr=config.lr,
-            shape=config.cos,
-            lr_final=config.lr_final,
-            milestones=config.schedule,
-            warmup_epochs=config.warmup_epochs,
-        )
 
     def on_device(self, views):
         return [view.to(self.device, non_blocking=True) for view in views]
@@ -308,15 +295,3 @@ def is_sharded(config: PretrainConfig, world: World) -> bool:
     if config.bank == "auto":
         return world.size > 1 and config.cluster % world.size == 0
     return config.bank == "sharded"
-
-
-def images_per_process(batch_size: int, world: World) -> int:
-    """N: the node's batch over its processes."""
-    if batch_size % world.local_size:
-        low = batch_size // world.local_size * world.local_size
-        nearest = " or ".join(str(size) for size in (low, low + world.local_size) if size)
-        raise InputError(
-            f"batch_size={batch_size} does not split over {world.local_size} processes; "
-            f"nearest that do: {nearest}"
-        )
-    return batch_size // world.local_size

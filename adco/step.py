@@ -30,7 +30,7 @@ class Round(NamedTuple):
 
 
 def embed_pairs(model, views: list[Tensor], plan: list[Term]) -> list[Pair]:
-    """Queries of this process and keys of all, per term of the plan (SPEC 3.1 to 3.4)."""
+    """Queries of this process and keys of all processes, per term of the plan."""
     network = unwrap(model)
     wanted = query_views(plan)
     queries = dict(zip(wanted, model([views[i] for i in wanted]), strict=True))
@@ -91,8 +91,7 @@ def train_step(
 def startup_step(
     model, bank: NegativeBank, optimizer, views: list[Tensor], term: Term, first: int, moco_t: float
 ) -> tuple[Tensor, int]:
-    """One step against a bank that is not yet playing: descend, then write the keys into it (SPEC
-    4).
+    """One step against a bank that is not yet playing: descend, then write the keys into it.
 
     The loss has one positive, the own key, and the K columns as negatives; the others' keys stay
     out.

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 
 from ops.arguments import SWITCH, above_zero, at_least, option
 from ops.errors import InputError
+from ops.schedule import pretrain_rate
 
 DATASETS = ("ImageNet", "folder", "cifar10", "cifar100", "stl10", "digits")
 ARCHITECTURES = (
@@ -222,6 +223,29 @@ class PretrainConfig(ProcessOptions):
             )
         if self.multi_crop:
             check_crops(self)
+
+    def images_per_process(self, local_size: int) -> int:
+        """N: the node's batch over its `local_size` processes."""
+        if self.batch_size % local_size:
+            low = self.batch_size // local_size * local_size
+            nearest = " or ".join(str(size) for size in (low, low + local_size) if size)
+            raise InputError(
+                f"batch_size={self.batch_size} does not split over {local_size} processes; "
+                f"nearest that do: {nearest}"
+            )
+        return self.batch_size // local_size
+
+    def rate(self, epoch: float) -> float:
+        """Learning rate of the encoder at `epoch`, which counts steps as fractions."""
+        return pretrain_rate(
+            epoch,
+            epochs=self.epochs,
+            lr=self.lr,
+            shape=self.cos,
+            lr_final=self.lr_final,
+            milestones=self.schedule,
+            warmup_epochs=self.warmup_epochs,
+        )
 
     def changes_numbers(self) -> dict:
         """The options that a resumed run has to share with the one it goes on from."""

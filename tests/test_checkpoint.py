@@ -45,7 +45,7 @@ def test_names_and_layout_are_those_of_the_published_program(tmp_path):
 
 
 def test_a_resumed_run_steps_exactly_like_the_uninterrupted_one(tmp_path):
-    model, bank, optimizer = trained(steps=4)
+    model, bank, _ = trained(steps=4)
     half = trained(steps=2)
     checkpoint.save(pack(*half, Progress(), CONFIG), tmp_path / "c.pth.tar")
     again = parts(seed=5)
