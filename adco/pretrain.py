@@ -78,7 +78,7 @@ class Pretraining:
         self.model = AdCo(
             config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem, config.seed
         ).to(device)
-        shard = is_sharded(config, world)
+        shard = config.shards_bank(world.size)
         self.bank = NegativeBank(config.cluster, config.moco_dim, config.seed, shard).to(device)
         self.wrapped = wrap_encoder(self.model, world)
         # Both encoders, as in the published checkpoints; the key encoder has no gradient and stays.
@@ -288,10 +288,3 @@ class Pretraining:
             names.append(f"checkpoint_{done:04d}.pth.tar")
         for name in names:
             checkpoint.save(state, self.folder / name)
-
-
-def is_sharded(config: PretrainConfig, world: World) -> bool:
-    """Whether the columns of the bank are spread over the processes."""
-    if config.bank == "auto":
-        return world.size > 1 and config.cluster % world.size == 0
-    return config.bank == "sharded"

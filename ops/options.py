@@ -247,6 +247,12 @@ class PretrainConfig(ProcessOptions):
             warmup_epochs=self.warmup_epochs,
         )
 
+    def shards_bank(self, num_processes: int) -> bool:
+        """Whether the columns of the bank are spread over the processes of all nodes."""
+        if self.bank == "auto":
+            return num_processes > 1 and self.cluster % num_processes == 0
+        return self.bank == "sharded"
+
     def changes_numbers(self) -> dict:
         """The options that a resumed run has to share with the one it goes on from."""
         free = {f.name for f in fields(ProcessOptions)}
