@@ -1,0 +1,239 @@
+"""Views: what is drawn, and that both renderers show it."""
+
+from collections import Counter
+from math import log
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as VF
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from adco import fast_views, views
+from adco.data import ArrayPictures, CheckViews, EpochBatches, TrainingLoader, TrainingViews
+from adco.pictures import FolderPictures
+from adco.views import JITTER, Draw, Recipe, draw_view, normalised, view_rng
+from ops.distributed import World
+from ops.errors import InputError
+from ops.options import PretrainConfig
+
+FULL = Recipe()
+RNG = np.random.default_rng(0)
+PHOTOS = [load_sample_image(name)[::2, ::2].copy() for name in ("china.jpg", "flower.jpg")]
+SMALL = RNG.integers(0, 256, (12, 28, 28, 3), dtype=np.uint8)
+
+
+def draws(recipe: Recipe, number: int = 4000) -> list[Draw]:
+    return [draw_view(recipe, 500, 375, view_rng(0, 1, index, 0)) for index in range(number)]
+
+
+DRAWS = draws(FULL)
+
+
+def assert_uniform(values, low: float, high: float):
+    """All values in [low, high], with the mean and the spread of a uniform distribution."""
+    values, width = np.array(values), high - low
+    assert low <= values.min() and values.max() <= high
+    assert values.mean() == pytest.approx((low + high) / 2, abs=0.03 * width)
+    assert values.std() == pytest.approx(width / 12**0.5, rel=0.05)
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.abs(one.astype(int) - other)
+
+
+# ---- what is drawn
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_jitter_factors_are_uniform(number):
+    name, half = JITTER[number], FULL.jitter[number]
+    middle = 0 if name == "hue" else 1
+    factors = [dict(draw.jitter)[name] for draw in DRAWS if draw.jitter]
+    assert_uniform(factors, middle - half, middle + half)
+
+
+def test_jitter_comes_in_every_order_equally_often():
+    orders = Counter(tuple(name for name, _ in draw.jitter) for draw in DRAWS if draw.jitter)
+    assert len(orders) == 24
+    expected = sum(orders.values()) / 24
+    assert sum((n - expected) ** 2 / expected for n in orders.values()) < 50  # chi2(23), p 0.001
+
+
+def test_sigma_is_uniform_where_there_is_blur():
+    assert_uniform([draw.sigma for draw in DRAWS if draw.sigma], *FULL.blur_sigma)
+
+
+@pytest.mark.parametrize(
+    ("part", "share"), [("jitter", 0.8), ("gray", 0.2), ("sigma", 0.5), ("flip", 0.5)]
+)
+def test_chances_are_those_of_the_recipe(part, share):
+    assert np.mean([bool(getattr(draw, part)) for draw in DRAWS]) == pytest.approx(share, abs=0.03)
+
+
+def test_crops_have_uniform_area_and_log_uniform_shape():
+    recipe = Recipe(min_scale=0.2, max_scale=0.4)  # always fits
+    boxes = np.array([draw.box for draw in draws(recipe)], dtype=float)
+    left, top, width, height = boxes.T
+    assert_uniform(width * height / (500 * 375), 0.198, 0.402)  # whole pixels
+    assert_uniform(np.log(width / height), log(3 / 4) - 0.01, log(4 / 3) + 0.01)
+    assert_uniform((left + 0.5) / (500 - width + 1), 0, 1)
+    assert_uniform((top + 0.5) / (375 - height + 1), 0, 1)
+
+
+def test_crops_lie_inside_pictures_of_any_shape():
+    for width, height in ((1, 1), (3, 400), (400, 3), (28, 28)):
+        for index in range(50):
+            left, top, w, h = draw_view(FULL, width, height, view_rng(0, 0, index, 0)).box
+            assert 0 <= left <= left + w <= width and 0 <= top <= top + h <= height and w * h
+
+
+@pytest.mark.parametrize("changed", range(4))
+def test_seed_epoch_picture_and_view_each_change_the_draw(changed):
+    position = [0, 1, 2, 3]
+    here, again = (draw_view(FULL, 500, 375, view_rng(*position)) for _ in range(2))
+    position[changed] += 1
+    assert here == again != draw_view(FULL, 500, 375, view_rng(*position))
+
+
+# ---- the two renderers
+
+
+@pytest.mark.parametrize("size", [224, 96])
+@pytest.mark.parametrize("photo", PHOTOS)
+def test_fast_views_differ_from_pillow_by_less_than_two_levels(photo, size):
+    picture = Image.fromarray(photo)
+    for draw in (draw_view(FULL, *picture.size, view_rng(0, 0, index, 0)) for index in range(40)):
+        fast, pil = fast_views.render(photo, draw, size), views.render(picture, draw, size)
+        assert difference(fast, pil).mean() < 2, draw
+
+
+@pytest.mark.parametrize("factor", [-1.0, -0.4, 0.0, 0.3, 1.0])
+@pytest.mark.parametrize("number", range(4))
+def test_each_colour_operation_agrees_with_pillow(number, factor):
+    name, value = JITTER[number], factor * FULL.jitter[number] + (number < 3)
+    fast = fast_views.JITTER[name](PHOTOS[0], value)
+    pil = np.array(views.PIL_JITTER[name](Image.fromarray(PHOTOS[0]), value))
+    assert difference(fast, pil).mean() < 0.3
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 0.7, 1.0, 1.5, 2.0])
+def test_blur_has_the_variance_that_was_drawn_in_each_direction(sigma):
+    kernel = fast_views.blur_kernel(sigma)
+    places = np.arange(len(kernel)) - len(kernel) // 2
+    assert kernel.sum() == pytest.approx(1)
+    assert (kernel * places**2).sum() == pytest.approx(sigma**2)
+
+
+@pytest.mark.parametrize("box", [(20, 30, 250, 150), (100, 50, 60, 40), (5, 5, 310, 60)])
+def test_resizing_agrees_with_pillow_to_a_level(box):
+    draw = Draw(box, (), gray=False, sigma=0.0, flip=False)
+    fast = fast_views.render(PHOTOS[0], draw, 96)
+    assert difference(fast, views.render(Image.fromarray(PHOTOS[0]), draw, 96)).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (210, 80), (60, 61), (96, 96)])
+def test_check_views_agree_with_pillow_to_a_level(shape):
+    photo = np.ascontiguousarray(PHOTOS[1][: shape[0], : shape[1]])
+    pil = views.check_view(Image.fromarray(photo), 96)
+    fast = fast_views.check_view(photo, 96)
+    assert fast.shape == pil.shape == (96, 96, 3)
+    assert difference(fast, pil).max() <= 1
+
+
+@pytest.mark.parametrize("size", [28, 224])
+def test_normalised_is_torchvisions_to_tensor_and_normalize(size):
+    pixels = RNG.integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    expected = [VF.normalize(VF.to_tensor(view), views.MEAN, views.STD) for view in pixels]
+    torch.testing.assert_close(normalised(list(pixels)), torch.stack(expected), atol=1e-6, rtol=0)
+
+
+# ---- batches
+
+
+def training_views(augment: str, size: int = 28) -> TrainingViews:
+    return TrainingViews(ArrayPictures(SMALL), [Recipe(size), Recipe(size // 2)], 0, augment)
+
+
+@pytest.mark.parametrize("augment", ["fast", "pil"])
+def test_a_view_does_not_depend_on_its_batch(augment):
+    dataset = training_views(augment)
+    positions = [(1, index) for index in (7, 3, 11, 0)]
+    for i, position in enumerate(positions):
+        for batch, alone in zip(dataset.__getitems__(positions), dataset[position], strict=True):
+            torch.testing.assert_close(batch[i], alone, atol=1e-6, rtol=0)
+
+
+def test_both_renderers_are_given_the_same_draws():
+    fast, pil = (
+        TrainingViews(ArrayPictures(np.stack(PHOTOS)), [FULL, FULL], 3, augment)
+        for augment in ("fast", "pil")
+    )
+    for one, other in zip(fast[2, 1], pil[2, 1], strict=True):
+        assert (one - other).abs().mean() < 2 / 255 / min(views.STD)
+
+
+def test_loader_processes_give_the_views_of_one_process():
+    def first_batch(workers):
+        batches = EpochBatches(len(SMALL), 4, World(), seed=0)
+        return next(TrainingLoader(training_views("fast"), batches, workers, False).epoch(0))
+
+    for one, other in zip(first_batch(0), first_batch(2), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_check_views_come_with_their_labels():
+    pictures = ArrayPictures(SMALL, np.arange(len(SMALL)))
+    batch, labels = CheckViews(pictures, 28, "fast").__getitems__([5, 2])
+    assert labels.tolist() == [5, 2]
+    torch.testing.assert_close(batch, normalised([SMALL[5], SMALL[2]]))
+
+
+def test_another_renderer_is_another_configuration():
+    fast, pil = (PretrainConfig(augment=augment).changes_numbers() for augment in ("fast", "pil"))
+    assert fast != pil
+
+
+# ---- files
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # orientation: turned by 90 degrees
+FILES = {
+    "plain.jpg": ("RGB", dict(quality=90)),
+    "full_colour.jpg": ("RGB", dict(subsampling=0)),
+    "progressive.jpg": ("RGB", dict(progressive=True)),
+    "turned.jpg": ("RGB", dict(exif=TURNED)),
+    "gray.jpg": ("L", {}),
+    "print.jpg": ("CMYK", {}),
+    "plain.png": ("RGB", {}),
+    "clear.png": ("RGBA", {}),
+    "palette.png": ("P", {}),
+    "deep.png": ("I;16", {}),
+    "bits.png": ("1", {}),
+    "palette.gif": ("P", {}),
+    "plain.webp": ("RGB", {}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_have_pillows_pixels(name, tmp_path):
+    mode, options = FILES[name]
+    picture = Image.fromarray(PHOTOS[1])
+    if mode == "I;16":
+        picture = Image.fromarray(PHOTOS[1][..., 0].astype(np.uint16) * 257)
+    picture.convert(mode).save(tmp_path / name, **options)
+    pictures = FolderPictures(tmp_path, [name])
+    pixels = pictures.pixels(0)
+    assert pixels.dtype == np.uint8
+    assert difference(pixels, np.array(pictures.picture(0))).max() <= 1
+
+
+@pytest.mark.parametrize("kept", [0, 0.5, 0.99])
+def test_a_torn_jpeg_is_an_error_that_names_it(kept, tmp_path):
+    path = tmp_path / "torn.jpg"
+    Image.fromarray(PHOTOS[0]).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(InputError, match=r"torn\.jpg"):
+        FolderPictures(tmp_path, ["torn.jpg"]).pixels(0)
