@@ -10,7 +10,7 @@ from adco.probe import Features
 from ops.distributed import World, sum_across_ranks_
 from ops.metrics import Accuracy, accuracies, count_right
 
-COSTS = tuple(10.0**power for power in range(-2, 7))  # for features of unit length
+COSTS = tuple(10.0**power for power in range(-1, 6))  # for features of unit length
 
 
 class Classifier(NamedTuple):
@@ -29,7 +29,7 @@ def fit(
     cost: float,
     world: World,
     start: Classifier | None = None,
-    max_steps: int = 300,
+    max_steps: int = 100,
 ) -> Classifier:
     """The minimum of  cost * sum of cross-entropies + |weight|^2 / 2,  the same on every process.
 

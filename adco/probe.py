@@ -16,7 +16,7 @@ class Features(NamedTuple):
     labels: Tensor  # [n] int64
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extract_features(encoder, loader, device, unit: bool = True) -> Features:
     """Trunk features of all pictures of a loader of (pictures, labels), BatchNorm in eval mode.
 
@@ -42,7 +42,7 @@ def knn_votes(
     """
     k = min(k, len(train.rows))
     cosine, nearest = (queries @ train.rows.T).topk(k, dim=1)  # [n, k]
-    votes = torch.zeros(len(queries), num_classes, device=queries.device)
+    votes = queries.new_zeros(len(queries), num_classes)
     return votes.scatter_add_(1, train.labels[nearest], (cosine / tau).exp())
 
 
