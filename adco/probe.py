@@ -7,19 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adco.encoder import Trunk
-from ops.distributed import World, gather_uneven_rows, sum_across_ranks_
+from ops.distributed import World, gather_uneven_rows
+from ops.metrics import Accuracy, accuracies, count_right
 
 
 class Features(NamedTuple):
-    rows: Tensor  # [n, d]  unit length
+    rows: Tensor  # [n, d]
     labels: Tensor  # [n] int64
 
 
-@torch.inference_mode()
-def extract_features(encoder, loader, device) -> Features:
+@torch.no_grad()
+def extract_features(encoder, loader, device, unit: bool = True) -> Features:
     """Trunk features of all pictures of a loader of (pictures, labels), BatchNorm in eval mode.
 
-    Leaves the encoder in the mode it was in.
+    unit: divided by their length.  Leaves the encoder in the mode it was in.
     """
     trunk = Trunk(encoder)
     was_training = encoder.training
@@ -27,7 +28,7 @@ def extract_features(encoder, loader, device) -> Features:
     rows, labels = [], []
     for pictures, numbers in loader:
         features = trunk(pictures.to(device, non_blocking=True)).float()
-        rows.append(F.normalize(features, dim=1))
+        rows.append(F.normalize(features, dim=1) if unit else features)
         labels.append(numbers.to(device, non_blocking=True))
     encoder.train(was_training)
     return Features(torch.cat(rows), torch.cat(labels))
@@ -41,8 +42,30 @@ def knn_votes(
     """
     k = min(k, len(train.rows))
     cosine, nearest = (queries @ train.rows.T).topk(k, dim=1)  # [n, k]
-    votes = torch.zeros(len(queries), num_classes, device=queries.device)
+    votes = queries.new_zeros(len(queries), num_classes)
     return votes.scatter_add_(1, train.labels[nearest], (cosine / tau).exp())
+
+
+def gather_features(share: Features, world: World) -> Features:
+    """Features of all processes, where process r holds pictures r, r + R, r + 2R, ..., in order."""
+    rows, labels = (gather_uneven_rows(part, world) for part in share)
+    held = torch.cat([torch.arange(r, len(labels), world.size) for r in range(world.size)])
+    order = torch.argsort(held).to(labels.device)
+    return Features(rows[order], labels[order])
+
+
+def knn_accuracies(
+    train: Features, val: Features, num_classes: int, ks, world: World, tau: float = 0.07
+) -> list[Accuracy]:
+    """Accuracy of the kNN vote for each k, over the val pictures of all processes, exact.
+
+    train: of all processes.  val: this process's share.
+    """
+    counts = torch.zeros(len(ks), 3, dtype=torch.long, device=val.labels.device)
+    for rows, labels in zip(val.rows.split(1024), val.labels.split(1024), strict=True):
+        for i, k in enumerate(ks):
+            counts[i] += count_right(knn_votes(rows, train, num_classes, k, tau), labels)
+    return accuracies(counts, world)
 
 
 def knn_accuracy(
@@ -52,13 +75,6 @@ def knn_accuracy(
 
     train, val: this process's shares. Every picture counts once, whatever the number of processes.
     """
-    train = Features(gather_uneven_rows(train.rows, world), gather_uneven_rows(train.labels, world))
+    train = gather_features(train, world)
     num_classes = int(train.labels.max()) + 1
-    counts = torch.zeros(2, dtype=torch.long, device=val.labels.device)  # right, all
-    for rows, labels in zip(val.rows.split(1024), val.labels.split(1024), strict=True):
-        guesses = knn_votes(rows, train, num_classes, k, tau).argmax(dim=1)
-        counts += torch.stack(
-            [(guesses == labels).sum(), torch.tensor(len(labels), device=labels.device)]
-        )
-    right, total = sum_across_ranks_(counts, world).tolist()
-    return right / total
+    return knn_accuracies(train, val, num_classes, (k,), world, tau)[0].acc1 / 100

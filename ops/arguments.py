@@ -69,18 +69,27 @@ def dashed(name: str) -> str:
 def parse(config_type, argv=None, presets=None):
     """Read the command line into a `config_type`.
 
-    presets: data set -> defaults of its own; what is given on the command line wins.
+    presets: data set -> defaults of its own, and "option=value" -> defaults that go with it (later
+    ones win); what is given on the command line wins over both.
     Raises InputError for values that cannot work; exits with code 2 for options that do not exist.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    peek = OneSentenceParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--dataset")
-    defaults = (presets or {}).get(peek.parse_known_args(argv)[0].dataset, {})
+    defaults = preset_defaults(argv, presets or {})
     values = vars(build_parser(config_type, defaults).parse_args(argv))
     positional = values.pop("positional_data", None)
     if positional is not None:
         values["data"] = positional
     return from_dict(config_type, values)
+
+
+def preset_defaults(argv: list[str], presets: dict) -> dict:
+    conditions = {key: key if "=" in key else f"dataset={key}" for key in presets}
+    peek = OneSentenceParser(add_help=False, allow_abbrev=False)
+    for name in dict.fromkeys(condition.split("=")[0] for condition in conditions.values()):
+        peek.add_argument(f"--{name}")
+    given = {f"{name}={value}" for name, value in vars(peek.parse_known_args(argv)[0]).items()}
+    chosen = [presets[key] for key, condition in conditions.items() if condition in given]
+    return {name: value for preset in chosen for name, value in preset.items()}
 
 
 def from_dict(config_type, values: dict):

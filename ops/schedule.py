@@ -29,6 +29,37 @@ def pretrain_rate(
     return lr * 0.1 ** sum(epoch >= milestone for milestone in milestones)
 
 
+def probe_rate(
+    epoch: float,
+    *,
+    epochs: int,
+    lr: float,
+    cosine: bool = True,
+    final_lr: float = 0.01,
+    milestones: tuple[int, ...] = (15, 25, 30),
+    sgdr: int = 0,
+    sgdr_t0: int = 10,
+    sgdr_t_mult: int = 1,
+) -> float:
+    """Learning rate of a classifier at `epoch` of `epochs` (the published protocols).
+
+    sgdr 1: lr (1 + cos(pi t / 12)) / 2 with every step: down for 12 epochs, up for 12.
+    sgdr 2: cosine from lr to 0 over sgdr_t0 epochs, then again over sgdr_t_mult times as many, ...
+    sgdr 0: cosine from lr to final_lr, or lr times 0.1 at each milestone; still within an epoch.
+    """
+    if sgdr == 1:
+        return 0.5 * lr * (1 + cos(pi * epoch / 12))
+    if sgdr == 2:
+        period = sgdr_t0
+        while epoch >= period:
+            epoch, period = epoch - period, period * sgdr_t_mult
+        return 0.5 * lr * (1 + cos(pi * epoch / period))
+    epoch = floor(epoch)
+    if cosine:
+        return final_lr + 0.5 * (1 + cos(pi * epoch / epochs)) * (lr - final_lr)
+    return lr * 0.1 ** sum(epoch >= milestone for milestone in milestones)
+
+
 def set_rate(optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -1,0 +1,100 @@
+"""A run of `lincls.py`: what is read, which protocol scores it, and what is reported."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from adco.probe_data import ProbeSets, load_probe_sets
+from adco.probe_state import read_encoder
+from adco.protocols import PROTOCOLS, Bench, Outcome
+from ops.distributed import World
+from ops.errors import InputError
+from ops.journal import Journal, new_run_folder, provenance
+from ops.probe_options import RANDOM, ProbeConfig
+
+LOGISTIC_HOLDOUT = 0.1
+
+
+def run(config: ProbeConfig, world: World, device: torch.device) -> int:
+    """Score a trunk as configured, as one process of `world`. Returns the exit code."""
+    encoder, config = read_encoder(config)
+    holdout = config.holdout or (LOGISTIC_HOLDOUT if config.head == "logistic" else 0)
+    sets = load_probe_sets(config, 0 if config.evaluate else holdout)
+    if min(len(part) for part in (sets.train, sets.held_out, sets.val) if part) < world.size:
+        raise InputError(
+            f"fewer pictures than processes: train {len(sets.train)}, val {len(sets.val)}, "
+            f"{world.size} processes; lower --nproc"
+        )
+    protocol = protocol_of(config)
+    parent = Path(config.save_path) / config.log_path / config.dataset / "lincls" / protocol
+    journal = Journal(new_run_folder(parent) if world.first else None)
+    try:
+        introduce(journal, config, sets, world, device)
+        bench = Bench(config, encoder.to(device), sets, world, device, journal)
+        report(PROTOCOLS[protocol](bench), bench)
+    finally:
+        journal.close()
+    return 0
+
+
+def protocol_of(config: ProbeConfig) -> str:
+    if config.evaluate:
+        return "evaluate"
+    if config.head == "linear" and config.trainable == "all":
+        return "finetune"
+    return config.head
+
+
+def introduce(
+    journal: Journal, config: ProbeConfig, sets: ProbeSets, world: World, device: torch.device
+) -> None:
+    journal.write_config(asdict(config))
+    journal.say(f"run folder: {journal.folder}")
+    source = config.resume or config.pretrained
+    journal.say(
+        f"{config.arch} from {source}: {len(sets.train)} pictures to train on, "
+        f"{len(sets.held_out) if sets.held_out else 0} held out, {len(sets.val)} in val, "
+        f"{len(sets.classes)} classes, {world.size} process(es) on {device.type}"
+    )
+    if source == RANDOM:
+        journal.say("random weights: this score is the baseline")
+
+
+def report(outcome: Outcome, bench: Bench) -> None:
+    """The result on the console and in results.json."""
+    journal, config = bench.journal, bench.config
+    if outcome.chosen:
+        found = ", ".join(f"{name} {value:g}" for name, value in outcome.chosen.items())
+        journal.say(f"{found}: chosen on {outcome.chosen_on}")
+    journal.say(f" * {outcome.accuracy}")
+    if journal.folder is None:
+        return
+    source = config.resume or config.pretrained
+    results = {
+        "dataset": config.dataset,
+        "protocol": outcome.protocol,
+        "acc1": outcome.accuracy.acc1,
+        "acc5": outcome.accuracy.acc5,
+        **outcome.accuracy._asdict(),
+        "chosen": outcome.chosen,
+        "chosen_on": outcome.chosen_on,
+        "table": outcome.table,
+        "num_train": len(bench.sets.train),
+        "checkpoint": source,
+        "checkpoint_sha256": None if source == RANDOM else sha256(Path(source)),
+        "config": asdict(config),
+        **provenance(),
+    }
+    (journal.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    journal.say(f"finished: {journal.folder / 'results.json'}")
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,274 @@
+"""Linear classifiers on a trunk, frozen or not: the training of `lincls.py --head linear`."""
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import ResNet
+
+from adco.data import workers_per_process
+from adco.encoder import Trunk
+from adco.probe import extract_features
+from adco.probe_data import (
+    ProbeBatches,
+    ProbeSets,
+    ProbeViews,
+    probe_loader,
+    probe_recipe,
+    scoring_loader,
+)
+from ops.distributed import (
+    World,
+    broadcast_from_first_,
+    checksum,
+    sum_across_ranks_,
+    wrap_encoder,
+)
+from ops.journal import Journal, Stopwatch
+from ops.metrics import Accuracy, accuracies, count_right, lead
+from ops.probe_options import ProbeConfig
+from ops.schedule import probe_rate
+
+KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
+
+
+class Probe(nn.Module):
+    """A trunk under linear heads that start equal: pictures [n, 3, H, W] to a list of scores
+    [n, C].
+
+    One dropout mask serves all heads. A frozen trunk stays in eval mode and gets no gradient.
+    """
+
+    def __init__(
+        self, encoder: ResNet, num_classes: int, num_heads: int, dropout: float, frozen: bool
+    ):
+        super().__init__()
+        self.trunk = Trunk(encoder)
+        self.trunk.requires_grad_(not frozen)
+        self.frozen = frozen
+        self.dropout = nn.Dropout(dropout)
+        start = nn.init.normal_(torch.empty(num_classes, encoder.fc.in_features), std=0.01)
+        self.heads = nn.ModuleList(
+            nn.Linear(encoder.fc.in_features, num_classes) for _ in range(num_heads)
+        )
+        for head in self.heads:
+            head.weight.data.copy_(start)
+            nn.init.zeros_(head.bias)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        with torch.no_grad() if self.frozen else nullcontext():
+            features = self.trunk(pictures)
+        features = self.dropout(features)
+        return [head(features) for head in self.heads]
+
+
+class Best(NamedTuple):
+    """The best score so far, and what it was reached with."""
+
+    accuracy: Accuracy
+    epoch: int  # from 0
+    head: int
+    weights: dict[str, Tensor]  # of the Probe: its heads, and the trunk where that moves
+
+
+class LinearProbe:
+    """The parts of a run with linear heads, and what is done with them."""
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        encoder: ResNet,
+        sets: ProbeSets,
+        world: World,
+        device: torch.device,
+        journal: Journal,
+    ):
+        self.config, self.encoder, self.sets = config, encoder.to(device), sets
+        self.world, self.device, self.journal = world, device, journal
+        self.frozen = config.trainable == "fc"
+        self.lrs = config.rates()
+        torch.manual_seed(config.seed)
+        self.model = Probe(
+            self.encoder, len(sets.classes), len(self.lrs), config.dropout, self.frozen
+        ).to(device)
+        self.trunk_before = self.trunk_checksums()
+        self.optimizer = self.build_optimizer()
+        self.epoch = config.start_epoch
+        self.best: Best | None = None
+        self.peaks: list[tuple[Accuracy, int]] = []  # of each head: its best score, and when
+        self.cached: dict[str, list] = {}
+
+    # ---- the trunk and the heads as one network
+
+    def build_optimizer(self) -> torch.optim.SGD:
+        groups = [
+            {"params": head.parameters(), "lr": lr}
+            for head, lr in zip(self.model.heads, self.lrs, strict=True)
+        ]
+        if not self.frozen:
+            groups.append({"params": self.model.trunk.parameters(), "lr": self.config.trunk_lr})
+        return torch.optim.SGD(
+            groups, momentum=self.config.momentum, weight_decay=self.config.weight_decay
+        )
+
+    def trunk_weights(self) -> dict[str, Tensor]:
+        """All of the trunk, BatchNorm statistics included, under torchvision's names."""
+        return {n: t for n, t in self.encoder.state_dict().items() if n.split(".")[0] != "fc"}
+
+    def trunk_checksums(self) -> dict[str, int]:
+        return {name: checksum(value) for name, value in self.trunk_weights().items()}
+
+    def check_trunk_is_unmoved(self) -> None:
+        after = self.trunk_checksums()
+        moved = [name for name, before in self.trunk_before.items() if after[name] != before]
+        if self.frozen and moved:
+            raise RuntimeError(f"the frozen trunk moved: {', '.join(moved)} changed in training")
+
+    def network(self, head: int) -> dict[str, Tensor]:
+        """The trunk with one of the heads as its `fc`."""
+        own = self.model.heads[head].state_dict()
+        return {**self.trunk_weights(), **{f"fc.{name}": value for name, value in own.items()}}
+
+    # ---- training
+
+    def start_training(self) -> None:
+        config = self.config
+        recipe = probe_recipe(config)
+        batch_size = config.batch_size * self.world.size // self.world.local_size
+        self.batches = ProbeBatches(len(self.sets.train), batch_size, self.world, config.seed)
+        self.loader = probe_loader(
+            ProbeViews(self.sets.train, recipe, bool(config.randcrop), config.seed),
+            self.batches,
+            workers_per_process(config.workers, self.world),
+            self.device.type == "cuda",
+        )
+        self.wrapped = wrap_encoder(self.model, self.world)
+
+    def rates(self, epoch: float) -> list[float]:
+        """Learning rate of each parameter group; a trunk's falls as its head's does."""
+        config = self.config
+        rates = [
+            probe_rate(
+                epoch,
+                epochs=config.epochs,
+                lr=lr,
+                cosine=bool(config.cos),
+                final_lr=config.final_lr,
+                milestones=config.schedule,
+                sgdr=config.sgdr,
+                sgdr_t0=config.sgdr_t0,
+                sgdr_t_mult=config.sgdr_t_mult,
+            )
+            for lr in self.lrs
+        ]
+        return rates if self.frozen else [*rates, rates[0] / self.lrs[0] * config.trunk_lr]
+
+    def train_epoch(self) -> None:
+        config, num_steps = self.config, len(self.batches)
+        torch.manual_seed((config.seed * 1_000_003 + self.epoch) * 4099 + self.world.rank)
+        self.model.train()
+        self.batches.epoch = self.epoch
+        self.journal.open_bar(num_steps, f"epoch {self.epoch}")
+        losses = torch.zeros(len(self.lrs), dtype=torch.double, device=self.device)
+        counts = torch.zeros(len(self.lrs), 3, dtype=torch.long, device=self.device)
+        watch, seconds = Stopwatch(), 0.0
+        for i, (pictures, labels) in enumerate(self.loader):
+            rates = self.rates(self.epoch + i / num_steps)
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            labels = labels.to(self.device, non_blocking=True)
+            scores = self.wrapped(pictures.to(self.device, non_blocking=True))
+            losses += self.step(scores, labels, self.batches.total(i))
+            counts += torch.stack([count_right(of_head.detach(), labels) for of_head in scores])
+            seconds += watch.lap()
+            self.journal.advance()
+            if i % config.print_freq == 0 or i + 1 == num_steps:
+                self.log(i, num_steps, seconds / (i + 1), rates, losses, counts)
+        self.journal.close_bar()
+        self.epoch += 1
+
+    def step(self, scores: list[Tensor], labels: Tensor, total: int) -> Tensor:
+        """One step of SGD on the mean over the global batch; this process's summed losses [h]."""
+        losses = torch.stack([F.cross_entropy(s, labels, reduction="sum") for s in scores])
+        self.optimizer.zero_grad(set_to_none=True)
+        # gradients are averaged over processes, the loss over the pictures of all of them
+        (losses.sum() * (self.world.size / total)).backward()
+        self.optimizer.step()
+        return losses.detach().double()
+
+    def log(self, i, num_steps, step_seconds, rates, losses: Tensor, counts: Tensor) -> None:
+        """The epoch so far, over all processes. The line shows the head that leads."""
+        accuracy = accuracies(counts, self.world)
+        sums = sum_across_ranks_(losses.clone(), self.world).tolist()
+        means = [loss / found.total for loss, found in zip(sums, accuracy, strict=True)]
+        head = lead(accuracy)
+        self.journal.progress(
+            f"Epoch: [{self.epoch}][{i:{len(str(num_steps))}d}/{num_steps}]\t"
+            f"Time {step_seconds:6.3f}\tlr {rates[head]:.6g}\tLoss {means[head]:.4e}\t"
+            f"Acc@1 {accuracy[head].acc1:6.2f}\tAcc@5 {accuracy[head].acc5:6.2f}",
+            loss=f"{means[head]:.3f}",
+            acc1=f"{accuracy[head].acc1:.1f}",
+        )
+        values = {"epoch": self.epoch, "seconds_per_step": step_seconds}
+        for lr, rate, mean, found in zip(
+            self.lrs, rates[: len(self.lrs)], means, accuracy, strict=True
+        ):
+            name = f"_{lr:g}" if len(self.lrs) > 1 else ""
+            values |= {f"lr{name}": rate, f"loss{name}": mean, f"acc1{name}": found.acc1}
+        self.journal.record("probe", self.epoch * num_steps + i, values)
+
+    # ---- scoring
+
+    def score(self, pictures, name: str) -> list[Accuracy]:
+        """Accuracy of each head on test views of all pictures, each counted once."""
+        if not self.frozen:
+            broadcast_from_first_(self.model.buffers(), self.world)
+        self.model.eval()
+        counts = torch.zeros(len(self.lrs), 3, dtype=torch.long, device=self.device)
+        with torch.no_grad():
+            for features, labels in self.feature_batches(pictures, name):
+                counts += torch.stack([count_right(h(features), labels) for h in self.model.heads])
+        return accuracies(counts, self.world)
+
+    def feature_batches(self, pictures, name: str):
+        """(features, labels) of this process's share. Those of a frozen trunk are computed once."""
+        if name in self.cached:
+            return self.cached[name]
+        workers = workers_per_process(self.config.workers, self.world)
+        size = max(1, self.config.batch_size // self.world.local_size)
+        loader = scoring_loader(pictures, self.config, size, workers, self.world)
+        if self.frozen:
+            features = extract_features(self.encoder, loader, self.device, unit=False)
+            self.cached[name] = list(
+                zip(features.rows.split(1024), features.labels.split(1024), strict=True)
+            )
+            return self.cached[name]
+        device = self.device
+        return ((self.model.trunk(views.to(device)), labels.to(device)) for views, labels in loader)
+
+    def keep_if_best(self, found: list[Accuracy]) -> bool:
+        """Note each head's best epoch, and keep the leader of all. `epoch` is the next one."""
+        done, head = self.epoch - 1, lead(found)
+        if not self.peaks:
+            self.peaks = [(accuracy, done) for accuracy in found]
+        self.peaks = [
+            (new, done) if new.right1 > old.right1 else (old, epoch)
+            for new, (old, epoch) in zip(found, self.peaks, strict=True)
+        ]
+        if self.best is not None and found[head].right1 <= self.best.accuracy.right1:
+            return False
+        weights = self.model.heads.state_dict() if self.frozen else self.model.state_dict()
+        weights = {name: value.clone() for name, value in weights.items()}
+        self.best = Best(found[head], done, head, weights)
+        return True
+
+    def restore_best(self) -> None:
+        (self.model.heads if self.frozen else self.model).load_state_dict(self.best.weights)

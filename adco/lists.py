@@ -1,0 +1,170 @@
+"""Pictures named in list files: Places205, and the part of a training set that is to be used."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adco.data import FolderPictures, Pictures, Splits, some
+from ops.errors import InputError
+
+PLACES_PICTURES = "data/vision/torralba/deeplearning/images256"
+PLACES_LISTS = "trainvalsplit_places205"
+PLACES_CLASSES = 205
+
+
+class SquaredPictures:
+    """Pictures of a data set, all resized to side x side pixels whatever their shape."""
+
+    def __init__(self, pictures: Pictures, side: int):
+        self.pictures, self.side = pictures, side
+        self.labels, self.classes = pictures.labels, pictures.classes
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def picture(self, index: int) -> Image.Image:
+        return self.pictures.picture(index).resize(
+            (self.side, self.side), Image.Resampling.BILINEAR
+        )
+
+
+def load_places(data: str, train_list: str = "") -> Splits:
+    """Places205 in its published layout. train_list: a file to use in place of the training list.
+
+    Raises InputError where a list or a picture is missing, or a line is not 'path label'.
+    """
+    root = Path(data)
+    pictures = root / PLACES_PICTURES
+    if not pictures.is_dir():
+        raise InputError(
+            f"no pictures of Places205 at {str(pictures)!r}; --data has to hold {PLACES_PICTURES} "
+            f"and {PLACES_LISTS}"
+        )
+    train = Path(train_list) if train_list else root / PLACES_LISTS / "train_places205.csv"
+    val = root / PLACES_LISTS / "val_places205.csv"
+    train, val = (read_places(path, pictures) for path in (train, val))
+    return Splits(train, train, val)
+
+
+def read_places(path: Path, root: Path) -> FolderPictures:
+    """The pictures that a list names, one 'path label' a line; every one is known to be there."""
+    names, labels = [], []
+    for number, line in read_lines(path):
+        match = re.fullmatch(r"(.*\S)\s+(\d+)", line)
+        if match is None or int(match[2]) >= PLACES_CLASSES:
+            raise InputError(
+                f"line {number} of {str(path)!r} is {line!r}; expected a path, a space and a label "
+                f"from 0 to {PLACES_CLASSES - 1}"
+            )
+        names.append(inside(match[1], f"line {number} of {str(path)!r}"))
+        labels.append(int(match[2]))
+    if not names:
+        raise InputError(f"{str(path)!r} names no picture; expected 'path label' on each line")
+    missing = absent(names, root)
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(names)} pictures of {str(path)!r} are not in {str(root)!r}: "
+            f"{some(missing)}; fetch them or take their lines out"
+        )
+    return FolderPictures(root, names, labels, [str(i) for i in range(PLACES_CLASSES)])
+
+
+def read_lines(path: Path):
+    """(number from 1, line) of each line that is not blank. Bytes that are no UTF-8 are kept."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise InputError(
+            f"cannot read the list {str(path)!r}: {error.strerror or error}; expected a text file"
+        ) from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+def inside(name: str, where: str) -> str:
+    """A list's path relative to the pictures: a leading / means their folder, not the machine's.
+
+    Raises InputError for a path that leads out of that folder.
+    """
+    relative = os.path.normpath(name.lstrip("/")) if name.strip("/") else "."
+    if relative.split("/")[0] in ("..", ".") or "\0" in name:
+        raise InputError(
+            f"{where} names {name!r}, which is no picture inside the data folder; correct the list"
+        )
+    return relative
+
+
+def absent(names: list[str], root: Path) -> list[str]:
+    """The names that are no files below root; each folder is listed once."""
+    present: dict[str, set[str]] = {}
+    missing = []
+    for name in names:
+        folder, file = os.path.split(name)
+        if folder not in present:
+            present[folder] = files_in(root / folder)
+        if file not in present[folder]:
+            missing.append(name)
+    return missing
+
+
+def files_in(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()
+
+
+def listed_part(pictures: Pictures, path: Path) -> list[int]:
+    """Positions of the pictures that a file names, one a line.
+
+    A line is a path below the training folder, or the bare name of the file; it may end in the
+    number of the class, which then has to be the right one. Raises InputError naming those missing.
+    """
+    if not isinstance(pictures, FolderPictures):
+        raise InputError("--train_list names files; this data set has none (use --train_fraction)")
+    paths = [os.fsdecode(bytes(name)) for name in pictures.names]
+    position = {os.path.basename(name): i for i, name in enumerate(paths)}
+    if len(position) < len(paths):
+        position = {}  # file names repeat from class to class: only whole paths will do
+    position |= {name: i for i, name in enumerate(paths)}
+    chosen, missing = [], []
+    for number, line in read_lines(path):
+        name, label = line.strip(), None
+        match = re.fullmatch(r"(.*\S)\s+(\d+)", name)
+        if inside(name, f"line {number} of {str(path)!r}") not in position and match:
+            name, label = match[1], int(match[2])
+        name = inside(name, f"line {number} of {str(path)!r}")
+        found = position.get(name, position.get(name.removeprefix("train/")))
+        if found is None:
+            missing.append(name)
+        elif label is not None and label != pictures.labels[found]:
+            raise InputError(
+                f"line {number} of {str(path)!r} gives {name!r} the label {label}; its folder is "
+                f"number {pictures.labels[found]}"
+            )
+        else:
+            chosen.append(found)
+    if missing or not chosen:
+        raise InputError(
+            f"{len(missing)} pictures of {str(path)!r} are not in {str(pictures.root)!r}: "
+            f"{some(missing)}"
+            if missing
+            else f"{str(path)!r} names no picture"
+        )
+    return sorted(set(chosen))
+
+
+def share_of_each_class(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Positions [m] int64, ascending: `share` of each class at random, at least one picture."""
+    rng = np.random.default_rng((seed, 205))
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = max(1, round(share * len(members)))
+        chosen.append(rng.permutation(members)[:count])
+    return np.sort(np.concatenate(chosen))

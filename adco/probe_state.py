@@ -1,0 +1,120 @@
+"""What a probe starts from and what it leaves: trunk and head of a file, and its own checkpoints.
+
+Keys shared with the published program: epoch (the next one), arch, state_dict (names module.*, the
+leading head as fc), best_acc1, optimizer. Ours beside them: config (JSON), heads, peaks, best.
+"""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import ResNet
+
+from adco.encoder import build_trunk, read_trunk
+from adco.linear import KEPT_EPOCHS, Best, LinearProbe
+from ops import checkpoint
+from ops.errors import InputError
+from ops.metrics import Accuracy
+from ops.probe_options import RANDOM, ProbeConfig
+
+
+def read_encoder(config: ProbeConfig) -> tuple[ResNet, ProbeConfig]:
+    """The trunk to score, with a fresh `fc`, and the configuration with its arch and stem filled
+    in.
+    """
+    if config.pretrained == RANDOM and not config.resume:
+        config = replace(config, arch=config.arch or "resnet50", stem=config.stem or "imagenet")
+        torch.manual_seed(config.seed)
+        return build_trunk(config.arch, config.stem), config
+    found = read_trunk(config.resume or config.pretrained)
+    if config.stem:
+        found = replace(found, stem=config.stem)
+    encoder = found.build(config.arch)
+    if config.resume and config.pretrained and config.trainable == "fc":
+        original, _ = read_encoder(replace(config, resume="", arch=found.arch, stem=found.stem))
+        check_same_trunk(encoder, original, config)
+    arch = found.arch or config.arch or "resnet50"
+    return encoder, replace(config, arch=arch, stem=found.stem)
+
+
+def check_same_trunk(encoder: ResNet, original: ResNet, config: ProbeConfig) -> None:
+    theirs = original.state_dict()
+    for name, value in encoder.state_dict().items():
+        if not name.startswith("fc.") and not torch.equal(value, theirs[name]):
+            raise InputError(
+                f"{config.resume!r} is a probe of another trunk than {config.pretrained!r} "
+                f"({name} differs); leave --pretrained out to go on with the probe's own"
+            )
+
+
+def load_classifier_(head: nn.Linear, path: str) -> bool:
+    """Fill a head with the classifier `fc` of a file. False where the file has none."""
+    state = checkpoint.load(path)
+    weights = checkpoint.without_module(state.get("state_dict", state))
+    found = {name: weights[f"fc.{name}"] for name in ("weight", "bias") if f"fc.{name}" in weights}
+    if len(found) < 2:
+        return False
+    fits = all(found[name].shape == value.shape for name, value in head.state_dict().items())
+    if not fits:
+        raise InputError(
+            f"the classifier in {path!r} has {len(found['bias'])} classes, this data set "
+            f"{head.out_features}; give the data set it was trained for"
+        )
+    head.load_state_dict(found)
+    return True
+
+
+def pack(probe: LinearProbe, config: ProbeConfig, head: int) -> dict:
+    """Everything a probe needs to go on; `head` is the one that becomes `fc`."""
+    best = probe.best
+    return {
+        "epoch": probe.epoch,
+        "arch": config.arch,
+        "state_dict": checkpoint.with_module(probe.network(head)),
+        "best_acc1": best.accuracy.acc1,
+        "optimizer": probe.optimizer.state_dict(),
+        "config": json.dumps(asdict(config)),
+        "heads": probe.model.heads.state_dict(),
+        "peaks": [[*accuracy, epoch] for accuracy, epoch in probe.peaks],
+        "best": {**best._asdict(), "accuracy": list(best.accuracy)},
+    }
+
+
+def unpack_(probe: LinearProbe, state: dict, source: str) -> None:
+    """Let a probe go on from a checkpoint of ours, or of the published program (one head)."""
+    for key in ("epoch", "state_dict", "optimizer"):
+        if key not in state:
+            raise InputError(
+                f"{source!r} has no {key!r}; to go on from it, it has to be a probe's checkpoint"
+            )
+    names = checkpoint.without_module(state["state_dict"])
+    fc = {f"0.{name[3:]}": value for name, value in names.items() if name.startswith("fc.")}
+    heads: dict[str, Tensor] = state.get("heads", fc)
+    checkpoint.load_strictly(
+        probe.model.heads, heads, f"the heads in {source} (--lr_sweep, --dataset)"
+    )
+    try:
+        probe.optimizer.load_state_dict(state["optimizer"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"the optimizer state in {source} does not fit this probe: {error}"
+        ) from error
+    probe.epoch = state["epoch"]
+    if "best" in state:
+        best = Best(**state["best"])
+        probe.best = best._replace(accuracy=Accuracy(*best.accuracy))
+        probe.peaks = [(Accuracy(*row[:3]), row[3]) for row in state["peaks"]]
+
+
+def save(probe: LinearProbe, config: ProbeConfig, folder: Path, head: int, best: bool) -> None:
+    """The checkpoints due after an epoch; `probe.epoch` already names the next one."""
+    state = pack(probe, config, head)
+    names = ["checkpoint.pth.tar"]
+    if best:
+        names.append("model_best.pth.tar")
+    if probe.epoch > config.epochs - KEPT_EPOCHS:
+        names.append(f"model_{probe.epoch - 1}.pth.tar")
+    for name in names:
+        checkpoint.save(state, folder / name)

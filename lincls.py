@@ -1,0 +1,29 @@
+#!/usr/bin/env python3
+"""Score a pre-trained trunk: linear probe, kNN, logistic regression, fine-tuning.
+
+python3 lincls.py --data=./datasets/imagenet2012 --pretrained=input.pth.tar
+python3 lincls.py --dataset=Place205 --sgdr=1 --data=./datasets/places205 --lr=5
+--pretrained=input.pth.tar
+python3 lincls.py --dataset digits --head knn --pretrained checkpoint_last.pth.tar
+"""
+
+import sys
+
+from ops.arguments import parse
+from ops.errors import reported
+from ops.options import choose_gpus
+from ops.probe_options import PROBE_PRESETS, ProbeConfig
+
+
+def main(argv=None) -> int:
+    with reported("lincls.py"):
+        config = parse(ProbeConfig, argv, PROBE_PRESETS)
+        choose_gpus(config)
+        from adco.evaluate import run  # torch is imported here: a bad flag is answered before
+        from ops.launch import launch
+
+        return launch(run, config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

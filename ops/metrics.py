@@ -1,0 +1,53 @@
+"""Accuracies as counts: integers that processes sum exactly, and that are divided once."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ops.distributed import World, sum_across_ranks_
+
+
+class Accuracy(NamedTuple):
+    """How many of `total` pictures have their label first, and among the first five."""
+
+    right1: int
+    right5: int
+    total: int
+
+    @property
+    def acc1(self) -> float:
+        """Percent."""
+        return 100 * self.right1 / max(1, self.total)
+
+    @property
+    def acc5(self) -> float:
+        """Percent."""
+        return 100 * self.right5 / max(1, self.total)
+
+    def __str__(self) -> str:
+        return (
+            f"Acc@1 {self.acc1:.3f} Acc@5 {self.acc5:.3f} "
+            f"({self.right1} and {self.right5} of {self.total})"
+        )
+
+
+def count_right(scores: Tensor, labels: Tensor) -> Tensor:
+    """int64 [3]: labels [n] that have the highest score [n, classes], one of the five highest, all.
+
+    A row with a score that is no number counts as wrong.
+    """
+    guesses = scores.topk(min(5, scores.shape[1]), dim=1).indices
+    hits = (guesses == labels[:, None]) & ~scores.isnan().any(dim=1, keepdim=True)  # [n, 5]
+    total = torch.tensor(len(labels), device=scores.device)
+    return torch.stack([hits[:, 0].sum(), hits.sum(), total])
+
+
+def accuracies(counts: Tensor, world: World) -> list[Accuracy]:
+    """One accuracy a row of int64 counts [h, 3], over the pictures of all processes."""
+    return [Accuracy(*row) for row in sum_across_ranks_(counts.clone(), world).tolist()]
+
+
+def lead(found: list[Accuracy]) -> int:
+    """Position of the first one with the most pictures right."""
+    return max(range(len(found)), key=lambda i: found[i].right1)

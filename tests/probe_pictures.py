@@ -1,0 +1,63 @@
+"""Tiny real pictures and trunks for the tests of the probe."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from adco.encoder import build_trunk
+from ops import checkpoint
+from ops.probe_options import ProbeConfig
+
+COLOURS = {"azure": (30, 60, 220), "green": (20, 200, 40), "red": (220, 30, 30)}
+
+
+def paint(path, colour, rng, size=24):
+    """A noisy picture of one colour: classes that any features tell apart."""
+    noise = rng.integers(-25, 26, (size, size, 3))
+    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def class_folders(root, num_train=8, num_val=5, size=24):
+    """train/COLOUR/picture and val/COLOUR/picture below root."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", num_train), ("val", num_val)):
+        for name, colour in COLOURS.items():
+            for i in range(count):
+                paint(root / split / name / f"{name}_{i}.png", colour, rng, size)
+    return root
+
+
+def trunk_file(path, arch="resnet10", seed=1):
+    """A checkpoint of the published kind with random weights and used BatchNorm statistics."""
+    torch.manual_seed(seed)
+    trunk = build_trunk(arch)
+    for _ in range(5):
+        trunk(torch.randn(8, 3, 32, 32))
+    names = {f"module.encoder_q.{n}": v for n, v in trunk.state_dict().items()}
+    names = {n: v for n, v in names.items() if ".fc." not in n}
+    checkpoint.save({"epoch": 1, "arch": arch, "state_dict": names}, path)
+    return str(path)
+
+
+def small_config(folder, trunk, **options):
+    """A probe of small pictures, in seconds."""
+    defaults = dict(
+        dataset="folder", data=str(folder), pretrained=trunk, image_size=32, batch_size=10,
+        epochs=2, lr=0.5, workers=0, save_path=str(folder / "out"), device="cpu", min_scale=0.5,
+    )  # fmt: skip
+    return ProbeConfig(**{**defaults, **options})
+
+
+def run_folder(config):
+    """The newest folder that a run has written."""
+    return max(
+        (p.parent for p in (_out(config)).rglob("config.json")), key=lambda p: p.stat().st_mtime
+    )
+
+
+def _out(config):
+    from pathlib import Path
+
+    return Path(config.save_path)

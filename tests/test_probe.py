@@ -1,0 +1,293 @@
+"""The probe's scores, its frozen trunk, its heads side by side, and its checkpoints."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, "tests")
+
+from probe_pictures import class_folders, run_folder, small_config, trunk_file
+
+from adco.encoder import build_trunk, read_trunk
+from adco.evaluate import run
+from adco.linear import LinearProbe
+from adco.logistic import fit
+from adco.probe import Features, knn_accuracies
+from adco.probe_data import load_probe_sets
+from ops import checkpoint
+from ops.distributed import World
+from ops.errors import InputError
+from ops.journal import Journal
+from ops.launch import launch
+from ops.metrics import Accuracy, accuracies, count_right
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = class_folders(tmp_path_factory.mktemp("colours"))
+    return folder, trunk_file(folder / "trunk.pth.tar")
+
+
+def results(config):
+    return json.loads((run_folder(config) / "results.json").read_text())
+
+
+def trained_heads(config):
+    """The heads after a run, [heads, classes, d]."""
+    encoder = read_trunk(config.pretrained).build()
+    sets = load_probe_sets(config, config.holdout)
+    probe = LinearProbe(config, encoder, sets, World(), CPU, Journal(None))
+    probe.start_training()
+    while probe.epoch < config.epochs:
+        probe.train_epoch()
+    return torch.stack([head.weight.detach() for head in probe.model.heads])
+
+
+def separable(num_classes=4, each=15, d=6):
+    """Features of one direction a class, with little noise: any classifier reaches 100 %."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(num_classes), each)
+    rows = np.eye(num_classes, d)[labels] + 0.05 * rng.standard_normal((len(labels), d))
+    return Features(
+        torch.tensor(rows / np.linalg.norm(rows, axis=1)[:, None]), torch.tensor(labels)
+    )
+
+
+# ---- known answers
+
+
+@pytest.mark.parametrize("head", ["linear", "knn", "logistic"])
+def test_classes_of_one_colour_each_are_told_apart_completely(pictures, tmp_path, head):
+    folder, trunk = pictures
+    config = small_config(folder, trunk, head=head, knn_k=(3,), epochs=6, save_path=str(tmp_path))
+    run(config, World(), CPU)
+    found = results(config)
+    assert (found["right1"], found["total"]) == (15, 15)
+
+
+def test_a_separable_set_of_features_reaches_all_right_by_knn_and_logistic():
+    features = separable()
+    assert knn_accuracies(features, features, 4, (5,), World())[0].right1 == 60
+    assert fit(features, 4, 100.0, World()).accuracy(features, World()).right1 == 60
+
+
+def test_the_logistic_regression_is_that_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(1)
+    rows, labels = rng.standard_normal((90, 5)), rng.integers(0, 3, 90)
+    theirs = LogisticRegression(C=0.7, tol=1e-8, max_iter=2000).fit(rows, labels)
+    ours = fit(Features(torch.tensor(rows), torch.tensor(labels)), 3, 0.7, World())
+    np.testing.assert_allclose(ours.weight, theirs.coef_, atol=1e-4)
+
+
+def test_counts_hold_for_fewer_than_five_classes_and_for_scores_that_are_no_numbers():
+    scores = torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0], [float("nan"), 0.0, 0.0]])
+    counts = count_right(scores, torch.tensor([0, 0, 0]))
+    assert accuracies(counts[None], World()) == [Accuracy(right1=1, right5=2, total=3)]
+
+
+# ---- the trunk, and heads side by side
+
+
+def test_the_trunk_is_equal_bit_by_bit_after_a_probe(pictures, tmp_path):
+    folder, trunk = pictures
+    config = small_config(folder, trunk, save_path=str(tmp_path))
+    run(config, World(), CPU)
+    after = read_trunk(str(run_folder(config) / "checkpoint.pth.tar")).weights
+    before = read_trunk(trunk).weights
+    assert before.keys() == after.keys() and any("running_mean" in name for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_trunk_that_moved_is_an_error(pictures):
+    folder, trunk = pictures
+    config = small_config(folder, trunk)
+    encoder = read_trunk(trunk).build()
+    probe = LinearProbe(config, encoder, load_probe_sets(config, 0), World(), CPU, Journal(None))
+    encoder.layer1[0].bn1.running_mean[0] += 1e-6
+    with pytest.raises(RuntimeError, match=r"layer1\.0\.bn1\.running_mean"):
+        probe.check_trunk_is_unmoved()
+
+
+def test_heads_in_one_pass_equal_runs_of_their_own(pictures):
+    folder, trunk = pictures
+    lrs = (0.1, 0.3, 1.0, 3.0, 10.0)
+    config = small_config(folder, trunk, dropout=0.2)
+    together = trained_heads(replace(config, lr_sweep=lrs))
+    for lr, head in zip(lrs, together, strict=True):
+        torch.testing.assert_close(
+            head, trained_heads(replace(config, lr=lr))[0], atol=1e-5, rtol=1e-5
+        )
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+# ---- processes
+
+
+@pytest.mark.parametrize("head", ["linear", "knn"])
+def test_one_two_and_three_processes_count_the_same_right_pictures(tmp_path, head):
+    folder = class_folders(tmp_path / "pictures", num_train=9, num_val=7)
+    trunk = trunk_file(tmp_path / "trunk.pth.tar")
+    options = dict(head=head, knn_k=(4,), train_fraction=0.4, batch_size=5, save_path=str(tmp_path))
+    if head == "linear":
+        config = small_config(folder, trunk, **options, epochs=1, lr=0.02)
+        run(config, World(), CPU)
+        options |= dict(evaluate=1, resume=str(run_folder(config) / "checkpoint.pth.tar"))
+    found = []
+    for nproc in (1, 2, 3):
+        config = small_config(folder, trunk, **options, nproc=nproc)
+        assert launch(run, config) == 0
+        found.append([results(config)[name] for name in ("right1", "right5", "total")])
+    assert found[0] == found[1] == found[2] and found[0][2] == 21
+
+
+def test_two_processes_train_the_heads_that_one_trains(tmp_path):
+    folder = class_folders(tmp_path / "pictures")
+    trunk = trunk_file(tmp_path / "trunk.pth.tar")
+    heads = []
+    for nproc in (1, 2):
+        config = small_config(folder, trunk, nproc=nproc, save_path=str(tmp_path / str(nproc)))
+        assert launch(run, config) == 0
+        state = checkpoint.load(run_folder(config) / "checkpoint.pth.tar")
+        heads.append(state["state_dict"]["module.fc.weight"])
+    torch.testing.assert_close(heads[0], heads[1], atol=1e-5, rtol=1e-4)
+
+
+# ---- checkpoints and results
+
+
+def test_a_probe_that_goes_on_ends_where_an_unbroken_one_does(pictures, tmp_path):
+    folder, trunk = pictures
+    options = dict(epochs=4, lr_sweep=(0.3, 1.0), dropout=0.3, holdout=0.25)
+    whole = small_config(folder, trunk, **options, save_path=str(tmp_path / "whole"))
+    run(whole, World(), CPU)
+    last = checkpoint.load(run_folder(whole) / "checkpoint.pth.tar")
+    rest = replace(
+        whole,
+        resume=str(run_folder(whole) / "model_1.pth.tar"),
+        save_path=str(tmp_path / "rest"),
+    )
+    run(rest, World(), CPU)
+    again = checkpoint.load(run_folder(rest) / "checkpoint.pth.tar")
+    assert all(torch.equal(last["heads"][name], again["heads"][name]) for name in last["heads"])
+    assert results(whole)["chosen"] == results(rest)["chosen"]
+
+
+def test_checkpoints_have_the_published_names_and_keys(pictures, tmp_path):
+    folder, trunk = pictures
+    config = small_config(folder, trunk, epochs=22, train_fraction=0.2, save_path=str(tmp_path))
+    run(config, World(), CPU)
+    names = sorted(p.name for p in run_folder(config).glob("*.pth.tar"))
+    kept = [f"model_{epoch}.pth.tar" for epoch in range(2, 22)]
+    assert names == sorted(["checkpoint.pth.tar", "model_best.pth.tar", *kept])
+    state = checkpoint.load(run_folder(config) / "model_best.pth.tar")
+    assert {"epoch", "arch", "state_dict", "best_acc1", "optimizer"} <= state.keys()
+    assert state["state_dict"]["module.fc.weight"].shape == (3, 512)
+
+
+def test_a_saved_head_scores_again_what_it_scored(pictures, tmp_path):
+    folder, trunk = pictures
+    config = small_config(folder, trunk, epochs=1, lr=0.02, save_path=str(tmp_path))
+    run(config, World(), CPU)
+    trained, file = results(config), str(run_folder(config) / "model_best.pth.tar")
+    run(replace(config, pretrained="", resume=file, evaluate=1), World(), CPU)
+    assert results(config)["protocol"] == "linear head as saved"
+    assert results(config)["right1"] == trained["right1"]
+
+
+def test_evaluating_a_file_without_a_classifier_warns_and_scores_a_fresh_one(pictures, capsys):
+    folder, trunk = pictures
+    run(small_config(folder, trunk, evaluate=1), World(), CPU)
+    output = capsys.readouterr()
+    assert "holds no classifier" in output.err and " * Acc@1 " in output.out
+
+
+def test_results_name_score_choice_configuration_checkpoint_and_commit(pictures, tmp_path):
+    folder, trunk = pictures
+    config = small_config(
+        folder, trunk, lr_sweep=(0.02, 1.0), holdout=0.25, epochs=1, save_path=str(tmp_path)
+    )
+    run(config, World(), CPU)
+    found = results(config)
+    assert len(found["checkpoint_sha256"]) == 64 and "commit" in found
+    assert found["config"]["arch"] == "resnet10" and found["dataset"] == "folder"
+    assert found["chosen"]["lr"] in (0.02, 1.0) and len(found["table"]) == 2
+    assert found["chosen_on"].startswith("a held-out part of train") and found["total"] == 15
+
+
+def test_without_a_holdout_the_output_says_that_the_choice_was_made_on_val(
+    pictures, tmp_path, capsys
+):
+    folder, trunk = pictures
+    run(small_config(folder, trunk, epochs=1, save_path=str(tmp_path)), World(), CPU)
+    assert "chosen on val, as published" in capsys.readouterr().out
+
+
+# ---- fine-tuning
+
+
+def test_fine_tuning_moves_the_trunk_at_its_own_rate(pictures, tmp_path):
+    folder, trunk = pictures
+    config = small_config(
+        folder, trunk, trainable="all", lr=0.1, final_lr=0.0, save_path=str(tmp_path)
+    )
+    run(config, World(), CPU)
+    state = checkpoint.load(run_folder(config) / "checkpoint.pth.tar")
+    head, body = (group["lr"] for group in state["optimizer"]["param_groups"])
+    assert head == pytest.approx(0.05) and body == pytest.approx(0.005)
+    moved = read_trunk(str(run_folder(config) / "checkpoint.pth.tar")).weights
+    assert not torch.equal(moved["conv1.weight"], read_trunk(trunk).weights["conv1.weight"])
+
+
+def test_two_processes_fine_tune(tmp_path):
+    folder = class_folders(tmp_path / "pictures")
+    trunk = trunk_file(tmp_path / "trunk.pth.tar")
+    options = dict(trainable="all", lr=0.1, final_lr=0.0, epochs=1, save_path=str(tmp_path))
+    assert launch(run, small_config(folder, trunk, **options, nproc=2)) == 0
+
+
+# ---- bad input
+
+
+def test_another_architecture_is_refused(pictures):
+    folder, trunk = pictures
+    with pytest.raises(InputError, match="holds a resnet10, not a resnet18"):
+        run(small_config(folder, trunk, arch="resnet18"), World(), CPU)
+
+
+def test_a_head_for_other_classes_is_refused(pictures, tmp_path):
+    folder, _ = pictures
+    file = tmp_path / "imagenet.pth"
+    checkpoint.save(build_trunk("resnet10").state_dict(), file)
+    with pytest.raises(InputError, match="has 1000 classes, this data set 3"):
+        run(
+            small_config(folder, str(file), evaluate=1, arch="resnet10", save_path=str(tmp_path)),
+            World(),
+            CPU,
+        )
+
+
+def test_a_probe_of_another_trunk_is_not_gone_on_with(pictures, tmp_path):
+    folder, trunk = pictures
+    config = small_config(folder, trunk, save_path=str(tmp_path))
+    run(config, World(), CPU)
+    other = trunk_file(tmp_path / "other.pth.tar", seed=2)
+    file = str(run_folder(config) / "checkpoint.pth.tar")
+    with pytest.raises(InputError, match="is a probe of another trunk"):
+        run(replace(config, pretrained=other, resume=file, epochs=3), World(), CPU)
+
+
+def test_a_folder_without_labels_is_refused(pictures, tmp_path):
+    (tmp_path / "flat").mkdir()
+    folder, trunk = pictures
+    for path in (folder / "train" / "red").iterdir():
+        (tmp_path / "flat" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match="has no labels to score with"):
+        run(small_config(tmp_path / "flat", trunk), World(), CPU)
