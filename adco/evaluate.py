@@ -1,6 +1,5 @@
 """A run of `lincls.py`: what is read, which protocol scores it, and what is reported."""
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from adco.probe_data import ProbeSets, load_probe_sets
 from adco.probe_state import read_encoder
 from adco.protocols import PROTOCOLS, Bench, Outcome
+from ops import checkpoint
 from ops.distributed import World
 from ops.errors import InputError
 from ops.journal import Journal, new_run_folder, provenance
@@ -84,17 +84,9 @@ def report(outcome: Outcome, bench: Bench) -> None:
         "table": outcome.table,
         "num_train": len(bench.sets.train),
         "checkpoint": source,
-        "checkpoint_sha256": None if source == RANDOM else sha256(Path(source)),
+        "checkpoint_sha256": None if source == RANDOM else checkpoint.sha256(source),
         "config": asdict(config),
         **provenance(),
     }
     (journal.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     journal.say(f"finished: {journal.folder / 'results.json'}")
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -35,7 +35,7 @@ def run_script(*words, cwd: Path, timeout: float = 240, **env) -> subprocess.Com
     """Run `python SCRIPT OPTIONS...` of this project from the folder `cwd`, without a GPU."""
     script, *options = map(str, words)
     command = [sys.executable, str(ROOT / script), *options]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **env}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **env}
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
     )

@@ -118,7 +118,7 @@ def test_two_launches_make_two_nodes(tmp_path, digit_folder):
         subprocess.Popen(
             [sys.executable, str(ROOT / "main_adco.py"), *TINY, *words, "--node_rank", str(node)],
             cwd=tmp_path,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
         )
         for node in (0, 1)
