@@ -1,0 +1,232 @@
+"""Views from JPEG bytes to a normalised tensor, on one core: ours against Pillow and others.
+
+python3 -m benchmarks.views                                  # a picture of its own making
+python3 -m benchmarks.views --data FOLDER --sheet sheet.png  # pictures of a folder
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.transforms as VT
+from PIL import Image, ImageFilter
+
+import adco
+from adco import fast_views, views
+from adco.data import TrainingViews, from_folders, load_splits
+from adco.pictures import ArrayPictures, Pictures
+from adco.views import Draw, Recipe, draw_view, normalised, view_rng
+from benchmarks import measure
+from ops.arguments import above_zero, at_least, option, parse
+from ops.errors import reported
+
+FULL = Recipe()  # two of these make the views of a picture
+USUAL = (500, 375)  # pixels, of most of ImageNet
+ONE_CORE = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class ViewsBenchmark:
+    """Time of two full-size views of a 500 x 375 JPEG, difference of the renderers, small views."""
+
+    data: str = option("", "folder of pictures; none: one of its own making")
+    pictures: int = option(8, "pictures whose views are timed")
+    compared: int = option(1000, "pictures, at most, whose views are compared with Pillow's")
+    repeats: int = option(15, "times that each way is taken, in turn with the others")
+    sheet: str = option("", "write views of both renderers, side by side, to this PNG file")
+
+    def __post_init__(self):
+        at_least(self, 1, "repeats")
+        above_zero(self, "pictures", "compared")
+
+
+def main(argv=None) -> int:
+    with reported("benchmarks.views"):
+        config = parse(ViewsBenchmark, argv)
+        pictures = from_folders(Path(config.data), False).train if config.data else made_up()
+    torch.set_num_threads(1)
+    print(measure.describe(ONE_CORE) + "\n")
+    print_times(pictures, config.pictures, config.repeats)
+    print()
+    print_differences(pictures, config.compared)
+    print()
+    print_small(config.repeats)
+    if config.sheet:
+        contact_sheet(pictures).save(config.sheet)
+    return 0
+
+
+def made_up() -> ArrayPictures:
+    """One picture [375, 500]: noise with as much in every octave, as photographs have."""
+    rng = np.random.default_rng(0)
+    total = np.zeros((USUAL[1], USUAL[0], 3))
+    for octave in range(2, 9):
+        noise = Image.fromarray(rng.integers(0, 256, (2**octave,) * 2 + (3,), dtype=np.uint8))
+        total += np.asarray(noise.resize(USUAL, Image.Resampling.BICUBIC), dtype=float) - 127.5
+    return ArrayPictures(np.clip(127.5 + 0.6 * total, 0, 255).astype(np.uint8)[None])
+
+
+# ---- time
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    file = BytesIO()
+    picture.resize(USUAL, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(BytesIO(data)).convert("RGB")
+
+
+def draw(index: int, view: int, width: int, height: int) -> Draw:
+    return draw_view(FULL, width, height, view_rng(0, 0, index, view))
+
+
+def fast(index: int, data: bytes):
+    pixels = fast_views.decode(data)
+    draws = (draw(index, view, *pixels.shape[1::-1]) for view in (0, 1))
+    return normalised([fast_views.render(pixels, drawn, FULL.size) for drawn in draws])
+
+
+def pil(index: int, data: bytes):
+    picture = opened(data)
+    draws = (draw(index, view, *picture.size) for view in (0, 1))
+    return normalised([views.render(picture, drawn, FULL.size) for drawn in draws])
+
+
+def published():
+    """The recipe in torchvision's transforms on Pillow pictures, as MoCo v2 and AdCo have it."""
+
+    def blur(picture):
+        sigma = np.random.default_rng().uniform(*FULL.blur_sigma)
+        return picture.filter(ImageFilter.GaussianBlur(sigma))
+
+    one = VT.Compose(
+        [
+            VT.RandomResizedCrop(FULL.size, scale=(FULL.min_scale, FULL.max_scale)),
+            VT.RandomApply([VT.ColorJitter(*FULL.jitter)], FULL.jitter_p),
+            VT.RandomGrayscale(FULL.gray_p),
+            VT.RandomApply([blur], FULL.blur_p),
+            VT.RandomHorizontalFlip(FULL.flip_p),
+            VT.ToTensor(),
+            VT.Normalize(views.MEAN, views.STD),
+        ]
+    )
+    return lambda index, data: (picture := opened(data)) and [one(picture), one(picture)]
+
+
+def lightly():
+    """Two views by lightly's transform for MoCo v2, if the package is there."""
+    from lightly.transforms import MoCoV2Transform
+
+    transform = MoCoV2Transform()
+    return lambda index, data: transform(opened(data))
+
+
+def print_times(pictures: Pictures, number: int, repeats: int) -> None:
+    ways = {"ours, fast": fast, "ours, pil": pil, "published": published()}
+    try:
+        ways["lightly"] = lightly()
+    except ImportError as error:
+        print(f"lightly is left out: {error}\n")
+    jpegs = [jpeg(pictures.picture(i)) for i in range(min(number, len(pictures)))]
+    jpegs = (jpegs * number)[:number]
+
+    def all_jpegs(way):
+        for index, data in enumerate(jpegs):
+            way(index, data)
+
+    seconds = measure.interleaved(
+        {name: partial(all_jpegs, way) for name, way in ways.items()}, repeats, ONE_CORE
+    )
+    per_picture = {name: [s / number for s in turns] for name, turns in seconds.items()}
+    measure.print_head("two 224 views of a 500 x 375 JPEG", "ms", "times ours, fast")
+    for name, turns in per_picture.items():
+        ratio = measure.ratio(turns, per_picture["ours, fast"])
+        measure.print_row(name, measure.milliseconds(turns), ratio)
+
+
+def print_small(repeats: int, batch_size: int = 128) -> None:
+    """The loader's batch of digits beside the training step that it feeds."""
+    digits = load_splits("digits", "").train
+    recipe = Recipe(28, blur_p=0, flip_p=0)
+    positions = [(0, index) for index in range(batch_size)]
+    model = adco.AdCo("resnet10")
+    bank = adco.NegativeBank(1024)
+    optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
+    load = {
+        name: partial(TrainingViews(digits, [recipe] * 2, 0, name).__getitems__, positions)
+        for name in ("fast", "pil")
+    }
+    batch = load["fast"]()
+    step = partial(adco.train_step, model, bank, optimizer, batch, adco.view_plan())
+    seconds = measure.interleaved({**load, "step": step}, repeats, ONE_CORE)
+    measure.print_head(f"two views of {batch_size} digits", "ms", "share of a resnet10 step")
+    for name, turns in seconds.items():
+        measure.print_row(name, measure.milliseconds(turns), measure.ratio(turns, seconds["step"]))
+
+
+# ---- difference
+
+
+def pair(pictures: Pictures, index: int, drawn: Draw) -> tuple[np.ndarray, np.ndarray]:
+    """One view by both renderers, uint8 [S, S, 3]."""
+    return (
+        fast_views.render(pictures.pixels(index), drawn, FULL.size),
+        views.render(pictures.picture(index), drawn, FULL.size),
+    )
+
+
+def print_differences(pictures: Pictures, number: int) -> None:
+    means = []
+    for index in range(min(number, len(pictures))):
+        width, height = pictures.picture(index).size
+        for view in (0, 1):
+            one, other = pair(pictures, index, draw(index, view, width, height))
+            means.append(np.abs(one.astype(int) - other).mean())
+    measure.print_head("crops", "mean |fast - pil|, of 255", "99th percentile", "largest")
+    numbers = (np.mean(means), np.percentile(means, 99), max(means))
+    measure.print_row(len(means), *(f"{value:.2f}" for value in numbers))
+
+
+def contact_sheet(pictures: Pictures, columns: int = 12) -> Image.Image:
+    """Rows in twos, fast above pil: draws as they come, then the extremes of each operation."""
+    rows = []
+    for start in range(0, 2 * columns, columns):
+        drawn = []
+        for index in range(start, start + columns):
+            chosen = index * 97 % len(pictures)
+            drawn.append((chosen, draw(chosen, index, *pictures.picture(chosen).size)))
+        rows.append(drawn)
+    for chosen in (0, len(pictures) // 2):
+        rows.append([(chosen, drawn) for drawn in extremes(*pictures.picture(chosen).size)])
+    pairs = [[pair(pictures, *one) for one in row] for row in rows]
+    return Image.fromarray(
+        np.vstack([np.hstack([views[way] for views in row]) for row in pairs for way in (0, 1)])
+    )
+
+
+def extremes(width: int, height: int) -> list[Draw]:
+    whole, tiny = (0, 0, width, height), (width // 3, height // 3, 24, 18)
+    plain = Draw(whole, (), gray=False, sigma=0.0, flip=False)
+    edges = [
+        (name, middle + sign * strength)
+        for name, strength, middle in zip(views.JITTER, FULL.jitter, (1, 1, 1, 0), strict=True)
+        for sign in (-1, 1)
+    ]
+    return [
+        plain,
+        *(plain._replace(jitter=(edge,)) for edge in edges),
+        plain._replace(sigma=FULL.blur_sigma[1], flip=True),
+        plain._replace(box=tiny),
+        plain._replace(box=tiny, gray=True, sigma=FULL.blur_sigma[1]),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
