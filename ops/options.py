@@ -256,8 +256,8 @@ class PretrainConfig(ProcessOptions):
     def changes_numbers(self) -> dict:
         """The options that a resumed run has to share with the one it goes on from."""
         free = {f.name for f in fields(ProcessOptions)}
-        free |= set("data download workers save_path log_path print_freq save_freq".split())
-        free |= {"resume", "bank"}
+        free |= {"data", "download", "workers", "save_path", "log_path", "print_freq"}
+        free |= {"save_freq", "resume", "bank"}
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 
