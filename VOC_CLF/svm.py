@@ -3,11 +3,13 @@
 from functools import partial
 
 import numpy as np
+from PIL import Image
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
+from torch import Tensor
 
 from adco.probe import extract_features
-from adco.views import check_view
+from adco.views import check_view, normalised
 from ops.journal import Journal
 from VOC_CLF.dataset import CLASSES, FixedViews, Voc, VocSplit
 from VOC_CLF.linear import loader
@@ -45,8 +47,13 @@ def svm_scores(
 
 def features(config: VocConfig, model, split: VocSplit, device) -> np.ndarray:
     """[n, d] trunk features, unit length, of the view that ImageNet scores are computed on."""
-    views = FixedViews(split, partial(check_view, size=config.picture_size()))
+    views = FixedViews(split, partial(trunk_view, size=config.picture_size()))
     return extract_features(model, loader(config, views), device).rows.cpu().numpy()
+
+
+def trunk_view(picture: Image.Image, size: int) -> Tensor:
+    """[3, size, size]"""
+    return normalised([check_view(picture, size)])[0]
 
 
 def fit_svm(x: np.ndarray, positive: np.ndarray, config: VocConfig):

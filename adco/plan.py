@@ -43,9 +43,3 @@ def query_views(plan: list[Term]) -> list[int]:
 
 def key_views(plan: list[Term]) -> list[int]:
     return sorted({term.key for term in plan})
-
-
-def shared_weights(plan: list[Term]) -> list[float]:
-    """The plan's weights, normalised to sum 1: for diagnostics that are means over the terms."""
-    total = sum(term.weight for term in plan)
-    return [term.weight / total for term in plan]

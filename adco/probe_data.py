@@ -11,7 +11,7 @@ from torchvision.transforms import functional as VF
 
 from adco.data import Pictures, check_loader, load_splits
 from adco.lists import SquaredPictures, listed_part, load_places, share_of_each_class
-from adco.views import Recipe, draw_view, render, view_rng
+from adco.views import Recipe, draw_view, normalised, render, view_rng
 from ops.distributed import World
 from ops.errors import InputError
 from ops.probe_options import PLACES, ProbeConfig
@@ -92,7 +92,8 @@ class ProbeViews(Dataset):
             rng = view_rng(self.seed, epoch, index, CROP_VIEW)
             left, top = (int(rng.integers(length - size + 1)) for length in picture.size)
             draw = draw._replace(box=(left, top, size, size))
-        return render(picture, draw, size), int(self.pictures.labels[index])
+        (view,) = normalised([render(picture, draw, size)])
+        return view, int(self.pictures.labels[index])
 
 
 def padded(picture: Image.Image, size: int) -> Image.Image:
