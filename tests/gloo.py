@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 
-from ops.distributed import World, join_group, leave_group
+from ops.distributed import World, gather_rows, join_group, leave_group
 
 
 def in_processes(function, size: int, *arguments) -> list:
@@ -21,4 +21,5 @@ def _member(rank: int, function, size: int, folder: str, arguments: tuple) -> No
     world = World(rank, size, size)
     join_group(world, f"file://{folder}/meet", "gloo")
     torch.save(function(world, *arguments), Path(folder) / f"{rank}.pt")
+    gather_rows(torch.ones(1), world)  # nobody leaves before all have come
     leave_group()
