@@ -143,7 +143,9 @@ class LinearProbe:
         config = self.config
         recipe = probe_recipe(config)
         batch_size = config.batch_size * self.world.size // self.world.local_size
-        self.batches = ProbeBatches(len(self.sets.train), batch_size, self.world, config.seed)
+        self.batches = ProbeBatches(
+            len(self.sets.train), batch_size, self.world, config.seed, least=1 if self.frozen else 2
+        )
         self.loader = probe_loader(
             ProbeViews(self.sets.train, recipe, bool(config.randcrop), config.seed),
             self.batches,

@@ -119,17 +119,20 @@ class ProbeBatches(Sampler):
     """This process's batches of (epoch, index), a pure function of (seed, epoch).
 
     A global batch is up to `size` consecutive pictures of the epoch's permutation, dealt out to the
-    processes in turn; the last one may be smaller. A rest with fewer pictures than processes is
-    left out.
+    processes in turn; the last one may be smaller. One that gives a process fewer than `least`
+    pictures is left out (BatchNorm in train mode needs two).
     """
 
-    def __init__(self, num_pictures: int, size: int, world: World, seed: int):
-        if num_pictures < world.size:
-            raise InputError(f"{num_pictures} training pictures for {world.size} processes")
+    def __init__(self, num_pictures: int, size: int, world: World, seed: int, least: int = 1):
         self.num_pictures, self.world, self.seed, self.epoch = num_pictures, world, seed, 0
-        starts = range(0, num_pictures, size)
-        parts = [(start, min(start + size, num_pictures)) for start in starts]
-        self.parts = [(start, end) for start, end in parts if end - start >= world.size]
+        parts = [(start, min(start + size, num_pictures)) for start in range(0, num_pictures, size)]
+        self.parts = [(start, end) for start, end in parts if end - start >= least * world.size]
+        if not self.parts:
+            raise InputError(
+                f"a batch of {min(size, num_pictures)} of {num_pictures} training pictures gives "
+                f"{world.size} process(es) fewer than {least} each; raise --batch_size or lower "
+                "--nproc"
+            )
 
     def __len__(self) -> int:
         return len(self.parts)

@@ -1,31 +1,34 @@
 """Tiny real pictures and trunks for the tests of the probe."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
 
 from adco.encoder import build_trunk
+from adco.evaluate import run
 from ops import checkpoint
 from ops.probe_options import ProbeConfig
 
 COLOURS = {"azure": (30, 60, 220), "green": (20, 200, 40), "red": (220, 30, 30)}
 
 
-def paint(path, colour, rng, size=24):
+def paint(path, colour, rng, size=24, noise=25):
     """A noisy picture of one colour: classes that any features tell apart."""
-    noise = rng.integers(-25, 26, (size, size, 3))
-    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    change = rng.integers(-noise, noise + 1, 3) + rng.integers(-25, 26, (size, size, 3))
+    pixels = np.clip(np.array(colour) + change, 0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
 
-def class_folders(root, num_train=8, num_val=5, size=24):
+def class_folders(root, num_train=8, num_val=5, noise=25):
     """train/COLOUR/picture and val/COLOUR/picture below root."""
     rng = np.random.default_rng(0)
     for split, count in (("train", num_train), ("val", num_val)):
         for name, colour in COLOURS.items():
             for i in range(count):
-                paint(root / split / name / f"{name}_{i}.png", colour, rng, size)
+                paint(root / split / name / f"{name}_{i}.png", colour, rng, noise=noise)
     return root
 
 
@@ -45,19 +48,18 @@ def small_config(folder, trunk, **options):
     """A probe of small pictures, in seconds."""
     defaults = dict(
         dataset="folder", data=str(folder), pretrained=trunk, image_size=32, batch_size=10,
-        epochs=2, lr=0.5, workers=0, save_path=str(folder / "out"), device="cpu", min_scale=0.5,
+        epochs=2, lr=0.5, workers=0, save_path=str(Path(folder) / "out"), device="cpu",
+        min_scale=0.5,
     )  # fmt: skip
     return ProbeConfig(**{**defaults, **options})
 
 
 def run_folder(config):
     """The newest folder that a run has written."""
-    return max(
-        (p.parent for p in (_out(config)).rglob("config.json")), key=lambda p: p.stat().st_mtime
-    )
+    written = Path(config.save_path).rglob("config.json")
+    return max(written, key=lambda path: path.stat().st_mtime_ns).parent
 
 
-def _out(config):
-    from pathlib import Path
-
-    return Path(config.save_path)
+def run_each(configs, config, world, device):
+    """Several runs in one process group."""
+    return max(run(each, world, device) for each in configs)

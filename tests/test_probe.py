@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 sys.path.insert(0, "tests")
 
-from probe_pictures import class_folders, run_folder, small_config, trunk_file
+from probe_pictures import class_folders, run_each, run_folder, small_config, trunk_file
 
 from adco.encoder import build_trunk, read_trunk
 from adco.evaluate import run
@@ -131,33 +132,66 @@ def test_heads_in_one_pass_equal_runs_of_their_own(pictures):
 # ---- processes
 
 
-@pytest.mark.parametrize("head", ["linear", "knn"])
-def test_one_two_and_three_processes_count_the_same_right_pictures(tmp_path, head):
-    folder = class_folders(tmp_path / "pictures", num_train=9, num_val=7)
-    trunk = trunk_file(tmp_path / "trunk.pth.tar")
-    options = dict(head=head, knn_k=(4,), train_fraction=0.4, batch_size=5, save_path=str(tmp_path))
-    if head == "linear":
-        config = small_config(folder, trunk, **options, epochs=1, lr=0.02)
-        run(config, World(), CPU)
-        options |= dict(evaluate=1, resume=str(run_folder(config) / "checkpoint.pth.tar"))
-    found = []
+@pytest.fixture(scope="module")
+def by_processes(tmp_path_factory):
+    """Results of every protocol with 1, 2 and 3 processes; no batch divides the 21 val pictures."""
+    home = tmp_path_factory.mktemp("processes")
+    folder = class_folders(home / "pictures", num_train=9, num_val=7, noise=250)
+    trunk = trunk_file(home / "trunk.pth.tar")
+    first = small_config(folder, trunk, epochs=1, lr=0.02, save_path=str(home / "head"))
+    run(first, World(), CPU)
+    head = str(run_folder(first) / "checkpoint.pth.tar")
+    protocols = {
+        "evaluate": dict(resume=head, evaluate=1),
+        "knn": dict(head="knn", knn_k=(4,)),
+        "logistic": dict(head="logistic"),
+        "linear": dict(lr_sweep=(0.3, 1.0)),
+        "finetune": dict(trainable="all", lr=0.1, final_lr=0.0, epochs=1),
+    }
+    found = {}
     for nproc in (1, 2, 3):
-        config = small_config(folder, trunk, **options, nproc=nproc)
-        assert launch(run, config) == 0
-        found.append([results(config)[name] for name in ("right1", "right5", "total")])
-    assert found[0] == found[1] == found[2] and found[0][2] == 21
+        configs = {
+            name: small_config(
+                folder, trunk, batch_size=8, nproc=nproc, save_path=str(home / name), **options
+            )
+            for name, options in protocols.items()
+        }
+        assert launch(partial(run_each, list(configs.values())), configs["knn"]) == 0
+        found[nproc] = {
+            name: (results(config), run_folder(config)) for name, config in configs.items()
+        }
+    return found
 
 
-def test_two_processes_train_the_heads_that_one_trains(tmp_path):
-    folder = class_folders(tmp_path / "pictures")
-    trunk = trunk_file(tmp_path / "trunk.pth.tar")
-    heads = []
-    for nproc in (1, 2):
-        config = small_config(folder, trunk, nproc=nproc, save_path=str(tmp_path / str(nproc)))
-        assert launch(run, config) == 0
-        state = checkpoint.load(run_folder(config) / "checkpoint.pth.tar")
-        heads.append(state["state_dict"]["module.fc.weight"])
-    torch.testing.assert_close(heads[0], heads[1], atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("protocol", ["evaluate", "knn", "logistic"])
+def test_one_two_and_three_processes_count_the_same_right_pictures(by_processes, protocol):
+    counts = [
+        [by_processes[nproc][protocol][0][name] for name in ("right1", "right5", "total")]
+        for nproc in (1, 2, 3)
+    ]
+    assert counts[0] == counts[1] == counts[2]
+    assert counts[0][2] == 21 and 0 < counts[0][0] < 21
+
+
+@pytest.mark.parametrize("nproc", [2, 3])
+def test_several_processes_train_the_heads_that_one_trains(by_processes, nproc):
+    one, several = (
+        checkpoint.load(by_processes[n]["linear"][1] / "checkpoint.pth.tar")["heads"]
+        for n in (1, nproc)
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(several[name], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("nproc", [1, 2, 3])
+def test_fine_tuning_moves_the_trunk_at_its_own_rate(by_processes, nproc):
+    _, folder = by_processes[nproc]["finetune"]
+    state = checkpoint.load(folder / "checkpoint.pth.tar")
+    assert [group["lr"] for group in state["optimizer"]["param_groups"]] == [0.1, 0.01]
+    before = read_trunk(by_processes[1]["knn"][0]["checkpoint"]).weights
+    after = read_trunk(str(folder / "checkpoint.pth.tar")).weights
+    assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
+    assert not torch.equal(before["bn1.running_mean"], after["bn1.running_mean"])
 
 
 # ---- checkpoints and results
@@ -228,29 +262,6 @@ def test_without_a_holdout_the_output_says_that_the_choice_was_made_on_val(
     folder, trunk = pictures
     run(small_config(folder, trunk, epochs=1, save_path=str(tmp_path)), World(), CPU)
     assert "chosen on val, as published" in capsys.readouterr().out
-
-
-# ---- fine-tuning
-
-
-def test_fine_tuning_moves_the_trunk_at_its_own_rate(pictures, tmp_path):
-    folder, trunk = pictures
-    config = small_config(
-        folder, trunk, trainable="all", lr=0.1, final_lr=0.0, save_path=str(tmp_path)
-    )
-    run(config, World(), CPU)
-    state = checkpoint.load(run_folder(config) / "checkpoint.pth.tar")
-    head, body = (group["lr"] for group in state["optimizer"]["param_groups"])
-    assert head == pytest.approx(0.05) and body == pytest.approx(0.005)
-    moved = read_trunk(str(run_folder(config) / "checkpoint.pth.tar")).weights
-    assert not torch.equal(moved["conv1.weight"], read_trunk(trunk).weights["conv1.weight"])
-
-
-def test_two_processes_fine_tune(tmp_path):
-    folder = class_folders(tmp_path / "pictures")
-    trunk = trunk_file(tmp_path / "trunk.pth.tar")
-    options = dict(trainable="all", lr=0.1, final_lr=0.0, epochs=1, save_path=str(tmp_path))
-    assert launch(run, small_config(folder, trunk, **options, nproc=2)) == 0
 
 
 # ---- bad input
