@@ -2,6 +2,7 @@
 nodes'.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -135,6 +136,7 @@ def take_seat(local_rank: int, run, config: ProcessOptions, seats: Seats) -> int
 
 def spawn(run, config: ProcessOptions, seats: Seats) -> int:
     """Start this node's processes and wait. If one fails the others are stopped."""
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # we say it ourselves
     errors = mp.get_context("spawn").SimpleQueue()
     try:
         mp.spawn(sit_down, (run, config, seats, errors), nprocs=seats.local_size)
