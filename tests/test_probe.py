@@ -117,9 +117,9 @@ def test_a_trunk_that_moved_is_an_error(pictures):
         probe.check_trunk_is_unmoved()
 
 
-def test_heads_in_one_pass_equal_runs_of_their_own(pictures):
+def test_ten_heads_in_one_pass_equal_runs_of_their_own(pictures):
     folder, trunk = pictures
-    lrs = (0.1, 0.3, 1.0, 3.0, 10.0)
+    lrs = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
     config = small_config(folder, trunk, dropout=0.2)
     together = trained_heads(replace(config, lr_sweep=lrs))
     for lr, head in zip(lrs, together, strict=True):
