@@ -59,20 +59,6 @@ def provenance() -> dict:
     }
 
 
-class Average:
-    """Latest value and mean of a quantity over an epoch."""
-
-    def __init__(self):
-        self.value, self.sum, self.count = 0.0, 0.0, 0
-
-    def add(self, value: float, count: int = 1) -> None:
-        self.value, self.sum, self.count = value, self.sum + value * count, self.count + count
-
-    @property
-    def mean(self) -> float:
-        return self.sum / max(1, self.count)
-
-
 class Journal:
     """Speaks and writes for the whole run. With folder None (every process but the first) it is
     silent.
