@@ -11,7 +11,8 @@ import sys
 
 from ops.arguments import parse
 from ops.errors import reported
-from ops.options import PRESETS, PretrainConfig, choose_gpus
+from ops.options import choose_gpus
+from ops.pretrain_options import PRESETS, PretrainConfig
 
 
 def main(argv=None) -> int:

@@ -31,7 +31,7 @@ from ops.distributed import (
     wrap_encoder,
 )
 from ops.journal import Journal, new_run_folder
-from ops.options import PretrainConfig
+from ops.pretrain_options import PretrainConfig
 from ops.schedule import set_rate
 
 

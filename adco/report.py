@@ -21,7 +21,7 @@ from adco.probe import extract_features
 from ops.arguments import argument, from_dict, option, parse
 from ops.distributed import World
 from ops.errors import InputError, reported
-from ops.options import PretrainConfig
+from ops.pretrain_options import PretrainConfig
 
 NUM_QUERIES, NUM_NEIGHBOURS = 10, 8
 

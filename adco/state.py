@@ -16,7 +16,7 @@ from adco.negatives import NegativeBank
 from ops import checkpoint
 from ops.arguments import from_dict
 from ops.errors import InputError
-from ops.options import PretrainConfig
+from ops.pretrain_options import PretrainConfig
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 
 from ops.arguments import from_dict, parse
 from ops.errors import InputError
-from ops.options import PRESETS, PretrainConfig
+from ops.pretrain_options import PRESETS, PretrainConfig
 from tests.conftest import ROOT
 
 PUBLISHED = [

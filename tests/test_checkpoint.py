@@ -7,7 +7,7 @@ import adco
 from adco.state import Progress, pack, unpack_
 from ops import checkpoint
 from ops.errors import InputError
-from ops.options import PretrainConfig
+from ops.pretrain_options import PretrainConfig
 
 CONFIG = PretrainConfig(arch="resnet10", moco_dim=8, cluster=32)
 

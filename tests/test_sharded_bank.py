@@ -12,7 +12,7 @@ from adco.step import startup_step
 from ops import checkpoint
 from ops.distributed import World, wrap_encoder
 from ops.errors import InputError
-from ops.options import PretrainConfig
+from ops.pretrain_options import PretrainConfig
 from tests.gloo import in_processes
 
 NUM_PICTURES, NUM_COLUMNS, DIM = 12, 60, 8  # of all processes together

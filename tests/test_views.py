@@ -16,7 +16,7 @@ from adco.pictures import FolderPictures
 from adco.views import JITTER, Draw, Recipe, draw_view, normalised, view_rng
 from ops.distributed import World
 from ops.errors import InputError
-from ops.options import PretrainConfig
+from ops.pretrain_options import PretrainConfig
 
 FULL = Recipe()
 RNG = np.random.default_rng(0)

@@ -1,0 +1,216 @@
+"""What main_adco.py can be told: a frozen dataclass, checked as far as values alone can be."""
+
+from dataclasses import asdict, dataclass, fields
+
+from ops.arguments import SWITCH, above_zero, at_least, option
+from ops.errors import InputError
+from ops.options import ARCHITECTURES, DATASETS, ProcessOptions
+from ops.schedule import pretrain_rate
+
+
+@dataclass(frozen=True)
+class PretrainConfig(ProcessOptions):
+    """Everything `main_adco.py` can be told. Defaults are the published run on ImageNet."""
+
+    # Pictures
+    data: str = option("data", "folder of the pictures (also as a positional argument)")
+    dataset: str = option(
+        "ImageNet", "which data set --data holds; digits come with the program", choices=DATASETS
+    )
+    download: int = option(0, "1: let torchvision fetch cifar10, cifar100 or stl10", **SWITCH)
+    workers: int = option(32, "loader processes per node, at most its cores", names=("-j",))
+    image_size: int = option(224, "side of the full-size views, pixels")
+    min_scale: float = option(
+        0.2, "smallest share of the picture's area that a full-size view shows"
+    )
+    blur: int = option(1, "1: Gaussian blur in the views", **SWITCH)
+    flip: int = option(1, "1: horizontal flips in the views", **SWITCH)
+    augment: str = option(
+        "fast",
+        "what renders the views: fast (OpenCV, torch) or pil (Pillow, slower); the draws are equal",
+        choices=("fast", "pil"),
+    )
+    size_crops: tuple = option(
+        (224, 192, 160, 128, 96), "multi-crop: sides of the crops", type=int, nargs="+"
+    )
+    nmb_crops: tuple = option(
+        (1, 1, 1, 1, 1), "multi-crop: crops of each size", type=int, nargs="+"
+    )
+    min_scale_crops: tuple = option(
+        (0.2, 0.172, 0.143, 0.114, 0.086),
+        "multi-crop: smallest area share of each size",
+        type=float,
+        nargs="+",
+    )
+    max_scale_crops: tuple = option(
+        (1.0, 0.86, 0.715, 0.571, 0.429),
+        "multi-crop: largest area share of each size",
+        type=float,
+        nargs="+",
+    )
+
+    # Method
+    sym: int = option(0, "1: symmetric loss, both views are query and key", **SWITCH)
+    multi_crop: int = option(0, "1: smaller query crops beside the key view", **SWITCH)
+    cluster: int = option(65536, "K, the number of learnable negatives")
+    bank: str = option(
+        "auto",
+        "replicated: every process holds all K negatives; sharded: each holds its part, and no "
+        "gradient of them travels; auto: sharded if there are several processes and K splits",
+        choices=("replicated", "sharded", "auto"),
+    )
+    moco_dim: int = option(128, "D, width of the embedding")
+    moco_m: float = option(0.999, "m, momentum of the key encoder")
+    moco_t: float = option(0.12, "tau, temperature of the encoder's loss")
+    mem_t: float = option(0.02, "tau_a, temperature of the adversaries' loss")
+    memory_lr: float = option(3.0, "eta, learning rate of the adversaries")
+    mem_wd: float = option(1e-4, "lambda, weight decay of the adversaries")
+    ad_init: int = option(
+        1, "1: start the adversaries from keys of the pictures; 0: random normal", **SWITCH
+    )
+    init_steps: int = option(
+        0,
+        "start-up steps; 0: as many as fill the K columns once; more: written round and round",
+    )
+
+    # Encoder
+    arch: str = option("resnet50", "architecture", names=("-a",), choices=ARCHITECTURES)
+    stem: str = option(
+        "imagenet",
+        "small: 3x3 first convolution and no max-pool, for small pictures",
+        choices=("imagenet", "small"),
+    )
+    mlp: int = option(1, "1: two-layer projection head; 0: one linear layer", **SWITCH)
+
+    # Optimisation
+    epochs: int = option(200, "epochs to train")
+    start_epoch: int = option(0, "first epoch, where no checkpoint says it")
+    batch_size: int = option(
+        256, "pictures per step and node, split over its processes", names=("-b",)
+    )
+    lr: float = option(0.03, "learning rate of the encoder", names=("--learning_rate",))
+    lr_final: float = option(0.0006, "learning rate at the end of --cos 1")
+    cos: int = option(
+        1,
+        "1: cosine to lr_final; 2: quarter cosine to 0; 0: steps at --schedule",
+        choices=(0, 1, 2),
+    )
+    schedule: tuple = option(
+        (120, 160), "with --cos 0: epochs at which lr drops tenfold", type=int, nargs="*"
+    )
+    warmup_epochs: int = option(0, "epochs over which lr rises linearly from 0")
+    momentum: float = option(0.9, "SGD momentum, of the encoder and of the adversaries")
+    weight_decay: float = option(1e-4, "weight decay of the encoder", names=("--wd",))
+
+    # The run
+    save_path: str = option(".", "folder below which logs are written")
+    log_path: str = option("train_log", "name of the log folder below --save_path")
+    print_freq: int = option(10, "steps between two log lines", names=("-p",))
+    save_freq: int = option(10, "epochs between two numbered checkpoints")
+    knn_freq: int = option(10, "epochs between two kNN scores of the frozen trunk; 0: never")
+    resume: str = option(
+        "", "checkpoint to go on from, or auto: the newest with this configuration"
+    )
+    seed: int = option(0, "seed of everything random; same seed, same run")
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(
+            self,
+            1,
+            "image_size",
+            "cluster",
+            "moco_dim",
+            "epochs",
+            "batch_size",
+            "print_freq",
+            "save_freq",
+        )
+        at_least(
+            self, 0, "workers", "init_steps", "start_epoch", "warmup_epochs", "knn_freq", "seed"
+        )
+        at_least(self, 0, "memory_lr", "mem_wd", "lr_final", "weight_decay")
+        above_zero(self, "moco_t", "mem_t", "lr")
+        if not 0 <= self.moco_m < 1:
+            raise InputError(
+                f"moco_m={self.moco_m}: expected a momentum in [0, 1) (published: 0.999)"
+            )
+        if not 0 <= self.momentum < 1:
+            raise InputError(
+                f"momentum={self.momentum}: SGD momentum lies in [0, 1) (published: 0.9)"
+            )
+        if not 0 < self.min_scale <= 1:
+            raise InputError(
+                f"min_scale={self.min_scale}: a share of the picture's area, in (0, 1]"
+            )
+        if self.start_epoch >= self.epochs:
+            raise InputError(
+                f"start_epoch={self.start_epoch} leaves nothing of epochs={self.epochs}"
+            )
+        if self.multi_crop:
+            check_crops(self)
+
+    def images_per_process(self, local_size: int) -> int:
+        """N: the node's batch over its `local_size` processes."""
+        if self.batch_size % local_size:
+            low = self.batch_size // local_size * local_size
+            nearest = " or ".join(str(size) for size in (low, low + local_size) if size)
+            raise InputError(
+                f"batch_size={self.batch_size} does not split over {local_size} processes; "
+                f"nearest that do: {nearest}"
+            )
+        return self.batch_size // local_size
+
+    def rate(self, epoch: float) -> float:
+        """Learning rate of the encoder at `epoch`, which counts steps as fractions."""
+        return pretrain_rate(
+            epoch,
+            epochs=self.epochs,
+            lr=self.lr,
+            shape=self.cos,
+            lr_final=self.lr_final,
+            milestones=self.schedule,
+            warmup_epochs=self.warmup_epochs,
+        )
+
+    def shards_bank(self, num_processes: int) -> bool:
+        """Whether the columns of the bank are spread over the processes of all nodes."""
+        if self.bank == "auto":
+            return num_processes > 1 and self.cluster % num_processes == 0
+        return self.bank == "sharded"
+
+    def changes_numbers(self) -> dict:
+        """The options that a resumed run has to share with the one it goes on from."""
+        free = {f.name for f in fields(ProcessOptions)}
+        free |= {"data", "download", "workers", "save_path", "log_path", "print_freq"}
+        free |= {"save_freq", "resume", "bank"}
+        return {name: value for name, value in asdict(self).items() if name not in free}
+
+
+def check_crops(config):
+    lists = ("size_crops", "nmb_crops", "min_scale_crops", "max_scale_crops")
+    lengths = {name: len(getattr(config, name)) for name in lists}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"the multi-crop lists need one length, found {lengths}")
+    for name in lists:
+        if min(getattr(config, name)) <= 0:
+            raise InputError(f"{name}={getattr(config, name)}: expected numbers above 0")
+    for low, high in zip(config.min_scale_crops, config.max_scale_crops, strict=True):
+        if not low <= high <= 1:
+            raise InputError(f"crop scales {low} to {high}: expected smallest <= largest <= 1")
+
+
+# Defaults that differ from ImageNet's. An option that is given always wins. The start-up takes
+# about three epochs: with the published K / M steps the features of small data stay in a cone.
+SMALL = dict(stem="small", blur=0, knn_freq=1, moco_m=0.99, mem_t=0.05, memory_lr=1.0)
+CIFAR = dict(SMALL, arch="resnet18", image_size=32, cluster=8192, lr=0.06, init_steps=585)
+PRESETS = {
+    "folder": dict(knn_freq=1),
+    "cifar10": CIFAR,
+    "cifar100": CIFAR,
+    "stl10": dict(CIFAR, image_size=96, cluster=16384, blur=1),
+    "digits": dict(
+        SMALL, arch="resnet10", stem="imagenet", image_size=28, flip=0, min_scale=0.4,
+        cluster=1024, batch_size=128, epochs=24, lr=0.02, mem_t=0.2, memory_lr=0.3, init_steps=93,
+    ),
+}  # fmt: skip
