@@ -1,9 +1,13 @@
 """Checkpoints: written whole or not at all, read without running anything they contain."""
 
 import hashlib
+import io
 import os
 import pickle
+import shutil
 import warnings
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,17 +15,50 @@ from torch import Tensor, nn
 
 from ops.errors import InputError
 
+LAST, PREVIOUS = "checkpoint_last.pth.tar", "checkpoint_previous.pth.tar"
 
-def save(state: dict, path: Path) -> None:
+
+def save(state: dict, path: Path, previous: Path | None = None) -> None:
     """Write beside, flush to disk, rename: a reader sees the old file or the new one, never a
-    part.
+    part. previous: the name under which the old file is kept.
+
+    The file carries a checksum of each of its records, which `load` verifies. Raises OSError where
+    it cannot be written; the old file is then as it was.
     """
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    content = io.BytesIO()
+    torch.save(state, content)
+    partial = partial_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # it may have been lost meanwhile
+        with open(partial, "wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def duplicate(path: Path, copy: Path) -> None:
+    """Give a saved file a second name, whole or not at all; without a second copy where the file
+    system has links.
+    """
+    partial = partial_name(copy)
+    with suppress(FileNotFoundError):
+        partial.unlink()
+    try:
+        os.link(path, partial)
+    except OSError:
+        shutil.copyfile(path, partial)
+    os.replace(partial, copy)
+
+
+def partial_name(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
 
 
 def load(path: str | Path) -> dict:
@@ -35,6 +72,7 @@ def load(path: str | Path) -> dict:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of foreign pickles; the refusal says it better
+            verify(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -44,12 +82,24 @@ def load(path: str | Path) -> dict:
     except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
         raise InputError(
             f"{str(path)!r} is damaged or no checkpoint; take an earlier one"
+            + (f", {PREVIOUS} beside it" if path.with_name(PREVIOUS).exists() else "")
         ) from error
     if not isinstance(state, dict):
         raise InputError(
             f"{str(path)!r} holds a {type(state).__name__}; a checkpoint is a dictionary"
         )
     return state
+
+
+def verify(path: Path) -> None:
+    """Raise ValueError where a record of the file is not what its CRC-32 says. Files from before
+    torch 1.6 have none.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            torn = archive.testzip()
+        if torn:
+            raise ValueError(f"the checksum of {torn} is wrong")
 
 
 def sha256(path: str | Path) -> str:

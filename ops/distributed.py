@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ops.errors import RunFailed
+
 
 @dataclass(frozen=True)
 class World:
@@ -34,15 +36,71 @@ def current_world() -> World:
     return World()
 
 
-def join_group(world: World, url: str, backend: str) -> None:
-    """Enter the process group. Nothing to do alone."""
+def join_group(world: World, url: str, backend: str):
+    """Enter the process group. Returns the store through which its processes met; None alone."""
+    if world.size == 1:
+        return None
+    store, _, _ = next(dist.rendezvous(url, world.rank, world.size))
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size
+    )
+    return store
+
+
+def wait_for_all(world: World) -> None:
+    """Return once every process has come here."""
     if world.size > 1:
-        dist.init_process_group(backend, init_method=url, rank=world.rank, world_size=world.size)
+        dist.barrier()
 
 
 def leave_group() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Whether a collective failed because of another process, not of this one."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+class Poll:
+    """Numbers that any process may raise, summed over all and known to all at the same step.
+
+    Nobody waits: with several processes the answer to a question is that to the question before,
+    over a group of its own on the CPU. Alone it is the question itself.
+    """
+
+    def __init__(self, world: World):
+        self.group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self.asked: tuple | None = None
+
+    def ask(self, *numbers: int) -> list[int]:
+        """Sums of what the processes gave when they last asked (the first time: zeros)."""
+        if self.group is None:
+            return list(numbers)
+        before = self.asked
+        question = torch.tensor(numbers)
+        self.asked = dist.all_reduce(question, group=self.group, async_op=True), question
+        if before is None:
+            return [0] * len(numbers)
+        work, answer = before
+        work.wait()
+        return answer.tolist()
+
+    def ask_now(self, *numbers: int) -> list[int]:
+        """Sums of what the processes give now, for which each waits."""
+        question = torch.tensor(numbers)
+        if self.group is not None:
+            dist.all_reduce(question, group=self.group)
+        return question.tolist()
+
+    def gather(self, thing) -> list:
+        """What each process gives, plain values, in the order of the ranks."""
+        if self.group is None:
+            return [thing]
+        everything = [None] * dist.get_world_size()
+        dist.all_gather_object(everything, thing, group=self.group)
+        return everything
 
 
 def sum_across_ranks_(x: Tensor, world: World) -> Tensor:
@@ -122,7 +180,7 @@ def broadcast_from_first_(tensors, world: World) -> None:
 
 
 def check_ranks_agree(tensors: dict[str, Tensor], world: World) -> None:
-    """Raise RuntimeError naming the first tensor whose bytes differ between processes."""
+    """Raise RunFailed naming the first tensor whose bytes differ between processes."""
     if world.size == 1:
         return
     checksums = torch.tensor([checksum(tensor) for tensor in tensors.values()])
@@ -131,8 +189,9 @@ def check_ranks_agree(tensors: dict[str, Tensor], world: World) -> None:
     differs = (everyone != everyone[0]).any(dim=0).tolist()
     for name, bad in zip(tensors, differs, strict=True):
         if bad:
-            raise RuntimeError(
-                f"the processes no longer agree on {name}: the run cannot be trusted from here on"
+            raise RunFailed(
+                f"the processes no longer agree on {name}: the numbers cannot be trusted from here "
+                "on; go on from an earlier checkpoint, and look for a faulty device"
             )
 
 

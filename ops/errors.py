@@ -1,9 +1,11 @@
-"""One kind of error for everything a user can mend, and one way for a script to report it."""
+"""Two kinds of error that a user is told in one sentence, and one way for a script to tell them."""
 
 import sys
 from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
+EXIT_FAILED = 70  # the run cannot go on; what it has saved is good
+EXIT_STOPPED = 75  # stopped on request and saved: start it again with --resume auto
 
 
 class InputError(ValueError):
@@ -12,13 +14,20 @@ class InputError(ValueError):
     """
 
 
+class RunFailed(RuntimeError):
+    """The run cannot go on. The message is one sentence: what happened, and what is left."""
+
+
+EXIT_CODES = {InputError: EXIT_BAD_INPUT, RunFailed: EXIT_FAILED}
+
+
 @contextmanager
 def reported(program: str):
-    """Turn an InputError inside the block into one line on stderr and exit code 2."""
+    """Turn these errors inside the block into one line on stderr and their exit code."""
     try:
         yield
-    except InputError as error:
+    except tuple(EXIT_CODES) as error:
         # A loader process sends its whole traceback as the message; the sentence comes last.
-        sentence = str(error).rpartition(f"{InputError.__name__}: ")[2].strip()
+        sentence = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
         print(f"{program}: error: {sentence}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_BAD_INPUT)
+        sys.exit(EXIT_CODES[type(error)])

@@ -1,6 +1,8 @@
 """What a run says and writes: console, progress bar, JSON lines, TensorBoard. Rank 0 only."""
 
+import fcntl
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -37,6 +39,21 @@ def new_run_folder(parent: Path) -> Path:
     )
 
 
+def lock_folder(folder: Path):
+    """Keep the run folder for this process, as long as the file that comes back stays open."""
+    lock = open(folder / "run.lock", "w")
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader processes
+    except (BlockingIOError, PermissionError) as error:
+        raise InputError(
+            f"the run in {str(folder)!r} is still going on in another process; wait for its end, "
+            "or start a new run without --resume auto"
+        ) from error
+    except OSError:
+        pass  # a file system without locks
+    return lock
+
+
 def provenance() -> dict:
     """What else decides a number: versions, commit, command line, machine."""
     here = Path(__file__).resolve().parent
@@ -63,21 +80,37 @@ class Journal:
     """Speaks and writes for the whole run. With folder None (every process but the first) it is
     silent.
 
-    Files: config.json, metrics.jsonl (a line per log step and per epoch), TensorBoard events.
+    Files: config.json, metrics.jsonl (a line per log step and per epoch), TensorBoard events. What
+    cannot be written at the moment (full disk, lost folder) is kept, said once, and tried again
+    with the next line.
+
+    size: bytes of metrics.jsonl to keep; lines after them are of steps that will be taken again.
     """
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, size: int | None = None):
         self.folder = folder
         self.bar = None
         if folder is None:
             return
-        from tensorboardX import SummaryWriter
-
+        self.metrics = folder / "metrics.jsonl"
+        self.waiting = b""  # lines that are not in the file yet
+        self.troubled = False  # whether the last attempt failed
         try:
-            self.lines = open(folder / "metrics.jsonl", "a", buffering=1)
-            self.board = SummaryWriter(str(folder))
+            self.lock = lock_folder(folder)
+            self.metrics.touch()
+            if size is not None:
+                os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
+            self.board = Scalars(folder)
         except OSError as error:
             raise InputError(f"cannot write in the run folder {str(folder)!r}: {error}") from error
+
+    @property
+    def size(self) -> int:
+        """Bytes of metrics.jsonl once everything is written."""
+        return 0 if self.folder is None else self._written() + len(self.waiting)
+
+    def _written(self) -> int:
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
 
     def write_config(self, config: dict) -> None:
         """Keep the configuration and everything else that decides the numbers, as JSON."""
@@ -98,10 +131,35 @@ class Journal:
         """One JSON line {"kind", "step", values...}, and a TensorBoard scalar of each number."""
         if self.folder is None:
             return
-        self.lines.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            if name != "epoch" and isinstance(value, (int, float)):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+        line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
+        self.waiting += line.encode()
+        numbers = {
+            f"{kind}/{name}": value
+            for name, value in values.items()
+            if name != "epoch" and isinstance(value, (int, float))
+        }
+        try:
+            self._write_waiting()
+            self.board.write(step, numbers)
+            self.troubled = False
+        except OSError as error:
+            if not self.troubled:
+                self.warn(
+                    f"cannot write the log in {str(self.folder)!r} ({error}); training goes on"
+                )
+            self.troubled = True
+
+    def _write_waiting(self) -> None:
+        written = self._written()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.metrics, "ab") as file:
+                file.write(self.waiting)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self.metrics, written)  # no half line stays
+            raise
+        self.waiting = b""
 
     def open_bar(self, total: int, title: str) -> None:
         """A progress bar where stderr is a terminal; elsewhere `progress` prints lines."""
@@ -127,8 +185,34 @@ class Journal:
     def close(self) -> None:
         self.close_bar()
         if self.folder is not None:
-            self.lines.close()
             self.board.close()
+            self.lock.close()
+
+
+class Scalars:
+    """TensorBoard events of a run, written by the caller's own thread, so that a failure is his."""
+
+    def __init__(self, folder: Path):
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self.events = EventsWriter(str(folder / "events"))
+        self.flushed = time.monotonic()
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
+        self.events.write_event(
+            Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        )
+        if time.monotonic() - self.flushed > 30:  # seconds
+            self.events.flush()
+            self.flushed = time.monotonic()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.events.close()
 
 
 class Stopwatch:

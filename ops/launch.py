@@ -2,22 +2,25 @@
 nodes'.
 """
 
-import logging
+import multiprocessing as mp
 import os
 import signal
 import socket
 import sys
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from urllib.parse import urlparse
 
 import torch
-import torch.multiprocessing as mp
 
-from ops.distributed import World, join_group, leave_group
-from ops.errors import EXIT_BAD_INPUT, InputError
+from ops.distributed import World, is_lost_connection, join_group, leave_group, wait_for_all
+from ops.errors import EXIT_CODES, EXIT_STOPPED, InputError, RunFailed
+from ops.lifeline import Lifeline, follow_parent
 from ops.options import ProcessOptions
+from ops.signals import StopRequest
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+LAST_WORDS = 5.0  # seconds that the other processes have when one has failed
 
 
 @dataclass(frozen=True)
@@ -128,40 +131,82 @@ def take_seat(local_rank: int, run, config: ProcessOptions, seats: Seats) -> int
         torch.cuda.set_device(device)
     elif world.local_size > 1:
         torch.set_num_threads(max(1, os.cpu_count() // world.local_size))
-    join_group(world, seats.url, config.dist_backend if seats.kind == "cuda" else "gloo")
-    code = run(config, world, device)
+    backend = config.dist_backend if seats.kind == "cuda" else "gloo"
+    store = join_group(world, seats.url, backend)
+    if store is None:
+        return run(config, world, device)
+
+    lifeline = Lifeline(store, world)
+    lifeline.start()
+    try:
+        code = run(config, world, device)
+        wait_for_all(world)
+    except RuntimeError as error:
+        if is_lost_connection(error) and lifeline.someone_is_lost():
+            raise RunFailed(lifeline.message()) from error
+        raise
+    lifeline.stop()
+    wait_for_all(world)  # the store ends with its process; nobody asks it any more
     leave_group()
     return code
 
 
 def spawn(run, config: ProcessOptions, seats: Seats) -> int:
-    """Start this node's processes and wait. If one fails the others are stopped."""
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # we say it ourselves
-    errors = mp.get_context("spawn").SimpleQueue()
-    try:
-        mp.spawn(sit_down, (run, config, seats, errors), nprocs=seats.local_size)
-    except (mp.ProcessRaisedException, mp.ProcessExitedException) as failure:
-        if not errors.empty():  # the others may only have missed the one that met bad input
-            raise InputError(errors.get()) from None
-        if isinstance(failure, mp.ProcessRaisedException):
-            raise
-        rank = seats.first_rank + failure.error_index
-        if failure.signal_name:
-            print(
-                f"process {rank} was ended by {failure.signal_name}; the others were stopped",
-                file=sys.stderr,
-            )
-            return 128 + signal.Signals[failure.signal_name]
-        return failure.exit_code
-    return 0
+    """Start this node's processes and wait for them; requests to stop are passed on.
+
+    If one fails the others are given a moment and then ended.
+    """
+    context = mp.get_context("spawn")
+    errors = context.SimpleQueue()
+    processes = [
+        context.Process(target=sit_down, args=(local_rank, run, config, seats, errors))
+        for local_rank in range(seats.local_size)
+    ]
+    for process in processes:
+        process.start()
+
+    def ask_to_stop():
+        for process in processes:
+            process.terminate()
+
+    with StopRequest(ask_to_stop):
+        failed = first_failure(processes)
+        for process in processes:
+            process.join(LAST_WORDS if failed is not None else None)
+            process.kill()
+            process.join()
+    if not errors.empty():  # the others may only have missed the one that says why
+        kind, sentence = errors.get()
+        raise kind(sentence)
+    if failed is None:
+        return max(process.exitcode for process in processes)
+    code = processes[failed].exitcode
+    if code > 0:
+        return code
+    rank = seats.first_rank + failed
+    raise RunFailed(
+        f"process {rank} was ended by {signal.Signals(-code).name}; the others were stopped"
+    )
+
+
+def first_failure(processes: list) -> int | None:
+    """Wait until all have ended well, or one has not: its number."""
+    running = {process.sentinel: number for number, process in enumerate(processes)}
+    while running:
+        for sentinel in wait(list(running)):
+            number = running.pop(sentinel)
+            processes[number].join()
+            if processes[number].exitcode not in (0, EXIT_STOPPED):
+                return number
+    return None
 
 
 def sit_down(local_rank: int, run, config: ProcessOptions, seats: Seats, errors) -> None:
-    """What a spawned process does: its seat, and an exit code of its own."""
+    """What a started process does: its seat, and an exit code of its own."""
+    follow_parent()
     try:
         code = take_seat(local_rank, run, config, seats)
-    except InputError as error:
-        errors.put(str(error))
-        code = EXIT_BAD_INPUT
-    if code:
-        sys.exit(code)
+    except tuple(EXIT_CODES) as error:
+        errors.put((type(error), str(error)))
+        code = EXIT_CODES[type(error)]
+    sys.exit(code)

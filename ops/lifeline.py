@@ -1,0 +1,78 @@
+"""Who is still alive: a process that dies or hangs is missed by the others within a minute."""
+
+import os
+import sys
+import threading
+import time
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
+
+from ops.distributed import World
+from ops.errors import EXIT_FAILED
+
+BEAT = 2.0  # seconds between two signs of life
+PATIENCE = 25.0  # seconds without one after which a process counts as lost
+GRACE = 10.0  # seconds in which the main thread may find out and stop by itself
+
+
+class Lifeline(threading.Thread):
+    """Gives a sign of life through the store, and watches the next process and the store itself.
+
+    Who misses a process tells all the others its rank, so that every message names the same one.
+    A main thread that hangs in a collective meanwhile is ended with exit code 70.
+    """
+
+    def __init__(self, store, world: World):
+        super().__init__(daemon=True)
+        self.store, self.world = store.clone(), world
+        self.lost: str | None = None  # who is missing, for a message
+        self.stopping = threading.Event()
+        self.found = threading.Event()
+
+    def run(self) -> None:
+        neighbour = (self.world.rank + 1) % self.world.size
+        beats, since = None, time.monotonic()
+        while self.lost is None:
+            try:
+                self.store.add(f"beat/{self.world.rank}", 1)
+                now = self.store.add(f"beat/{neighbour}", 0)
+                if now != beats:
+                    beats, since = now, time.monotonic()
+                elif time.monotonic() - since > PATIENCE:
+                    self.store.set("lost", str(neighbour))
+                if self.store.check(["lost"]):
+                    self.lost = f"process {self.store.get('lost').decode()}"
+            except RuntimeError:  # the store is gone
+                self.lost = "process 0, or the way to it,"
+            if self.stopping.wait(BEAT if self.lost is None else 0):
+                return
+        self.found.set()
+        if not self.stopping.wait(GRACE):
+            print(f"error: {self.message()}", file=sys.stderr, flush=True)
+            os._exit(EXIT_FAILED)
+
+    def message(self) -> str:
+        return (
+            f"{self.lost} no longer answers, so process {self.world.rank} stops; what is saved is "
+            "good: start the run again with --resume auto"
+        )
+
+    def someone_is_lost(self) -> bool:
+        """Wait until it is known whether a process is missing; then this one stops by itself."""
+        found = self.found.wait(PATIENCE + 4 * BEAT)
+        self.stop()
+        return found
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.join()
+
+
+def follow_parent() -> None:
+    """End this process as soon as the one that started it has ended, however that happened."""
+
+    def follow():
+        wait([parent_process().sentinel])
+        os._exit(EXIT_FAILED)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,41 @@
+"""Requests to stop: SIGTERM and SIGUSR1, as schedulers send them, and Ctrl-C."""
+
+import signal
+import threading
+
+REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopRequest:
+    """Inside the block, a signal does not end the process: it is kept until somebody looks.
+
+    A second Ctrl-C ends the process at once.
+    """
+
+    def __init__(self, pass_on=None):
+        self.received: signal.Signals | None = None
+        self.pass_on = pass_on  # called at each signal
+        self.before = {}
+
+    @property
+    def name(self) -> str:
+        """What asked to stop, for a message."""
+        if self.received is None:
+            return "another process"
+        return "Ctrl-C" if self.received == signal.SIGINT else self.received.name
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+            self.before = {request: signal.signal(request, self._keep) for request in REQUESTS}
+        return self
+
+    def __exit__(self, *_):
+        for request, handler in self.before.items():
+            signal.signal(request, handler)
+
+    def _keep(self, number: int, _) -> None:
+        self.received = signal.Signals(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self.pass_on:
+            self.pass_on()
