@@ -207,8 +207,8 @@ class EpochBatches(Sampler):
     """This process's batches of (epoch, index), a pure function of (seed, epoch).
 
     A global batch is M consecutive pictures of the epoch's permutation; process r takes the r-th N
-    of
-    them. What does not fill a last batch waits for the next epoch.
+    of them. What does not fill a last batch waits for the next epoch. `first` is the number of the
+    batch to begin with; the length is the whole epoch's.
     """
 
     def __init__(self, num_pictures: int, images_per_process: int, world: World, seed: int):
@@ -218,7 +218,7 @@ class EpochBatches(Sampler):
             world,
             seed,
         )
-        self.epoch = 0
+        self.epoch = self.first = 0
 
     @property
     def global_size(self) -> int:
@@ -232,7 +232,7 @@ class EpochBatches(Sampler):
         order = np.random.default_rng((self.seed, self.epoch % 2**32)).permutation(
             self.num_pictures
         )
-        for step in range(len(self)):
+        for step in range(self.first, len(self)):
             start = (step * self.world.size + self.world.rank) * self.images
             yield [(self.epoch, int(index)) for index in order[start : start + self.images]]
 
@@ -259,9 +259,12 @@ class TrainingLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int):
-        """Iterate over the batches of an epoch; -1, -2, ... are the start-up's passes."""
-        self.batches.epoch = epoch
+    def epoch(self, epoch: int, first: int = 0):
+        """Iterate over the batches of an epoch; -1, -2, ... are the start-up's passes.
+
+        first: the batch to begin with; nothing of those before it is read or drawn.
+        """
+        self.batches.epoch, self.batches.first = epoch, first
         return iter(self.loader)
 
 

@@ -183,6 +183,27 @@ def test_loader_processes_give_the_views_of_one_process():
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("first", [0, 1, 4, 5])
+def test_an_epoch_taken_up_inside_is_the_tail_of_the_epoch_and_reads_nothing_else(workers, first):
+    read = []
+
+    class Noted(ArrayPictures):
+        def pixels(self, index):
+            read.append(index)
+            return super().pixels(index)
+
+    dataset = TrainingViews(Noted(SMALL), [Recipe(28)], seed=0)
+    loader = TrainingLoader(dataset, EpochBatches(len(SMALL), 2, World(), 0), workers, False)
+    whole = [views[0] for views in loader.epoch(3)]
+    in_order = read[:]
+    read.clear()
+    tail = [views[0] for views in loader.epoch(3, first)]
+    assert len(loader) == len(whole)
+    torch.testing.assert_close(tail, whole[first:], atol=0, rtol=0)
+    assert read == in_order[2 * first :]  # what is read in other processes is not noted here
+
+
 def test_check_views_come_with_their_labels():
     pictures = ArrayPictures(SMALL, np.arange(len(SMALL)))
     batch, labels = CheckViews(pictures, 28, "fast").__getitems__([5, 2])
