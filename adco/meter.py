@@ -8,7 +8,10 @@ from ops.journal import Journal, Stopwatch
 
 
 class EpochMeter:
-    """Counts the steps of one epoch of `num_steps` steps with M pictures each."""
+    """Counts the steps of one epoch of `num_steps` steps with M pictures each.
+
+    state: of the meter of an interrupted epoch, to go on from.
+    """
 
     def __init__(
         self,
@@ -18,6 +21,7 @@ class EpochMeter:
         epoch: int,
         num_steps: int,
         num_keys: int,
+        state: dict | None = None,
     ):
         self.journal, self.world = journal, world
         self.epoch, self.num_steps, self.num_keys = epoch, num_steps, num_keys
@@ -25,8 +29,18 @@ class EpochMeter:
         self.totals = torch.zeros_like(self.latest)
         self.steps = 0
         self.seconds = self.data_seconds = 0.0
-        self.logged = (0, 0.0, 0.0)  # steps, seconds and data seconds at the last log line
+        if state:
+            self.totals.copy_(state["totals"])
+            self.steps = state["steps"]
+            self.seconds, self.data_seconds = state["seconds"], state["data_seconds"]
+        # Steps, seconds and data seconds at the last log line.
+        self.logged = (self.steps, self.seconds, self.data_seconds)
         self.stopwatch = Stopwatch()
+
+    def state(self) -> dict:
+        """Plain values and tensors, for a checkpoint."""
+        names = ("totals", "steps", "seconds", "data_seconds")
+        return {name: getattr(self, name) for name in names}
 
     def data_is_here(self) -> None:
         waited = self.stopwatch.lap()

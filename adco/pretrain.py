@@ -1,144 +1,99 @@
-"""A pre-training run: wire, start the bank, epochs, log, save, resume."""
+"""A pre-training run: start the bank, epochs, log, save, resume, stop."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
-from adco.data import (
-    EpochBatches,
-    TrainingLoader,
-    TrainingViews,
-    check_loader,
-    load_splits,
-    workers_per_process,
-)
 from adco.meter import EpochMeter
-from adco.model import AdCo
-from adco.negatives import NegativeBank
-from adco.plan import view_plan
-from adco.probe import extract_features, knn_accuracy
-from adco.state import Progress, newest_with, pack, unpack_
+from adco.monitor import knn_score
+from adco.parts import build
+from adco.resume import Beginning, begin_, log_folder
+from adco.saving import Checkpoints
+from adco.state import Extras, pack
 from adco.step import startup_step, train_step
-from adco.views import training_recipes
 from adco.watch import Watch
-from ops import checkpoint
 from ops.distributed import (
+    Poll,
     World,
     broadcast_from_first_,
     check_ranks_agree,
     mean_across_ranks_,
-    wrap_encoder,
 )
+from ops.errors import EXIT_STOPPED, RunFailed
 from ops.journal import Journal, new_run_folder
 from ops.pretrain_options import PretrainConfig
 from ops.schedule import set_rate
+from ops.signals import StopRequest
 
 
 def run(config: PretrainConfig, world: World, device: torch.device) -> int:
     """Pre-train as configured, as one process of `world`. Returns the exit code."""
-    training = Pretraining(config, world, device)
-    try:
-        training.resume()
-        training.open_journal()
-        training.start()
-        while training.progress.epoch < config.epochs:
-            training.train_epoch()
-            training.finish_epoch()
-        training.journal.say(f"finished: {training.folder}")
-    finally:
-        training.journal.close()
+    with StopRequest() as stop:
+        training = Pretraining(config, world, device, stop)
+        try:
+            training.start()
+            while training.progress.epoch < config.epochs:
+                training.train_epoch()
+                training.finish_epoch()
+            training.finish()
+        except Stopped:
+            return EXIT_STOPPED
+        finally:
+            training.journal.close()
     return 0
 
 
+class Stopped(Exception):
+    """The run was asked to stop, and has saved."""
+
+
 class Pretraining:
-    """The parts of a run, and what is done with them."""
+    """A run: its parts, where it stands, and what is done with them."""
 
-    def __init__(self, config: PretrainConfig, world: World, device: torch.device):
-        self.config, self.world, self.device = config, world, device
-        self.images = config.images_per_process(world.local_size)  # N
-        self.num_keys = self.images * world.size  # M
-        torch.manual_seed(config.seed)
+    def __init__(
+        self, config: PretrainConfig, world: World, device: torch.device, stop: StopRequest
+    ):
+        self.config, self.world, self.device, self.stop = config, world, device, stop
+        parts = build(config, world, device)
+        self.plan, self.splits, self.loader = parts.plan, parts.splits, parts.loader
+        self.model, self.wrapped = parts.model, parts.wrapped
+        self.bank, self.optimizer = parts.bank, parts.optimizer
+        self.num_keys = self.loader.batches.global_size  # M
 
-        recipes = training_recipes(
-            config.image_size, config.min_scale, config.blur, config.flip, config.sym,
-            config.multi_crop,
-            config.size_crops, config.nmb_crops, config.min_scale_crops, config.max_scale_crops,
-        )  # fmt: skip
-        self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
-        self.splits = load_splits(config.dataset, config.data, bool(config.download))
-        workers = workers_per_process(config.workers, world)
-        self.loader = TrainingLoader(
-            TrainingViews(self.splits.train, recipes, config.seed, config.augment),
-            EpochBatches(len(self.splits.train), self.images, world, config.seed),
-            workers,
-            pin_memory=device.type == "cuda",
-        )
-
-        self.model = AdCo(
-            config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem, config.seed
-        ).to(device)
-        shard = config.shards_bank(world.size)
-        self.bank = NegativeBank(config.cluster, config.moco_dim, config.seed, shard).to(device)
-        self.wrapped = wrap_encoder(self.model, world)
-        # Both encoders, as in the published checkpoints; the key encoder has no gradient and stays.
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
-        self.progress = Progress(epoch=config.start_epoch)
-        self.resumed_from: Path | None = None
-        self.bank_is_playing = False
-        self.folder: Path | None = None
+        beginning = begin_(parts, config)
+        self.progress, self.extras = beginning.progress, beginning.extras
+        self.goes_on = beginning.source is not None
+        weight = sum(term.weight for term in self.plan)
+        patience = max(200, 2 * len(self.loader))
+        self.watch = Watch(self.num_keys, weight, patience, self.extras.watch)
+        self.meter: EpochMeter | None = None  # inside an epoch
+        self.poll = Poll(world)
         self.journal = Journal(None)
+        self.saves: Checkpoints | None = None  # on the first process
+        self.open_journal(beginning)
 
-    # ---- before the first epoch
+    # ---- before the first step
 
-    def log_folder(self) -> Path:
-        return Path(self.config.save_path) / self.config.log_path / self.config.dataset
-
-    def resume(self) -> None:
-        """Take up the checkpoint that --resume names, or with auto the newest one of this
-        configuration.
-        """
-        if not self.config.resume:
-            return
-        if self.config.resume == "auto":
-            found = newest_with(self.config, self.log_folder())
-            if found is None:
-                return
-            self.resumed_from, state = found
-            self.folder = self.resumed_from.parent  # the same run goes on in the same folder
-        else:
-            self.resumed_from = Path(self.config.resume)
-            state = checkpoint.load(self.resumed_from)
-        self.progress, self.bank_is_playing = unpack_(
-            state, str(self.resumed_from), self.model, self.bank, self.optimizer, self.config.arch
-        )
-
-    def open_journal(self) -> None:
+    def open_journal(self, beginning: Beginning) -> None:
         if not self.world.first:
             return
         config = self.config
-        if self.folder is None:
-            self.folder = new_run_folder(
-                self.log_folder() / f"lr_{config.lr}_memlr{config.memory_lr}" / f"cos_{config.cos}"
-            )
-        self.journal = Journal(self.folder)
+        folder = beginning.folder or new_run_folder(
+            log_folder(config) / f"lr_{config.lr}_memlr{config.memory_lr}" / f"cos_{config.cos}"
+        )
+        size = beginning.extras.journal_size if beginning.folder else None
+        self.journal = Journal(folder, size)
+        self.saves = Checkpoints(folder, config.save_minutes, self.journal, beginning.source)
         self.journal.write_config(asdict(config))
-        self.journal.say(f"run folder: {self.folder}")
+        self.journal.say(f"run folder: {folder}")
         self.journal.say(
             f"{len(self.splits.train)} pictures, {len(self.loader)} steps of {self.num_keys} an "
             f"epoch, {self.world.size} process(es) on {self.device.type}, {len(self.plan)} term(s)"
         )
-        if config.resume:
-            self.journal.say(
-                f"resumed from {self.resumed_from}, next epoch {self.progress.epoch}"
-                if self.resumed_from
-                else f"nothing to resume below {self.log_folder()}: starting from the beginning"
-            )
+        for sentence in beginning.damaged:
+            self.journal.warn(sentence)
+        if beginning.note:
+            self.journal.say(beginning.note)
         if config.knn_freq and self.splits.val is None:
             self.journal.say(
                 "no kNN monitor: it needs labelled pictures in train/CLASS and val/CLASS"
@@ -146,34 +101,33 @@ class Pretraining:
 
     def start(self) -> None:
         """The score of random weights, then the start-up of the adversaries."""
-        weight = sum(term.weight for term in self.plan)
-        self.watch = Watch(self.num_keys, weight, patience=max(200, 2 * len(self.loader)))
-        if self.resumed_from is None:
-            self.progress.knn_random = self.knn_score()
-        if not self.bank_is_playing and self.config.ad_init:
-            self.start_bank()
         self.settle_ranks()
+        if not self.goes_on:
+            self.progress.knn_random = self.knn_score()
+        if not self.progress.playing and self.config.ad_init:
+            self.start_bank()
+        self.progress.playing = True
 
     def start_bank(self) -> None:
         """Fill the bank with keys, taking an encoder step with each batch of them."""
-        config = self.config
+        config, progress = self.config, self.progress
         num_steps = max(config.init_steps, -(-config.cluster // self.num_keys))
         set_rate(self.optimizer, config.lr)
         self.model.train()
         self.journal.open_bar(num_steps, "start-up")
-        first = step = 0
-        while step < num_steps:
-            for views in self.loader.epoch(-1 - step // len(self.loader)):
-                loss, first = startup_step(
+        while progress.startup_step < num_steps:
+            a_pass, first = divmod(progress.startup_step, len(self.loader))
+            for views in self.loader.epoch(-1 - a_pass, first):
+                loss, _ = startup_step(
                     self.wrapped,
                     self.bank,
                     self.optimizer,
                     self.on_device(views),
                     self.plan[0],
-                    first,
+                    progress.startup_step * self.num_keys % config.cluster,
                     config.moco_t,
                 )
-                step += 1
+                progress.startup_step = step = progress.startup_step + 1
                 self.journal.advance()
                 if step % config.print_freq == 0 or step == num_steps:
                     value = mean_across_ranks_(loss, self.world).item()
@@ -183,6 +137,7 @@ class Pretraining:
                     self.journal.record("startup", step, {"loss": value})
                 if step == num_steps:
                     break
+                self.between_steps()
         self.journal.close_bar()
         self.model.copy_query_to_key()
 
@@ -191,13 +146,16 @@ class Pretraining:
     def train_epoch(self) -> None:
         config, progress = self.config, self.progress
         self.model.train()
-        self.journal.open_bar(len(self.loader), f"epoch {progress.epoch}")
-        meter = EpochMeter(
-            self.journal, self.world, self.device, progress.epoch, len(self.loader), self.num_keys
-        )
-        for i, views in enumerate(self.loader.epoch(progress.epoch)):
-            meter.data_is_here()
-            set_rate(self.optimizer, config.rate(progress.epoch + i / len(self.loader)))
+        num_steps = len(self.loader)
+        self.journal.open_bar(num_steps, f"epoch {progress.epoch}", progress.epoch_step)
+        self.meter = EpochMeter(
+            self.journal, self.world, self.device, progress.epoch, num_steps, self.num_keys,
+            self.extras.meter,
+        )  # fmt: skip
+        for views in self.loader.epoch(progress.epoch, progress.epoch_step):
+            i = progress.epoch_step
+            self.meter.data_is_here()
+            set_rate(self.optimizer, config.rate(progress.epoch + i / num_steps))
             result = train_step(
                 self.wrapped,
                 self.bank,
@@ -211,20 +169,20 @@ class Pretraining:
                 mem_wd=config.mem_wd,
             )
             progress.step += 1
+            progress.epoch_step += 1
             self.journal.advance()
-            meter.step_is_done(result)
-            if i % config.print_freq == 0 or i + 1 == len(self.loader):
-                self.log(meter, i)
+            self.meter.step_is_done(result)
+            if i % config.print_freq == 0 or i + 1 == num_steps:
+                self.log(i)
+            self.between_steps()
         self.journal.close_bar()
-        meter.log_epoch(progress.step)
-        progress.epoch += 1
 
-    def log(self, meter: EpochMeter, i: int) -> None:
+    def log(self, i: int) -> None:
         extra = {
             "lr": self.optimizer.param_groups[0]["lr"],
             "bank_norm": mean_across_ranks_(self.bank.W.norm(dim=0).mean(), self.world).item(),
         }
-        values = meter.log(i, self.progress.step, extra)
+        values = self.meter.log(i, self.progress.step, extra)
         for warning in self.watch.read(
             self.progress.step, values["loss"], values["mass"], values["spread"]
         ):
@@ -234,57 +192,76 @@ class Pretraining:
         return [view.to(self.device, non_blocking=True) for view in views]
 
     def finish_epoch(self) -> None:
-        """Score, then save. `progress.epoch` already names the next epoch."""
+        """Log, score, save."""
+        config, progress = self.config, self.progress
+        done = progress.epoch + 1
         self.settle_ranks()
-        done = self.progress.epoch
-        score = None
-        if self.config.knn_freq and (
-            done % self.config.knn_freq == 0 or done == self.config.epochs
-        ):
-            score = self.knn_score()
-        best = score is not None and score > self.progress.best_acc
-        if best:
-            self.progress.best_acc = score
-        self.save(best)
+        scored = bool(config.knn_freq) and (done % config.knn_freq == 0 or done == config.epochs)
+        if scored and any(self.poll.ask_now(self.world.first and self.saves.age() > 1)):
+            self.save()  # on a large data set the score takes a while
+        self.meter.log_epoch(progress.step)
+        self.meter = self.extras.meter = None
+        progress.epoch, progress.epoch_step = done, 0
+        score = self.knn_score() if scored else None
+        names = []
+        if score is not None and score > progress.best_acc:
+            progress.best_acc = score
+            names.append("checkpoint_best.pth.tar")
+        if done % config.save_freq == 0:
+            names.append(f"checkpoint_{done - 1:04d}.pth.tar")
+        self.save(tuple(names))
+        if done < config.epochs and any(self.poll.ask_now(self.stop.received is not None)):
+            self.leave()
 
     def knn_score(self) -> float | None:
-        """kNN accuracy on val in percent; None where there are no labels or --knn_freq is 0."""
-        config = self.config
-        if self.splits.val is None or not config.knn_freq:
-            return None
-        workers = workers_per_process(config.workers, self.world)
-        train, val = (
-            extract_features(
-                self.model.encoder_q,
-                check_loader(
-                    pictures, config.image_size, self.images, workers, self.world, config.augment
-                ),
-                self.device,
-            )
-            for pictures in (self.splits.labelled, self.splits.val)
-        )
-        score = 100 * knn_accuracy(train, val, self.world)
-        self.journal.say(f" * kNN {score:.2f} after {self.progress.epoch} epochs")
-        self.journal.record(
-            "knn", self.progress.step, {"epoch": self.progress.epoch, "accuracy": score}
-        )
+        score = knn_score(self.config, self.model, self.splits, self.world, self.device)
+        if score is not None:
+            epoch = self.progress.epoch
+            self.journal.say(f" * kNN {score:.2f} after {epoch} epochs")
+            self.journal.record("knn", self.progress.step, {"epoch": epoch, "accuracy": score})
         return score
+
+    def finish(self) -> None:
+        if self.world.first and self.saves.failed:
+            raise RunFailed(
+                f"trained to the end, but the last state could not be saved as {self.saves.last}; "
+                "make room and start again with --resume auto, from the checkpoint before"
+            )
+        self.journal.say(f"finished: {self.journal.folder}")
+
+    # ---- between two steps
+
+    def between_steps(self) -> None:
+        """Whatever is due: a check that the processes agree, a save, a stop."""
+        config = self.config
+        steps = self.progress.startup_step + self.progress.step
+        time_is_up = self.world.first and self.saves.due()
+        stop, save = self.poll.ask(self.stop.received is not None, time_is_up)
+        save = save or (config.save_steps and steps % config.save_steps == 0)
+        if save or stop or (config.check_steps and steps % config.check_steps == 0):
+            self.settle_ranks()
+        if save or stop:
+            self.save()
+        if stop:
+            self.leave()
+
+    def leave(self) -> None:
+        self.journal.say(
+            f"stopped by {self.stop.name} in epoch {self.progress.epoch} before step "
+            f"{self.progress.epoch_step} of {len(self.loader)}: go on with --resume auto"
+        )
+        raise Stopped
 
     def settle_ranks(self) -> None:
         """Give every process rank 0's BatchNorm statistics, and check that all else is equal."""
         broadcast_from_first_(self.model.buffers(), self.world)
-        check_ranks_agree({**self.model.state_dict(), **self.bank.state_dict()}, self.world)
+        bank = dict(self.bank.named_buffers()) if self.bank.copies.size > 1 else {}
+        check_ranks_agree({**self.model.state_dict(), **bank}, self.world)
 
-    def save(self, best: bool) -> None:
+    def save(self, more_names: tuple[str, ...] = ()) -> None:
         # On every process: the columns of a sharded bank come together here.
         state = pack(self.model, self.bank, self.optimizer, self.progress, self.config)
-        if not self.world.first:
-            return
-        done = self.progress.epoch - 1
-        names = ["checkpoint_last.pth.tar"]
-        if best:
-            names.append("checkpoint_best.pth.tar")
-        if self.progress.epoch % self.config.save_freq == 0:
-            names.append(f"checkpoint_{done:04d}.pth.tar")
-        for name in names:
-            checkpoint.save(state, self.folder / name)
+        if self.world.first:
+            meter = self.meter.state() if self.meter else None
+            extras = Extras(meter, self.watch.state(), self.journal.size)
+            self.saves.save({**state, **asdict(extras)}, more_names)

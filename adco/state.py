@@ -2,19 +2,21 @@
 
 Keys shared with the published program: epoch (the next one), arch, best_acc, state_dict (names
 module.encoder_q.* and module.encoder_k.*), optimizer, Memory_Bank {W, v}. Ours beside them: config
-(JSON), num_shuffles, step, knn_random.
+(JSON), num_shuffles, the other fields of Progress, and what a run adds of its own (pretrain.py).
+
+No generator has a state of its own: views, order and shuffles are functions of the seed and of
+positions that are kept here.
 """
 
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from adco.model import AdCo
 from adco.negatives import NegativeBank
 from ops import checkpoint
-from ops.arguments import from_dict
 from ops.errors import InputError
 from ops.pretrain_options import PretrainConfig
 
@@ -23,10 +25,51 @@ from ops.pretrain_options import PretrainConfig
 class Progress:
     """Where a run stands."""
 
-    epoch: int = 0  # the next one
+    epoch: int = 0  # the one that is not finished yet
+    epoch_step: int = 0  # steps of it that are done
     step: int = 0  # steps taken, start-up aside
+    startup_step: int = 0  # steps of the start-up that are done
+    playing: bool = False  # whether the start-up is over, so that the adversaries play
+    num_keys: int = 0  # M, in which the steps of the epoch are counted; 0: not known
     best_acc: float = 0.0  # best kNN score, percent
     knn_random: float | None = None  # kNN score of the random weights, percent
+
+    def count_in(self, num_keys: int) -> None:
+        """Count steps of another M: none of the epoch's pictures is left out."""
+        if self.num_keys not in (0, num_keys):
+            self.epoch_step = self.epoch_step * self.num_keys // num_keys
+            self.startup_step = self.startup_step * self.num_keys // num_keys
+        self.num_keys = num_keys
+
+
+@dataclass
+class Extras:
+    """What a run keeps beside both players and their progress."""
+
+    meter: dict | None = None  # sums over the unfinished epoch
+    watch: dict | None = None  # signs of failure seen so far
+    journal_size: int | None = None  # bytes of metrics.jsonl
+
+    @classmethod
+    def read(cls, state: dict, source: str) -> "Extras":
+        """From a checkpoint; files of other programs have none of them. Raises InputError for what
+        cannot be.
+        """
+        found = {field.name: state.get(field.name) for field in fields(cls)}
+        shapes = {
+            "meter": dict(totals=Tensor, steps=int, seconds=float, data_seconds=float),
+            "watch": dict(since=dict, told=list),
+        }
+        for name, kinds in shapes.items():
+            value = found[name]
+            if value is not None and not (
+                isinstance(value, dict)
+                and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
+            ):
+                raise InputError(f"{name} in {source} is not this program's; take another file")
+        if found["journal_size"] is not None:
+            whole_number(found["journal_size"], f"journal_size in {source}")
+        return cls(**found)
 
 
 def pack(
@@ -50,10 +93,10 @@ def pack(
 
 def unpack_(
     state: dict, source: str, model: AdCo, bank: NegativeBank, optimizer: Optimizer, arch: str
-) -> tuple[Progress, bool]:
+) -> Progress:
     """Fill model, bank and optimizer from a checkpoint of ours, of the published AdCo or of MoCo.
 
-    Returns where the run stands, and whether the checkpoint held a bank (MoCo's do not).
+    Returns where the run stands; after a file of MoCo, which has no bank, before the start-up.
     """
     for key in ("state_dict", "epoch", "optimizer"):
         if key not in state:
@@ -70,19 +113,44 @@ def unpack_(
     }  # MoCo's keys
     checkpoint.load_strictly(model, weights, source)
     load_optimizer_(optimizer, state["optimizer"], source)
-    has_bank = "Memory_Bank" in state
-    if has_bank:
+    if "Memory_Bank" in state:
         checkpoint.load_strictly(
             bank, state["Memory_Bank"], f"the bank in {source} (--cluster, --moco_dim)"
         )
-    model.num_shuffles = state.get("num_shuffles", 0)
-    progress = Progress(
-        epoch=state["epoch"],
-        step=state.get("step", 0),
-        best_acc=float(state.get("best_acc", 0)),
-        knn_random=state.get("knn_random"),
-    )
-    return progress, has_bank
+    shuffles = whole_number(state.get("num_shuffles", 0), f"num_shuffles in {source}")
+    model.num_shuffles = shuffles
+    return read_progress(state, source)
+
+
+def read_progress(state: dict, source: str) -> Progress:
+    """Where the run that wrote `state` stood. Raises InputError for what cannot be."""
+    progress = Progress(playing="Memory_Bank" in state)
+    for field in fields(Progress):
+        value = state.get(field.name, getattr(progress, field.name))
+        if field.type is int:
+            value = whole_number(value, f"{field.name} in {source}")
+        elif field.type is bool:
+            value = bool(value)
+        elif value is not None:
+            value = percentage(value, f"{field.name} in {source}")
+        setattr(progress, field.name, value)
+    return progress
+
+
+def whole_number(value, name: str) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise InputError(f"{name} is {value!r}, expected a whole number; take another checkpoint")
+    return value
+
+
+def percentage(value, name: str) -> float:
+    try:
+        number = float(value)  # the published program keeps a tensor
+    except (TypeError, ValueError, RuntimeError):
+        number = -1.0
+    if not 0 <= number <= 100:
+        raise InputError(f"{name} is {value!r}, expected 0 to 100 percent; take another checkpoint")
+    return number
 
 
 def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
@@ -100,24 +168,3 @@ def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
         raise InputError(
             f"the optimizer state in {source} does not fit this model: {error}"
         ) from error
-
-
-def newest_with(config: PretrainConfig, log_folder: Path) -> tuple[Path, dict] | None:
-    """The newest usable checkpoint below a folder that was made with this configuration, and its
-    content.
-    """
-    for path in sorted(
-        log_folder.rglob("checkpoint_*.pth.tar"), key=lambda p: p.stat().st_mtime, reverse=True
-    ):
-        try:
-            made_with = json.loads((path.parent / "config.json").read_text())["config"]
-            if from_dict(PretrainConfig, made_with).changes_numbers() == config.changes_numbers():
-                return path, checkpoint.load(path)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # torn, or not ours: the one before it may do
-            continue
-    return None

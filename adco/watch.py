@@ -18,15 +18,20 @@ class Watch:
     """Reads the log and names two failures: collapse, and adversaries without a gradient.
 
     num_keys: M.  weight: sum of the plan's weights, in which the loss is counted.  patience: steps
-    that
-    a sign has to last without a break before it is told; it is told once.
+    that a sign has to last without a break before it is told; it is told once.  state: of the watch
+    of an interrupted run.
     """
 
-    def __init__(self, num_keys: int, weight: float, patience: int):
+    def __init__(self, num_keys: int, weight: float, patience: int, state: dict | None = None):
         self.chance = log(num_keys) * weight  # loss when the own key is as near as anybody's
         self.patience = patience
-        self.since: dict[str, int] = {}  # sign -> step at which it was first seen
-        self.told: set[str] = set()
+        # Sign -> step at which it was first seen.
+        self.since: dict[str, int] = dict(state["since"]) if state else {}
+        self.told: set[str] = set(state["told"]) if state else set()
+
+    def state(self) -> dict:
+        """Plain values, for a checkpoint."""
+        return {"since": self.since, "told": sorted(self.told)}
 
     def read(self, step: int, loss: float, mass: float, spread: float) -> list[str]:
         """Warnings that are due at this step. The three values are those of the log."""

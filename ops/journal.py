@@ -161,10 +161,12 @@ class Journal:
             raise
         self.waiting = b""
 
-    def open_bar(self, total: int, title: str) -> None:
+    def open_bar(self, total: int, title: str, done: int = 0) -> None:
         """A progress bar where stderr is a terminal; elsewhere `progress` prints lines."""
         if self.folder is not None and sys.stderr.isatty():
-            self.bar = tqdm(total=total, desc=title, unit="step", dynamic_ncols=True, leave=False)
+            self.bar = tqdm(
+                total=total, initial=done, desc=title, unit="step", dynamic_ncols=True, leave=False
+            )
 
     def advance(self) -> None:
         if self.bar is not None:

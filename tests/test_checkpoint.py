@@ -62,16 +62,15 @@ def test_names_without_module_and_an_optimizer_of_one_encoder_are_accepted(tmp_p
     state["state_dict"] = checkpoint.without_module(state["state_dict"])
     group = state["optimizer"]["param_groups"][0]
     group["params"] = group["params"][: len(group["params"]) // 2]
-    progress, has_bank = unpack_(state, "file", *parts(seed=1), "resnet10")
-    assert has_bank and (progress.epoch, progress.step, progress.best_acc) == (3, 9, 50.0)
+    progress = unpack_(state, "file", *parts(seed=1), "resnet10")
+    assert progress.playing and (progress.epoch, progress.step, progress.best_acc) == (3, 9, 50.0)
 
 
 def test_a_moco_file_is_read_without_its_queue_and_has_no_bank(tmp_path):
     state = checkpoint.load(saved(tmp_path))
     del state["Memory_Bank"], state["config"]
     state["state_dict"] |= {"module.queue": torch.zeros(8, 4), "module.queue_ptr": torch.zeros(1)}
-    _, has_bank = unpack_(state, "file", *parts(seed=1), "resnet10")
-    assert not has_bank
+    assert not unpack_(state, "file", *parts(seed=1), "resnet10").playing
 
 
 def test_keys_that_are_missing_and_left_over_are_named(tmp_path):

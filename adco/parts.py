@@ -1,0 +1,69 @@
+"""What a pre-training run consists of, made from its configuration."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from adco.data import (
+    EpochBatches,
+    Splits,
+    TrainingLoader,
+    TrainingViews,
+    load_splits,
+    workers_per_process,
+)
+from adco.model import AdCo
+from adco.negatives import NegativeBank
+from adco.plan import Term, view_plan
+from adco.views import Recipe, training_recipes
+from ops.distributed import World, wrap_encoder
+from ops.pretrain_options import PretrainConfig
+
+
+@dataclass
+class Parts:
+    """The pictures, both players, and how they meet."""
+
+    plan: list[Term]
+    splits: Splits
+    loader: TrainingLoader
+    model: AdCo
+    wrapped: nn.Module  # the model, in DistributedDataParallel where there are several processes
+    bank: NegativeBank
+    optimizer: SGD  # of the encoders
+
+
+def build(config: PretrainConfig, world: World, device: torch.device) -> Parts:
+    """Everything on its device, with random weights that depend on the seed alone."""
+    torch.manual_seed(config.seed)
+    recipes = recipes_of(config)
+    splits = load_splits(config.dataset, config.data, bool(config.download))
+    images = config.images_per_process(world.local_size)  # N
+    loader = TrainingLoader(
+        TrainingViews(splits.train, recipes, config.seed, config.augment),
+        EpochBatches(len(splits.train), images, world, config.seed),
+        workers_per_process(config.workers, world),
+        pin_memory=device.type == "cuda",
+    )
+    model = AdCo(
+        config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem, config.seed
+    ).to(device)
+    bank = NegativeBank(
+        config.cluster, config.moco_dim, config.seed, config.shards_bank(world.size)
+    ).to(device)
+    # Both encoders, as in the published checkpoints; the key encoder has no gradient and stays.
+    optimizer = SGD(
+        model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
+    )
+    plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
+    return Parts(plan, splits, loader, model, wrap_encoder(model, world), bank, optimizer)
+
+
+def recipes_of(config: PretrainConfig) -> list[Recipe]:
+    return training_recipes(
+        config.image_size, config.min_scale, config.blur, config.flip, config.sym,
+        config.multi_crop,
+        config.size_crops, config.nmb_crops, config.min_scale_crops, config.max_scale_crops,
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""How a run begins: from nothing, or from a checkpoint."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adco.parts import Parts
+from adco.state import Extras, Progress, unpack_
+from ops import checkpoint
+from ops.arguments import from_dict
+from ops.errors import InputError
+from ops.pretrain_options import PretrainConfig
+
+
+@dataclass
+class Beginning:
+    """Where a run stands before its first step."""
+
+    progress: Progress
+    extras: Extras = field(default_factory=Extras)
+    source: Path | None = None  # the checkpoint it goes on from
+    folder: Path | None = None  # of the run that goes on; None: a new one
+    note: str = ""  # for the user
+    damaged: list[str] = field(default_factory=list)  # a sentence for each file passed over
+
+
+def begin_(parts: Parts, config: PretrainConfig) -> Beginning:
+    """Fill `parts` from the checkpoint that --resume names, or with auto from the newest usable one
+    of this configuration; leave them as they are where there is none.
+    """
+    num_keys = parts.loader.batches.global_size
+    beginning = Beginning(Progress(epoch=config.start_epoch, num_keys=num_keys))
+    if not config.resume:
+        return beginning
+    if config.resume == "auto":
+        found, beginning.damaged = newest_with(config, log_folder(config))
+        if found is None:
+            beginning.note = f"nothing to resume in {log_folder(config)}: starting anew"
+            return beginning
+        source, state = found
+        beginning.folder = source.parent  # the same run goes on in the same folder
+    else:
+        source = Path(config.resume)
+        state = checkpoint.load(source)
+    name = str(source)
+    progress = unpack_(state, name, parts.model, parts.bank, parts.optimizer, config.arch)
+    progress.count_in(num_keys)
+    beginning.progress, beginning.source = progress, source
+    beginning.extras = Extras.read(state, name)
+    where = f"epoch {progress.epoch}, step {progress.epoch_step} of {len(parts.loader)}"
+    beginning.note = f"resumed from {source}: {where}"
+    return beginning
+
+
+def log_folder(config: PretrainConfig) -> Path:
+    return Path(config.save_path) / config.log_path / config.dataset
+
+
+def newest_with(
+    config: PretrainConfig, log_folder: Path
+) -> tuple[tuple[Path, dict] | None, list[str]]:
+    """The newest usable checkpoint below a folder that was made with this configuration, and its
+    content; and a sentence for each newer one that is damaged.
+    """
+    damaged = []
+    files = log_folder.rglob("checkpoint_*.pth.tar")
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        if not made_with(path.parent / "config.json", config):
+            continue
+        try:
+            return (path, checkpoint.load(path)), damaged
+        except InputError as error:
+            damaged.append(f"passed over: {error}")
+    return None, damaged
+
+
+def made_with(path: Path, config: PretrainConfig) -> bool:
+    """Whether a run's config.json says what `config` says, as far as it decides the numbers."""
+    try:
+        found = from_dict(PretrainConfig, json.loads(path.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, torn, or of another program
+        return False
+    return found.changes_numbers() == config.changes_numbers()

@@ -1,0 +1,59 @@
+"""When a run saves, under which names, and what happens when it cannot."""
+
+import shutil
+import time
+from pathlib import Path
+
+from ops import checkpoint
+from ops.journal import Journal
+
+
+class Checkpoints:
+    """The checkpoints of one run folder, written by the first process.
+
+    checkpoint_last.pth.tar is the newest; the one before it stays as checkpoint_previous.pth.tar.
+    source: what the run goes on from. Another last one was passed over as damaged, and must not
+    take the place of the one before it.
+    """
+
+    def __init__(self, folder: Path, minutes: float, journal: Journal, source: Path | None = None):
+        self.folder, self.minutes, self.journal = folder, minutes, journal
+        self.last = folder / checkpoint.LAST
+        self.last_is_good = source == self.last
+        self.failed = False  # whether the newest state could not be written
+        self.saved_at = time.monotonic()
+        self.seconds = 0.0  # spent on saving
+
+    def age(self) -> float:
+        """Minutes since the run was last saved, or begun."""
+        return (time.monotonic() - self.saved_at) / 60
+
+    def due(self) -> bool:
+        return self.minutes > 0 and self.age() >= self.minutes
+
+    def save(self, state: dict, more_names: tuple[str, ...] = ()) -> None:
+        """Write the last checkpoint, and the same under more names. A failure is told and survived:
+        what was saved before stays, and the next save tries again.
+        """
+        start = time.monotonic()
+        try:
+            previous = self.folder / checkpoint.PREVIOUS if self.last_is_good else None
+            checkpoint.save(state, self.last, previous)
+            self.last_is_good = True
+            for name in more_names:
+                checkpoint.duplicate(self.last, self.folder / name)
+            self.failed = False
+        except OSError as error:
+            self.failed = True
+            self.journal.warn(
+                f"NOT SAVED: {self.last} could not be written ({error}; {self._free()}). Training "
+                "goes on and tries again at the next save; make room, or restore the folder"
+            )
+        self.saved_at = time.monotonic()
+        self.seconds += self.saved_at - start
+
+    def _free(self) -> str:
+        try:
+            return f"{shutil.disk_usage(self.folder).free / 1e6:.0f} MB free"
+        except OSError:
+            return "the folder is gone"
