@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from adco.data import (
+from adco.data import load_splits
+from adco.loader import (
     EpochBatches,
     TrainingLoader,
     TrainingViews,
     check_loader,
-    load_splits,
     workers_per_process,
 )
 from adco.meter import EpochMeter

@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from adco import fast_views, views
-from adco.data import ArrayPictures, CheckViews, EpochBatches, TrainingLoader, TrainingViews
-from adco.pictures import FolderPictures
+from adco.loader import CheckViews, EpochBatches, TrainingLoader, TrainingViews
+from adco.pictures import ArrayPictures, FolderPictures
 from adco.views import JITTER, Draw, Recipe, draw_view, normalised, view_rng
 from ops.distributed import World
 from ops.errors import InputError
