@@ -14,37 +14,48 @@ from ops.distributed import World
 from ops.errors import InputError
 from ops.workers import ParentsLoader
 
+STAND_IN = 2**31  # number of the view that stands for the choice of another picture
+NUM_STAND_INS = 20  # pictures that are tried in place of a broken one
+
 
 class TrainingViews(Dataset):
     """Views of picture `index` at `epoch`, one per recipe. Indexed by (epoch, index).
 
     augment: which renderer, fast or pil. The draws are the same.
+    skip_broken: a picture that cannot be read is replaced by another, a pure function of (seed,
+    epoch, index); its views are drawn as those of the picture it stands in for, so that in a batch
+    with both they differ from its own. Otherwise it raises InputError.
     """
 
-    def __init__(self, pictures: Pictures, recipes: list[Recipe], seed: int, augment: str = "fast"):
+    def __init__(
+        self,
+        pictures: Pictures,
+        recipes: list[Recipe],
+        seed: int,
+        augment: str = "fast",
+        skip_broken: bool = False,
+    ):
         self.pictures, self.recipes, self.seed = pictures, recipes, seed
-        self.fast = augment == "fast"
+        self.fast, self.skip_broken = augment == "fast", skip_broken
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, position: tuple[int, int]) -> list[Tensor]:
         """[3, S, S] per recipe."""
-        return [batch[0] for batch in self.__getitems__([position])]
+        views, _ = self.__getitems__([position])
+        return [batch[0] for batch in views]
 
-    def __getitems__(self, positions: list[tuple[int, int]]) -> list[Tensor]:
-        """A whole batch at once: [n, 3, S, S] per recipe."""
-        rendered = [self._render(epoch, index) for epoch, index in positions]
-        return [normalised(batch) for batch in zip(*rendered, strict=True)]
+    def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[list[Tensor], dict[str, str]]:
+        """A whole batch at once: [n, 3, S, S] per recipe; and why which pictures were replaced."""
+        broken: dict[str, str] = {}
+        rendered = [self._render(epoch, index, broken) for epoch, index in positions]
+        return [normalised(batch) for batch in zip(*rendered, strict=True)], broken
 
-    def _render(self, epoch: int, index: int) -> list[np.ndarray]:
+    def _render(self, epoch: int, index: int, broken_: dict[str, str]) -> list[np.ndarray]:
         """uint8 [S, S, 3] per recipe, from one decoding."""
-        if self.fast:
-            picture = self.pictures.pixels(index)
-            height, width = picture.shape[:2]
-        else:
-            picture = self.pictures.picture(index)
-            width, height = picture.size
+        picture = self._picture(epoch, index, broken_)
+        height, width = picture.shape[:2] if self.fast else picture.size[::-1]
         render = fast_views.render if self.fast else views.render
         rendered = []
         for view, recipe in enumerate(self.recipes):
@@ -52,24 +63,56 @@ class TrainingViews(Dataset):
             rendered.append(render(picture, draw, recipe.size))
         return rendered
 
+    def _picture(self, epoch: int, index: int, broken_: dict[str, str]):
+        """Picture `index`, or the first readable one of those drawn to stand in for it.
+
+        Those that could not be read are added to `broken_`, name to reason.
+        """
+        read = self.pictures.pixels if self.fast else self.pictures.picture
+        chosen, rng = index, None
+        for _ in range(1 + NUM_STAND_INS):
+            try:
+                return read(chosen)
+            except InputError as error:
+                if not self.skip_broken:
+                    raise
+                broken_[self.pictures.name(chosen)] = str(error.__cause__)
+            rng = rng or view_rng(self.seed, epoch, index, STAND_IN)
+            chosen = int(rng.integers(len(self.pictures)))
+        raise InputError(
+            f"the picture {self.pictures.name(index)} is broken, and so are all {NUM_STAND_INS} "
+            "drawn to stand in for it; give a folder of sound pictures"
+        )
+
 
 class CheckViews(Dataset):
-    """(test view [3, S, S], label) of each picture."""
+    """(test view [3, S, S], label) of each picture, in whole batches.
 
-    def __init__(self, pictures: Pictures, size: int, augment: str = "pil"):
+    skip_broken: pictures that cannot be read are left out; otherwise they raise InputError.
+    """
+
+    def __init__(
+        self, pictures: Pictures, size: int, augment: str = "pil", skip_broken: bool = False
+    ):
         self.pictures, self.size, self.fast = pictures, size, augment == "fast"
+        self.skip_broken = skip_broken
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        batch, labels = self.__getitems__([index])
-        return batch[0], int(labels[0])
-
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch at once: [n, 3, S, S], [n]."""
-        batch = normalised([self._render(index) for index in indices])
-        return batch, torch.as_tensor(self.pictures.labels[indices])
+        """[n, 3, S, S], [n]; n may be less than was asked for, and 0."""
+        rendered = {}
+        for index in indices:
+            try:
+                rendered[index] = self._render(index)
+            except InputError:
+                if not self.skip_broken:
+                    raise
+        batch = torch.empty(0, 3, self.size, self.size)
+        if rendered:
+            batch = normalised(list(rendered.values()))
+        return batch, torch.as_tensor(self.pictures.labels[list(rendered)])
 
     def _render(self, index: int) -> np.ndarray:
         if self.fast:
@@ -117,7 +160,10 @@ class EpochBatches(Sampler):
 
 
 class TrainingLoader:
-    """Epochs of batches of views: a list of [N, 3, S, S], one per recipe, on the CPU."""
+    """Epochs of batches of views: a list of [N, 3, S, S], one per recipe, on the CPU.
+
+    news: broken pictures of the batches handed out since take_news(), name to reason.
+    """
 
     def __init__(self, views: TrainingViews, batches: EpochBatches, workers: int, pin_memory: bool):
         if len(batches) == 0:
@@ -126,6 +172,7 @@ class TrainingLoader:
                 "lower --batch_size or give more pictures"
             )
         self.batches = batches
+        self.news: dict[str, str] = {}
         self.loader = ParentsLoader(
             views,
             batch_sampler=batches,
@@ -144,7 +191,14 @@ class TrainingLoader:
         first: the batch to begin with; nothing of those before it is read or drawn.
         """
         self.batches.epoch, self.batches.first = epoch, first
-        return iter(self.loader)
+        for batch, broken in self.loader:
+            self.news |= broken
+            yield batch
+
+    def take_news(self) -> dict[str, str]:
+        """The broken pictures met since this was last asked, name to reason."""
+        news, self.news = self.news, {}
+        return news
 
 
 def check_loader(
@@ -154,12 +208,14 @@ def check_loader(
     workers: int,
     world: World,
     augment: str = "pil",
+    skip_broken: bool = False,
 ) -> ParentsLoader:
     """(views, labels) of this process's share of the pictures, in order: every picture once over
-    all processes.
+    all processes. With skip_broken a batch may be smaller, even empty.
     """
     share = Subset(
-        CheckViews(pictures, size, augment), range(world.rank, len(pictures), world.size)
+        CheckViews(pictures, size, augment, skip_broken),
+        range(world.rank, len(pictures), world.size),
     )
     return ParentsLoader(share, batch_size, num_workers=workers, collate_fn=as_it_is)
 

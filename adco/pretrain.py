@@ -69,7 +69,9 @@ class Pretraining:
         self.splits = load_splits(config.dataset, config.data, bool(config.download))
         workers = workers_per_process(config.workers, world)
         self.loader = TrainingLoader(
-            TrainingViews(self.splits.train, recipes, config.seed, config.augment),
+            TrainingViews(
+                self.splits.train, recipes, config.seed, config.augment, config.bad_images == "skip"
+            ),
             EpochBatches(len(self.splits.train), self.images, world, config.seed),
             workers,
             pin_memory=device.type == "cuda",
@@ -257,7 +259,13 @@ class Pretraining:
             extract_features(
                 self.model.encoder_q,
                 check_loader(
-                    pictures, config.image_size, self.images, workers, self.world, config.augment
+                    pictures,
+                    config.image_size,
+                    self.images,
+                    workers,
+                    self.world,
+                    config.augment,
+                    skip_broken=config.bad_images == "skip",
                 ),
                 self.device,
             )
