@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from adco.data import workers_per_process
 from adco.encoder import Trunk
+from adco.loader import workers_per_process
 from ops import checkpoint
 from ops.distributed import World
 from ops.journal import Journal

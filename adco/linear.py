@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from adco.data import workers_per_process
 from adco.encoder import Trunk
+from adco.loader import workers_per_process
 from adco.probe import extract_features
 from adco.probe_data import (
     ProbeBatches,

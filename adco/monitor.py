@@ -2,7 +2,8 @@
 
 import torch
 
-from adco.data import Splits, check_loader, workers_per_process
+from adco.data import Splits
+from adco.loader import check_loader, workers_per_process
 from adco.model import AdCo
 from adco.probe import extract_features, knn_accuracy
 from ops.distributed import World
@@ -19,10 +20,13 @@ def knn_score(
         return None
     images = config.images_per_process(world.local_size)
     workers = workers_per_process(config.workers, world)
+    skip_broken = config.bad_images == "skip"
     train, val = (
         extract_features(
             model.encoder_q,
-            check_loader(pictures, config.image_size, images, workers, world, config.augment),
+            check_loader(
+                pictures, config.image_size, images, workers, world, config.augment, skip_broken
+            ),
             device,
         )
         for pictures in (splits.labelled, splits.val)

@@ -6,14 +6,8 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from adco.data import (
-    EpochBatches,
-    Splits,
-    TrainingLoader,
-    TrainingViews,
-    load_splits,
-    workers_per_process,
-)
+from adco.data import Splits, load_splits
+from adco.loader import EpochBatches, TrainingLoader, TrainingViews, workers_per_process
 from adco.model import AdCo
 from adco.negatives import NegativeBank
 from adco.plan import Term, view_plan
@@ -42,7 +36,9 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Parts:
     splits = load_splits(config.dataset, config.data, bool(config.download))
     images = config.images_per_process(world.local_size)  # N
     loader = TrainingLoader(
-        TrainingViews(splits.train, recipes, config.seed, config.augment),
+        TrainingViews(
+            splits.train, recipes, config.seed, config.augment, config.bad_images == "skip"
+        ),
         EpochBatches(len(splits.train), images, world, config.seed),
         workers_per_process(config.workers, world),
         pin_memory=device.type == "cuda",

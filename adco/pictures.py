@@ -1,20 +1,24 @@
 """Pictures in files or in memory, whole, by index: for Pillow, and as arrays."""
 
 import os
-from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from adco import fast_views
 from ops.errors import InputError
 
-UNREADABLE = "cannot read the picture {path}: {error}; remove or replace it"
+UNREADABLE = "cannot read the picture {path}: {reason}; remove or replace it"
 
 
 class FolderPictures:
-    """Pictures in files, with the label of each or none."""
+    """Pictures in files, with the label of each or none.
+
+    Whatever is wrong with a file, reading it raises InputError, caused by an OSError whose text is
+    the reason alone.
+    """
 
     def __init__(
         self, root: Path, names: list[str], labels: list[int] | None = None, classes: list[str] = ()
@@ -31,21 +35,42 @@ class FolderPictures:
 
     def picture(self, index: int) -> Image.Image:
         """Picture `index` in RGB, decoded by Pillow."""
-        with self._readable(index) as path, Image.open(path) as image:
-            return image.convert("RGB")
+        return self._read(index, decoded)
 
     def pixels(self, index: int) -> np.ndarray:
         """The same picture, uint8 [H, W, 3], decoded the fast way."""
-        with self._readable(index) as path:
-            return fast_views.decode(path.read_bytes())
+        return self._read(index, fast_views.decode)
 
-    @contextmanager
-    def _readable(self, index: int):
+    def name(self, index: int) -> str:
+        """Its path below the folder; bytes that are no text are written as \\x.."""
+        return bytes(self.names[index]).decode(errors="backslashreplace")
+
+    def _read(self, index: int, decode):
         path = self.root / os.fsdecode(bytes(self.names[index]))
         try:
-            yield path
-        except OSError as error:
-            raise InputError(UNREADABLE.format(path=path, error=error)) from error
+            data = path.read_bytes()
+            if not data:
+                raise OSError("the file is empty")
+            return decode(data)
+        except MemoryError:
+            raise  # says nothing of the picture
+        except Exception as error:  # decoders raise of all kinds
+            why = reason(error)
+            raise InputError(UNREADABLE.format(path=path, reason=why)) from OSError(why)
+
+
+def decoded(data: bytes) -> Image.Image:
+    with Image.open(BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
+def reason(error: Exception) -> str:
+    """Why a picture could not be read, in one line that is the same each time."""
+    if isinstance(error, UnidentifiedImageError):  # Pillow's text holds an address
+        return "not a picture in a format that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 class ArrayPictures:

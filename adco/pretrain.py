@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import torch
 
+from adco.bad_pictures import BadPictures
 from adco.meter import EpochMeter
 from adco.monitor import knn_score
 from adco.parts import build
@@ -19,7 +20,7 @@ from ops.distributed import (
     check_ranks_agree,
     mean_across_ranks_,
 )
-from ops.errors import EXIT_STOPPED, RunFailed
+from ops.errors import EXIT_STOPPED, InputError, RunFailed
 from ops.journal import Journal, new_run_folder
 from ops.pretrain_options import PretrainConfig
 from ops.schedule import set_rate
@@ -66,6 +67,8 @@ class Pretraining:
         weight = sum(term.weight for term in self.plan)
         patience = max(200, 2 * len(self.loader))
         self.watch = Watch(self.num_keys, weight, patience, self.extras.watch)
+        known = self.extras.bad_pictures or {}
+        self.bad_pictures = BadPictures(config.bad_images_max, len(self.splits.train), known)
         self.meter: EpochMeter | None = None  # inside an epoch
         self.poll = Poll(world)
         self.journal = Journal(None)
@@ -181,6 +184,7 @@ class Pretraining:
         extra = {
             "lr": self.optimizer.param_groups[0]["lr"],
             "bank_norm": mean_across_ranks_(self.bank.W.norm(dim=0).mean(), self.world).item(),
+            "bad_pictures": self.bad_pictures.count,
         }
         values = self.meter.log(i, self.progress.step, extra)
         for warning in self.watch.read(
@@ -232,11 +236,15 @@ class Pretraining:
     # ---- between two steps
 
     def between_steps(self) -> None:
-        """Whatever is due: a check that the processes agree, a save, a stop."""
+        """Whatever is due: broken pictures, a check that the processes agree, a save, a stop."""
         config = self.config
         steps = self.progress.startup_step + self.progress.step
         time_is_up = self.world.first and self.saves.due()
-        stop, save = self.poll.ask(self.stop.received is not None, time_is_up)
+        stop, save, news = self.poll.ask(
+            self.stop.received is not None, time_is_up, len(self.loader.news)
+        )
+        if news:
+            self.tell_bad_pictures()
         save = save or (config.save_steps and steps % config.save_steps == 0)
         if save or stop or (config.check_steps and steps % config.check_steps == 0):
             self.settle_ranks()
@@ -244,6 +252,17 @@ class Pretraining:
             self.save()
         if stop:
             self.leave()
+
+    def tell_bad_pictures(self) -> None:
+        """Name what the processes have met; stop, saved, if it is too much."""
+        for news in self.poll.gather(self.loader.take_news()):
+            for sentence in self.bad_pictures.add(news):
+                self.journal.warn(sentence)
+        try:
+            self.bad_pictures.check(self.journal.folder)
+        except InputError:
+            self.save()
+            raise
 
     def leave(self) -> None:
         self.journal.say(
@@ -263,5 +282,7 @@ class Pretraining:
         state = pack(self.model, self.bank, self.optimizer, self.progress, self.config)
         if self.world.first:
             meter = self.meter.state() if self.meter else None
-            extras = Extras(meter, self.watch.state(), self.journal.size)
+            extras = Extras(
+                meter, self.watch.state(), self.journal.size, dict(self.bad_pictures.known)
+            )
             self.saves.save({**state, **asdict(extras)}, more_names)

@@ -20,6 +20,7 @@ class Features(NamedTuple):
 def extract_features(encoder, loader, device, unit: bool = True) -> Features:
     """Trunk features of all pictures of a loader of (pictures, labels), BatchNorm in eval mode.
 
+    Batches may be empty, where broken pictures are left out.
     unit: divided by their length.  Leaves the encoder in the mode it was in.
     """
     trunk = Trunk(encoder)
@@ -47,7 +48,9 @@ def knn_votes(
 
 
 def gather_features(share: Features, world: World) -> Features:
-    """Features of all processes, where process r holds pictures r, r + R, r + 2R, ..., in order."""
+    """Features of all processes, where process r holds pictures r, r + R, r + 2R, ..., in order
+    (nearly so where broken ones are left out).
+    """
     rows, labels = (gather_uneven_rows(part, world) for part in share)
     held = torch.cat([torch.arange(r, len(labels), world.size) for r in range(world.size)])
     order = torch.argsort(held).to(labels.device)
@@ -74,7 +77,10 @@ def knn_accuracy(
     """Share of val pictures of all processes whose kNN vote is right, exact.
 
     train, val: this process's shares. Every picture counts once, whatever the number of processes.
+    0 where there is nothing to learn from.
     """
     train = gather_features(train, world)
+    if len(train.labels) == 0:
+        return 0.0
     num_classes = int(train.labels.max()) + 1
     return knn_accuracies(train, val, num_classes, (k,), world, tau)[0].acc1 / 100

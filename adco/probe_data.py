@@ -6,15 +6,18 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import functional as VF
 
-from adco.data import Pictures, check_loader, load_splits
+from adco.data import load_splits
 from adco.lists import SquaredPictures, listed_part, load_places, share_of_each_class
+from adco.loader import check_loader
+from adco.pictures import Pictures
 from adco.views import Recipe, draw_view, normalised, render, view_rng
 from ops.distributed import World
 from ops.errors import InputError
 from ops.probe_options import PLACES, ProbeConfig
+from ops.workers import ParentsLoader
 
 CROP_VIEW = 1  # number of the view that --randcrop draws its place with; view 0 is all else
 
@@ -149,9 +152,11 @@ class ProbeBatches(Sampler):
             yield [(self.epoch, int(index)) for index in mine]
 
 
-def probe_loader(views: ProbeViews, batches: ProbeBatches, workers: int, pin: bool) -> DataLoader:
+def probe_loader(
+    views: ProbeViews, batches: ProbeBatches, workers: int, pin: bool
+) -> ParentsLoader:
     """Batches of (views [n, 3, S, S], labels [n]); set `batches.epoch` before each epoch."""
-    return DataLoader(
+    return ParentsLoader(
         views,
         batch_sampler=batches,
         num_workers=workers,
@@ -162,7 +167,7 @@ def probe_loader(views: ProbeViews, batches: ProbeBatches, workers: int, pin: bo
 
 def scoring_loader(
     pictures: Pictures, config: ProbeConfig, batch_size: int, workers: int, world: World
-) -> DataLoader:
+) -> ParentsLoader:
     """Test views and labels of this process's share. Places205 is made square first."""
     if config.dataset in PLACES:
         pictures = SquaredPictures(pictures, round(config.image_size * 256 / 224))

@@ -7,8 +7,8 @@ import torch
 from torchvision.models.resnet import ResNet
 
 from adco import logistic
-from adco.data import workers_per_process
 from adco.linear import LinearProbe
+from adco.loader import workers_per_process
 from adco.probe import Features, extract_features, gather_features, knn_accuracies
 from adco.probe_data import ProbeSets, scoring_loader
 from adco.probe_state import load_classifier_, save, unpack_

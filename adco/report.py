@@ -15,8 +15,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from adco.data import Splits, check_loader, load_splits
+from adco.data import Splits, load_splits
 from adco.encoder import read_trunk
+from adco.loader import check_loader
 from adco.probe import extract_features
 from ops.arguments import argument, from_dict, option, parse
 from ops.distributed import World

@@ -49,6 +49,7 @@ class Extras:
     meter: dict | None = None  # sums over the unfinished epoch
     watch: dict | None = None  # signs of failure seen so far
     journal_size: int | None = None  # bytes of metrics.jsonl
+    bad_pictures: dict | None = None  # broken ones met so far, name to reason
 
     @classmethod
     def read(cls, state: dict, source: str) -> "Extras":

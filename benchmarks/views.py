@@ -17,7 +17,8 @@ from PIL import Image, ImageFilter
 
 import adco
 from adco import fast_views, views
-from adco.data import TrainingViews, from_folders, load_splits
+from adco.data import from_folders, load_splits
+from adco.loader import TrainingViews
 from adco.pictures import ArrayPictures, Pictures
 from adco.views import Draw, Recipe, draw_view, normalised, view_rng
 from benchmarks import measure

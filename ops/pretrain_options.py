@@ -30,6 +30,14 @@ class PretrainConfig(ProcessOptions):
         "what renders the views: fast (OpenCV, torch) or pil (Pillow, slower); the draws are equal",
         choices=("fast", "pil"),
     )
+    bad_images: str = option(
+        "skip",
+        "a picture that cannot be read: skip: another one stands in; error: the run stops",
+        choices=("skip", "error"),
+    )
+    bad_images_max: float = option(
+        0.01, "share of the training pictures that may be broken before the run stops"
+    )
     size_crops: tuple = option(
         (224, 192, 160, 128, 96), "multi-crop: sides of the crops", type=int, nargs="+"
     )
@@ -154,6 +162,10 @@ class PretrainConfig(ProcessOptions):
             raise InputError(
                 f"min_scale={self.min_scale}: a share of the picture's area, in (0, 1]"
             )
+        if not 0 <= self.bad_images_max <= 1:
+            raise InputError(
+                f"bad_images_max={self.bad_images_max}: a share of the pictures, in [0, 1]"
+            )
         if self.start_epoch >= self.epochs:
             raise InputError(
                 f"start_epoch={self.start_epoch} leaves nothing of epochs={self.epochs}"
@@ -195,7 +207,7 @@ class PretrainConfig(ProcessOptions):
         free = {f.name for f in fields(ProcessOptions)}
         free |= {"data", "download", "workers", "save_path", "log_path", "print_freq"}
         free |= {"save_freq", "save_minutes", "save_steps", "check_steps", "dry_run"}
-        free |= {"resume", "bank"}
+        free |= {"resume", "bank", "bad_images", "bad_images_max"}
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 

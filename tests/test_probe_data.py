@@ -14,9 +14,9 @@ sys.path.insert(0, "tests")
 
 from probe_pictures import COLOURS, class_folders, paint, small_config, trunk_file
 
-from adco.data import ArrayPictures
 from adco.evaluate import run
 from adco.lists import load_places, share_of_each_class
+from adco.pictures import ArrayPictures
 from adco.probe_data import (
     ProbeBatches,
     ProbeViews,

@@ -1,0 +1,74 @@
+"""Loader processes: deaf to requests to stop, and never left behind."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from adco.loader import EpochBatches, TrainingLoader, TrainingViews
+from adco.pictures import ArrayPictures
+from adco.views import Recipe
+from ops.distributed import World
+from ops.workers import REQUESTS, requests_held
+from tests.conftest import ROOT
+
+PICTURES = np.zeros((40, 8, 8, 3), np.uint8)
+
+
+def loader(workers: int = 2) -> TrainingLoader:
+    views = TrainingViews(ArrayPictures(PICTURES), [Recipe(8)], seed=0)
+    return TrainingLoader(views, EpochBatches(len(PICTURES), 2, World(), 0), workers, False)
+
+
+@pytest.mark.parametrize("request_to_stop", REQUESTS, ids=lambda number: number.name)
+def test_a_request_to_stop_that_reaches_the_workers_changes_nothing(request_to_stop):
+    training = loader()
+    batches = iter(training.epoch(0))
+    next(batches)
+    workers = [child.pid for child in multiprocessing.active_children()]
+    assert len(workers) == 2
+    # from another process, as a scheduler sends it
+    subprocess.run(["kill", f"-{request_to_stop.name[3:]}", *map(str, workers)], check=True)
+    assert len(list(batches)) == len(training) - 1
+    assert len(list(training.epoch(1))) == len(training)
+    assert [child.pid for child in multiprocessing.active_children()] == workers
+
+
+def test_a_request_that_comes_while_workers_start_is_answered_by_the_parent():
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    try:
+        with requests_held():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert heard == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+ENDS = {
+    "error": "raise RuntimeError('on purpose')",
+    "exit": "sys.exit(7)",
+    "kill": "os.kill(os.getpid(), signal.SIGKILL)",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_workers_end_with_their_parent_however_it_ends(end):
+    code = f"""
+import os, signal, sys
+from tests.test_workers import loader
+training = loader()
+batches = iter(training.epoch(0))
+next(batches)
+{ENDS[end]}
+"""
+    # returns when the last process that holds its output has ended
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == {"error": 1, "exit": 7, "kill": -signal.SIGKILL}[end], done.stderr
+    assert "DataLoader" not in done.stderr
