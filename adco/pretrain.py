@@ -8,6 +8,7 @@ from adco.bad_pictures import BadPictures
 from adco.meter import EpochMeter
 from adco.monitor import knn_score
 from adco.parts import build
+from adco.rehearsal import rehearse
 from adco.resume import Beginning, begin_, log_folder
 from adco.saving import Checkpoints
 from adco.state import Extras, pack
@@ -29,6 +30,8 @@ from ops.signals import StopRequest
 
 def run(config: PretrainConfig, world: World, device: torch.device) -> int:
     """Pre-train as configured, as one process of `world`. Returns the exit code."""
+    if config.dry_run:
+        return rehearse(config, world, device)
     with StopRequest() as stop:
         training = Pretraining(config, world, device, stop)
         try:

@@ -61,15 +61,17 @@ def run_folder(folder: Path) -> Path | None:
     return max(found, key=lambda run: run.stat().st_ctime, default=None)
 
 
-def wait_for_moment(process: subprocess.Popen, folder: Path, moment: str, rng) -> bool:
-    """Wait until training goes on and the moment has come. False where the run ended before."""
+def wait_for_moment(process, folder: Path, moment: str, rng, pause: float) -> bool:
+    """Wait until training goes on and the moment has come, at most `pause` seconds later or in the
+    next save. False where the run ended before.
+    """
     before = log_size(folder)
     while process.poll() is None and log_size(folder) == before:  # it starts
         time.sleep(0.01)
     run = run_folder(folder)
-    pause = time.monotonic() + rng.uniform(0, 2)
+    moment_from = time.monotonic() + rng.uniform(0, pause)
     while process.poll() is None:
-        ready = time.monotonic() > pause
+        ready = time.monotonic() > moment_from
         if ready and (not moment.endswith("save") or any(run.glob("*.partial"))):
             return True
         time.sleep(0.0005 if ready else 0.01)
@@ -102,13 +104,15 @@ def damage(path: Path, kind: str, rng) -> None:
     path.write_bytes(content)
 
 
-def disturb(folder: Path, words: list[str], kills: int, rng: random.Random) -> Counter:
+def disturb(
+    folder: Path, words: list[str], kills: int, rng: random.Random, pause: float = 2.0
+) -> Counter:
     """Run with interruptions until they are used up, then to the end; what happened, counted."""
     happened = Counter()
     for kill in range(kills):
         moment = MOMENTS[kill % len(MOMENTS)]
         process = start(folder, words)
-        if wait_for_moment(process, folder, moment, rng):
+        if wait_for_moment(process, folder, moment, rng, pause):
             send(process, signal.Signals[moment.split()[0]], rng)
         error = process.communicate(timeout=300)[1]
         if process.returncode == 0:

@@ -1,0 +1,141 @@
+"""A dry run: everything a run needs is checked, two steps are taken, and nothing is left behind."""
+
+import json
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adco.bad_pictures import BadPictures
+from adco.parts import Parts, build
+from adco.pictures import Pictures
+from adco.resume import begin_, log_folder
+from adco.state import pack
+from adco.step import train_step
+from ops.distributed import World
+from ops.errors import InputError
+from ops.pretrain_options import PretrainConfig
+
+SAMPLE = 200  # pictures that are read to see whether they can be
+
+
+def rehearse(config: PretrainConfig, world: World, device: torch.device) -> int:
+    """Print what a run with this configuration is going to be. Returns the exit code.
+
+    Raises InputError for whatever would stop the run: unreadable pictures, a batch that does not
+    split, a folder that cannot be written, too small a disk.
+    """
+    parts = build(config, world, device)
+    progress = begin_(parts, config).progress
+    broken = read_sample(parts.splits.train, config)
+    folder = writable_folder(config)
+    seconds = time_steps(parts, config, device)
+    size = num_bytes(pack(parts.model, parts.bank, parts.optimizer, progress, config))
+    # The last two, the best, the one being written, and the numbered ones to come.
+    num_files = 4 + (config.epochs - progress.epoch) // config.save_freq
+    free = shutil.disk_usage(folder).free
+    if num_files * size > free:
+        raise InputError(
+            f"{num_files} checkpoints of {size / 1e9:.2f} GB do not fit into the {free / 1e9:.2f} "
+            f"GB that are free in {str(folder)!r}; make room, choose another --save_path, or raise "
+            "--save_freq"
+        )
+    if not world.first:
+        return 0
+
+    num_keys = parts.loader.batches.global_size
+    startup = 0
+    if config.ad_init and not progress.playing:
+        startup = max(config.init_steps, ceil(config.cluster / num_keys)) - progress.startup_step
+    steps = (config.epochs - progress.epoch) * len(parts.loader) - progress.epoch_step
+    print(json.dumps(asdict(config), indent=2))
+    rows = {
+        "pictures": f"{len(parts.splits.train)}, {broken} broken in a sample of {SAMPLE} or all",
+        "processes": f"{world.size} on {device.type}, {num_keys // world.size} pictures each",
+        "steps per epoch": f"{len(parts.loader)} of {num_keys} pictures",
+        "adversaries": f"{config.cluster}, {'sharded' if parts.bank.shards.size > 1 else 'whole'}",
+        "start-up": f"{startup} steps, {startup / len(parts.loader):.2f} passes over the pictures",
+        "step": f"{seconds:.3f} s, {num_keys / seconds:.0f} images/s",
+        "whole run": f"{duration((startup + steps) * seconds)} for {startup + steps} steps, "
+        "the kNN scores aside",
+        "checkpoints": f"{num_files} of {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free",
+        "peak memory": f"{peak_memory(device) / 1e9:.2f} GB per process, loader processes aside",
+    }
+    for name, text in rows.items():
+        print(f"{name + ':':17}{text}")
+    print("dry run: everything is there", flush=True)
+    return 0
+
+
+def read_sample(pictures: Pictures, config: PretrainConfig) -> int:
+    """Read some pictures; the number of broken ones. Raises InputError for too many of them."""
+    chosen = np.random.default_rng(config.seed).permutation(len(pictures))[:SAMPLE]
+    broken = BadPictures(config.bad_images_max, len(chosen))
+    for index in chosen:
+        try:
+            pictures.picture(int(index))
+        except InputError as error:
+            if config.bad_images == "error":
+                raise
+            broken.add({pictures.name(int(index)): str(error.__cause__)})
+    broken.check(folder=None)
+    return broken.count
+
+
+def writable_folder(config: PretrainConfig) -> Path:
+    """The log folder, or what exists of the way to it, after a file could be written there."""
+    folder = log_folder(config).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise InputError(
+            f"cannot write in {str(folder)!r}: {error}; choose another --save_path"
+        ) from error
+
+
+def num_bytes(state) -> int:
+    """Of all tensors in nested dictionaries and lists."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    parts = state.values() if isinstance(state, dict) else state
+    return sum(map(num_bytes, parts)) if isinstance(state, (dict, list, tuple)) else 0
+
+
+def time_steps(parts: Parts, config: PretrainConfig, device: torch.device) -> float:
+    """Seconds of the second of two real steps, with the wait for its pictures."""
+    parts.model.train()
+    batches = (batch for epoch in (0, 1) for batch in parts.loader.epoch(epoch))
+    for _ in range(2):
+        start = time.perf_counter()
+        views = [view.to(device, non_blocking=True) for view in next(batches)]
+        result = train_step(
+            parts.wrapped, parts.bank, parts.optimizer, views, parts.plan,
+            moco_t=config.moco_t, mem_t=config.mem_t, memory_lr=config.memory_lr,
+            memory_momentum=config.momentum, mem_wd=config.mem_wd,
+        )  # fmt: skip
+        result.loss.item()  # waits for the device
+    return time.perf_counter() - start
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held on the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min {seconds:02d} s"

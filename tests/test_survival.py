@@ -1,0 +1,272 @@
+"""What a run outlives, and how it ends where it cannot go on."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from adco.resume import newest_with
+from adco.saving import Checkpoints
+from ops import checkpoint
+from ops.errors import EXIT_FAILED, EXIT_STOPPED, InputError
+from ops.journal import Journal
+from ops.pretrain_options import PretrainConfig
+from tests.conftest import ROOT, assert_refused, run_script
+from tests.test_pretrain import TINY, losses
+
+STATE = {"weights": torch.arange(20_000.0), "epoch": 3, "names": {"a": torch.ones(5)}}
+
+
+@contextmanager
+def files_limited_to(num_bytes: int):
+    """Every write beyond this size fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def run_in(folder: Path) -> Path:
+    """A run folder with two checkpoints, epochs 2 and 3, of the default configuration."""
+    run = folder / "run"
+    run.mkdir()
+    journal = Journal(run)
+    journal.write_config({})
+    saves = Checkpoints(run, minutes=0, journal=journal)
+    for epoch in (2, 3):
+        saves.save({**STATE, "epoch": epoch})
+        past = time.time() - 10 + epoch
+        os.utime(saves.last, (past, past))
+    journal.close()
+    return run
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    run = run_in(tmp_path)
+    epochs = [
+        checkpoint.load(run / name)["epoch"]
+        for name in ("checkpoint_last.pth.tar", "checkpoint_previous.pth.tar")
+    ]
+    assert epochs == [3, 2]
+    assert not list(run.glob("*.partial"))
+
+
+def test_one_flipped_byte_anywhere_is_harmless_or_leads_to_the_file_before(tmp_path):
+    run = run_in(tmp_path)
+    last = run / checkpoint.LAST
+    content = last.read_bytes()
+    rng = random.Random(0)
+    passed_over = 0
+    for _ in range(50):
+        position = rng.randrange(len(content))
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << rng.randrange(8)
+        last.write_bytes(flipped)
+        (path, state), damaged = newest_with(PretrainConfig(), tmp_path)
+        assert torch.equal(state["weights"], STATE["weights"])
+        assert state["epoch"] == (3 if path == last else 2)
+        assert len(damaged) == (path != last)
+        passed_over += path != last
+    assert passed_over > 40
+
+
+@pytest.mark.parametrize("damage", ["truncated", "zeroed", "empty"])
+def test_a_damaged_newest_file_is_passed_over_with_a_warning(tmp_path, damage):
+    run = run_in(tmp_path)
+    last = run / checkpoint.LAST
+    size = last.stat().st_size
+    last.write_bytes(
+        {"truncated": last.read_bytes()[: size // 2], "zeroed": bytes(size), "empty": b""}[damage]
+    )
+    (path, state), (sentence,) = newest_with(PretrainConfig(), tmp_path)
+    assert path.name == checkpoint.PREVIOUS and state["epoch"] == 2
+    assert checkpoint.LAST in sentence and checkpoint.PREVIOUS in sentence
+
+
+def test_a_damaged_file_never_takes_the_place_of_the_good_one_before_it(tmp_path):
+    run = run_in(tmp_path)
+    (run / checkpoint.LAST).write_bytes(b"torn")
+    (path, _), _ = newest_with(PretrainConfig(), tmp_path)
+    Checkpoints(run, 0, Journal(None), source=path).save({**STATE, "epoch": 4})
+    assert checkpoint.load(run / checkpoint.LAST)["epoch"] == 4
+    assert checkpoint.load(run / checkpoint.PREVIOUS)["epoch"] == 2
+
+
+def test_a_full_disk_is_told_and_the_next_save_tries_again(tmp_path, capfd):
+    run = run_in(tmp_path)
+    journal = Journal(run)
+    saves = Checkpoints(run, 0, journal, source=run / checkpoint.LAST)
+    with files_limited_to(10_000):
+        saves.save({**STATE, "epoch": 5})
+    assert saves.failed and "NOT SAVED" in capfd.readouterr().err
+    assert checkpoint.load(run / checkpoint.LAST)["epoch"] == 3
+    saves.save({**STATE, "epoch": 6})
+    assert not saves.failed
+    assert checkpoint.load(run / checkpoint.LAST)["epoch"] == 6
+    assert checkpoint.load(run / checkpoint.PREVIOUS)["epoch"] == 3
+
+
+def test_a_lost_folder_is_told_and_made_again(tmp_path, capfd):
+    run = run_in(tmp_path)
+    journal = Journal(run)
+    saves = Checkpoints(run, 0, journal)
+    away, blocked = tmp_path / "away", tmp_path / "run"
+    run.rename(away)
+    blocked.write_text("in the way")
+    saves.save({**STATE, "epoch": 5})
+    journal.record("train", 1, {"loss": 1.0})
+    told = capfd.readouterr().err
+    assert "NOT SAVED" in told and "cannot write the log" in told
+    blocked.unlink()
+    journal.record("train", 2, {"loss": 2.0})
+    saves.save({**STATE, "epoch": 6})
+    assert checkpoint.load(run / checkpoint.LAST)["epoch"] == 6
+    assert [
+        line["step"] for line in map(eval, (run / "metrics.jsonl").read_text().splitlines())
+    ] == [1, 2]
+
+
+def test_half_a_line_of_the_log_never_stays_on_a_full_disk(tmp_path):
+    journal = Journal(tmp_path)
+    journal.record("train", 1, {"loss": 1.0})
+    with files_limited_to(60):
+        journal.record("train", 2, {"loss": 2.0})
+        assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
+    journal.record("train", 3, {"loss": 3.0})
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 3
+    assert journal.size == (tmp_path / "metrics.jsonl").stat().st_size
+
+
+def test_a_run_on_a_full_disk_trains_to_the_end_and_says_that_it_is_not_saved(
+    tmp_path, digit_folder
+):
+    words = [*TINY, "--data", str(digit_folder), "--epochs", "1", "--knn_freq", "0"]
+    with files_limited_to(2_000_000):  # inherited; the checkpoint has 60 MB
+        result = run_script("main_adco.py", *words, cwd=tmp_path)
+    assert result.returncode == EXIT_FAILED, result.stderr
+    assert "NOT SAVED" in result.stderr and "could not be saved" in result.stderr
+    (metrics,) = tmp_path.rglob("metrics.jsonl")
+    assert '"epoch"' in metrics.read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, digit_folder):
+    words = [*TINY, "--data", digit_folder, "--save_path", "/proc/nowhere"]
+    assert_refused(run_script("main_adco.py", *words, cwd=tmp_path), "run folder", "--save_path")
+
+
+class Running:
+    """main_adco.py in the background, from its first logged step on."""
+
+    def __init__(self, folder: Path, *words):
+        self.folder = folder
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "main_adco.py"), *TINY, *map(str, words)],
+            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def wait_for_a_step(self, kind: str = "train") -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if any(f'"{kind}"' in path.read_text() for path in self.folder.rglob("metrics.jsonl")):
+                return
+            time.sleep(0.01)
+        raise AssertionError(self.process.communicate())
+
+    def end(self, timeout: float = 120) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out, err
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_run_told_to_stop_saves_and_ends_with_code_75(tmp_path, digit_folder, nproc):
+    words = ["--data", digit_folder, "--nproc", nproc, "--epochs", 400, "--knn_freq", 0]
+    running = Running(tmp_path, *words)
+    running.wait_for_a_step()
+    running.process.send_signal(signal.SIGUSR1 if nproc == 1 else signal.SIGINT)
+    code, out, err = running.end()
+    assert code == EXIT_STOPPED, err
+    assert "stopped by" in out and "--resume auto" in out
+    (path,) = tmp_path.rglob(checkpoint.LAST)
+    state = checkpoint.load(path)
+    assert state["epoch_step"] > 0 or state["epoch"] > 0
+
+
+def test_a_second_interrupt_ends_at_once_and_two_runs_never_share_a_folder(tmp_path, digit_folder):
+    words = ["--data", digit_folder, "--epochs", 400, "--knn_freq", 0, "--save_steps", 2]
+    running = Running(tmp_path, *words)
+    running.wait_for_a_step()
+    while not list(tmp_path.rglob(checkpoint.LAST)):
+        time.sleep(0.01)
+    second = run_script("main_adco.py", *TINY, *words, "--resume", "auto", cwd=tmp_path)
+    assert_refused(second, "still going on", "--resume auto")
+    running.process.send_signal(signal.SIGSTOP)  # both signals are there before it sees one
+    running.process.send_signal(signal.SIGINT)
+    running.process.send_signal(signal.SIGCONT)
+    code, *_ = running.end()
+    assert code == EXIT_STOPPED
+
+
+def children_of(process: subprocess.Popen) -> list[int]:
+    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in text.split()}
+    return [pid for pid, command in commands.items() if "spawn_main" in command]
+
+
+def test_a_killed_process_stops_the_others_and_is_named(tmp_path, digit_folder):
+    running = Running(tmp_path, "--data", digit_folder, "--nproc", 2, "--epochs", 400)
+    running.wait_for_a_step()
+    os.kill(children_of(running.process)[1], signal.SIGKILL)
+    start = time.monotonic()
+    code, _, err = running.end()
+    assert code == EXIT_FAILED and time.monotonic() - start < 60
+    assert "process 1 was ended by SIGKILL" in err and "Traceback" not in err
+
+
+def test_a_lost_node_stops_the_other_one_within_a_minute_and_is_named(tmp_path, digit_folder):
+    words = ["--data", digit_folder, "--epochs", 400, "--nodes_num", 2, "--master_port", 29741]
+    nodes = [Running(tmp_path, *words, "--node_rank", node) for node in (0, 1)]
+    nodes[0].wait_for_a_step()
+    nodes[1].process.kill()
+    start = time.monotonic()
+    code, _, err = nodes[0].end()
+    assert code == EXIT_FAILED and time.monotonic() - start < 60
+    assert "process 1 no longer answers" in err and "--resume auto" in err
+    nodes[1].end()
+
+
+def test_a_dry_run_says_what_the_run_needs_and_leaves_nothing(tmp_path, digit_folder):
+    words = [*TINY, "--data", digit_folder, "--dry_run", 1]
+    result = run_script("main_adco.py", *words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for name in ("steps per epoch", "images/s", "whole run", "peak memory", '"cluster": 32'):
+        assert name in result.stdout
+    assert not list(tmp_path.iterdir())
+    refused = run_script("main_adco.py", *words, "--save_path", "/proc/nowhere", cwd=tmp_path)
+    assert_refused(refused, "--save_path")
+
+
+def test_resuming_takes_back_what_was_logged_after_the_save(tmp_path):
+    journal = Journal(tmp_path)
+    journal.record("train", 1, {"loss": 1.0})
+    size = journal.size
+    journal.record("train", 2, {"loss": 2.0})
+    journal.close()
+    Journal(tmp_path, size).record("train", 2, {"loss": 3.0})
+    assert losses(tmp_path) == [1.0, 3.0]
+
+
+def test_a_checkpoint_that_is_no_checkpoint_of_a_run_is_refused(tmp_path):
+    torch.save({"epoch": 1}, tmp_path / "c.pth.tar")
+    with pytest.raises(InputError):
+        checkpoint.load(tmp_path / "gone.pth.tar")
