@@ -120,12 +120,14 @@ class Journal:
 
     def say(self, text: str) -> None:
         if self.folder is not None:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            with suppress(OSError):  # a log on the full disk too, or a reader that has gone
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
 
     def warn(self, text: str) -> None:
         if self.folder is not None:
-            tqdm.write(f"WARNING: {text}", file=sys.stderr)
+            with suppress(OSError):
+                tqdm.write(f"WARNING: {text}", file=sys.stderr)
 
     def record(self, kind: str, step: int, values: dict) -> None:
         """One JSON line {"kind", "step", values...}, and a TensorBoard scalar of each number."""

@@ -25,6 +25,7 @@ class Lifeline(threading.Thread):
     def __init__(self, store, world: World):
         super().__init__(daemon=True)
         self.store, self.world = store.clone(), world
+        self.patience = PATIENCE
         self.lost: str | None = None  # who is missing, for a message
         self.stopping = threading.Event()
         self.found = threading.Event()
@@ -38,7 +39,7 @@ class Lifeline(threading.Thread):
                 now = self.store.add(f"beat/{neighbour}", 0)
                 if now != beats:
                     beats, since = now, time.monotonic()
-                elif time.monotonic() - since > PATIENCE:
+                elif time.monotonic() - since > self.patience:
                     self.store.set("lost", str(neighbour))
                 if self.store.check(["lost"]):
                     self.lost = f"process {self.store.get('lost').decode()}"
@@ -58,7 +59,8 @@ class Lifeline(threading.Thread):
         )
 
     def someone_is_lost(self) -> bool:
-        """Wait until it is known whether a process is missing; then this one stops by itself."""
+        """After a collective has failed: wait until it is known whether a process is missing."""
+        self.patience = 3 * BEAT  # there is a reason for suspicion
         found = self.found.wait(PATIENCE + 4 * BEAT)
         self.stop()
         return found

@@ -1,6 +1,7 @@
 """Requests to stop: SIGTERM and SIGUSR1, as schedulers send them, and Ctrl-C."""
 
 import signal
+import sys
 import threading
 
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -37,5 +38,7 @@ class StopRequest:
         self.received = signal.Signals(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if self.pass_on is None:
+                print("stopping soon; Ctrl-C again stops at once", file=sys.stderr, flush=True)
         if self.pass_on:
             self.pass_on()
