@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from torch.optim import Optimizer
 
 from adco.model import AdCo
@@ -86,17 +87,25 @@ def unpack_(
 
 
 def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
-    """Load SGD state kept over the query encoder's parameters alone or over both encoders'.
+    """Load SGD's momentum, kept over the query encoder's parameters alone or over both encoders'.
 
-    The key encoder's come last and have no momentum, so the numbering is the same.
+    The key encoder's come last and have no momentum, so the numbering is the same. Rates, decay and
+    the kind of kernel stay those of this run.
     """
-    (own,) = optimizer.state_dict()["param_groups"]
+    own = optimizer.state_dict()["param_groups"]
     try:
         (group,) = state["param_groups"]
-        if 2 * len(group["params"]) == len(own["params"]):
-            state = {**state, "param_groups": [{**group, "params": own["params"]}]}
-        optimizer.load_state_dict(state)
-    except (KeyError, ValueError, TypeError) as error:
+        if len(group["params"]) not in (len(own[0]["params"]), len(own[0]["params"]) // 2):
+            raise ValueError(f"{len(group['params'])} parameters for {len(own[0]['params'])}")
+        optimizer.load_state_dict({"state": state["state"], "param_groups": own})
+        for parameter, kept in optimizer.state.items():
+            if kept.get("momentum_buffer") is not None:
+                # Laid out as the parameter: a fused step walks both in the order of memory.
+                laid_out = torch.empty_like(parameter, requires_grad=False)
+                if kept["momentum_buffer"].shape != parameter.shape:
+                    raise ValueError(f"momentum {tuple(kept['momentum_buffer'].shape)}")
+                kept["momentum_buffer"] = laid_out.copy_(kept["momentum_buffer"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"the optimizer state in {source} does not fit this model: {error}"
         ) from error
