@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch.amp import GradScaler
 
 from adco.data import (
     EpochBatches,
@@ -23,6 +24,7 @@ from adco.step import startup_step, train_step
 from adco.views import training_recipes
 from adco.watch import Watch
 from ops import checkpoint
+from ops.device import amp_dtype, compile_, has_fused_sgd, on_device, tune
 from ops.distributed import (
     World,
     broadcast_from_first_,
@@ -75,19 +77,23 @@ class Pretraining:
             pin_memory=device.type == "cuda",
         )
 
+        tune(device, bool(config.tf32))
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = AdCo(
-            config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem, config.seed
-        ).to(device)
+            config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem,
+            config.seed, amp_dtype(config.amp, device), config.bn_splits,
+        ).to(device, memory_format=self.layout)  # fmt: skip
+        if config.compile:
+            compile_(self.model.children(), device)
         shard = config.shards_bank(world.size)
         self.bank = NegativeBank(config.cluster, config.moco_dim, config.seed, shard).to(device)
         self.wrapped = wrap_encoder(self.model, world)
         # Both encoders, as in the published checkpoints; the key encoder has no gradient and stays.
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+            self.model.parameters(), config.lr, momentum=config.momentum,
+            weight_decay=config.weight_decay, fused=has_fused_sgd(device),
+        )  # fmt: skip
+        self.scaler = GradScaler(device.type, enabled=self.model.amp is torch.float16)
         self.progress = Progress(epoch=config.start_epoch)
         self.resumed_from: Path | None = None
         self.bank_is_playing = False
@@ -163,15 +169,17 @@ class Pretraining:
         self.journal.open_bar(num_steps, "start-up")
         first = step = 0
         while step < num_steps:
-            for views in self.loader.epoch(-1 - step // len(self.loader)):
+            for views in self.batches(-1 - step // len(self.loader)):
                 loss, first = startup_step(
                     self.wrapped,
                     self.bank,
                     self.optimizer,
-                    self.on_device(views),
+                    views,
                     self.plan[0],
                     first,
                     config.moco_t,
+                    accum_steps=config.accum_steps,
+                    scaler=self.scaler,
                 )
                 step += 1
                 self.journal.advance()
@@ -195,20 +203,22 @@ class Pretraining:
         meter = EpochMeter(
             self.journal, self.world, self.device, progress.epoch, len(self.loader), self.num_keys
         )
-        for i, views in enumerate(self.loader.epoch(progress.epoch)):
+        for i, views in enumerate(self.batches(progress.epoch)):
             meter.data_is_here()
             set_rate(self.optimizer, config.rate(progress.epoch + i / len(self.loader)))
             result = train_step(
                 self.wrapped,
                 self.bank,
                 self.optimizer,
-                self.on_device(views),
+                views,
                 self.plan,
                 moco_t=config.moco_t,
                 mem_t=config.mem_t,
                 memory_lr=config.memory_lr,
                 memory_momentum=config.momentum,
                 mem_wd=config.mem_wd,
+                accum_steps=config.accum_steps,
+                scaler=self.scaler,
             )
             progress.step += 1
             self.journal.advance()
@@ -230,8 +240,8 @@ class Pretraining:
         ):
             self.journal.warn(warning)
 
-    def on_device(self, views):
-        return [view.to(self.device, non_blocking=True) for view in views]
+    def batches(self, epoch: int):
+        return on_device(self.loader.epoch(epoch), self.device, self.layout)
 
     def finish_epoch(self) -> None:
         """Score, then save. `progress.epoch` already names the next epoch."""
