@@ -105,6 +105,7 @@ def read_trunk(path: str, encoder: str = "query") -> TrunkWeights:
             f"such as module.{prefix}conv1.weight or conv1.weight, "
             f"found {', '.join(map(str, list(state)[:5])) or 'nothing'}"
         )
+    weights = {name: value.contiguous() for name, value in weights.items()}  # not channels last
     config = own_config(state)
     stem = config.get("stem", "imagenet")
     return TrunkWeights(

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from adco.encoder import build_encoder
 from ops.distributed import current_world, exchange_rows
+from ops.errors import InputError
 
 
 class AdCo(nn.Module):
@@ -17,6 +18,10 @@ class AdCo(nn.Module):
     Calling the model embeds queries, so that DistributedDataParallel sees everything with a
     gradient.
     seed: of the batch shuffles, which have to be the same on every process.
+    amp: precision of the encoders' products where float32 is not wanted; embeddings, objective and
+    bank are float32 all the same.
+    bn_splits: parts of what is forwarded at once whose BatchNorm statistics are their own, as if
+    each were on a GPU of its own. Raises InputError where pictures do not split.
     """
 
     def __init__(
@@ -27,12 +32,16 @@ class AdCo(nn.Module):
         mlp: bool = True,
         stem: str = "imagenet",
         seed: int = 0,
+        amp: torch.dtype | None = None,
+        bn_splits: int = 1,
     ):
         super().__init__()
         self.encoder_q = build_encoder(arch, dim, mlp, stem)
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.momentum = momentum
         self.seed = seed
+        self.amp = amp
+        self.bn_splits = bn_splits
         self.num_shuffles = (
             0  # shuffles drawn so far: with the seed, the whole state of the randomness
         )
@@ -40,24 +49,41 @@ class AdCo(nn.Module):
 
     def forward(self, views: list[Tensor]) -> list[Tensor]:
         """Query embeddings [N, D] of unit length, one forward pass per view [N, 3, H, W]."""
-        return [embed(self.encoder_q, view) for view in views]
+        return self._embed(self.encoder_q, views, self.bn_splits)
 
     @torch.no_grad()
-    def embed_keys(self, views: list[Tensor]) -> list[Tensor]:
-        """Key embeddings [N, D] of this process's pictures, encoded with shuffled BatchNorm."""
-        return [self._embed_shuffled(view) for view in views]
+    def embed_keys(self, views: list[Tensor], num_parts: int = 1) -> list[Tensor]:
+        """Key embeddings [N, D] of this process's pictures, encoded with shuffled BatchNorm.
 
-    def _embed_shuffled(self, view: Tensor) -> Tensor:
-        """Encode a random N of the global batch instead of one's own.
+        num_parts: how many parts of the N are forwarded one after the other.
+        """
+        return [self._embed_shuffled(view, self.bn_splits * num_parts) for view in views]
 
-        BatchNorm statistics of the own N would tell a query which key belongs to it.
+    def _embed_shuffled(self, view: Tensor, num_parts: int) -> Tensor:
+        """Encode a random N of the global batch instead of one's own, in a random order.
+
+        BatchNorm statistics of the own part would tell a query which key belongs to it.
         """
         world = current_world()
-        if world.size == 1:
-            return embed(self.encoder_k, view)
+        if world.size * num_parts == 1:
+            (embedded,) = self._embed(self.encoder_k, [view], 1)
+            return embedded
         permutation = self._draw_permutation(len(view) * world.size)
-        embedded = embed(self.encoder_k, exchange_rows(view, permutation, world))
+        if self.amp:
+            view = view.to(self.amp)  # as the first layer would: half the bytes to move
+        shuffled = exchange_rows(view, permutation, world)
+        (embedded,) = self._embed(self.encoder_k, [shuffled], num_parts)
         return exchange_rows(embedded, torch.argsort(permutation), world)
+
+    def _embed(self, encoder: nn.Module, views: list[Tensor], num_parts: int) -> list[Tensor]:
+        """Unit rows [N, D] of each view, at least float32 (the objective is never computed in
+        half).
+        """
+        with torch.autocast(views[0].device.type, self.amp, enabled=self.amp is not None):
+            embedded = [
+                torch.cat([encoder(part) for part in even_parts(view, num_parts)]) for view in views
+            ]
+        return [F.normalize(at_least_float32(x), dim=1) for x in embedded]
 
     def _draw_permutation(self, size: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.num_shuffles)
@@ -80,11 +106,15 @@ class AdCo(nn.Module):
             key.copy_(query)
 
 
-def embed(encoder: nn.Module, view: Tensor) -> Tensor:
-    """Embeddings [N, D] of unit length, at least float32 (the objective is never computed in
-    half).
-    """
-    embedded = encoder(view)
-    if embedded.dtype in (torch.float16, torch.bfloat16):
-        embedded = embedded.float()
-    return F.normalize(embedded, dim=1)
+def even_parts(view: Tensor, num_parts: int) -> tuple[Tensor, ...]:
+    """Equally many pictures in each. Raises InputError where [N, 3, H, W] does not split so."""
+    if len(view) % num_parts:
+        raise InputError(
+            f"{len(view)} pictures do not split into {num_parts} parts for accum_steps and "
+            f"bn_splits; take a multiple of {num_parts}"
+        )
+    return view.chunk(num_parts)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

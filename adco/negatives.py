@@ -4,12 +4,11 @@ processes.
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from adco.objective import directions_of
 from ops.distributed import ALONE, current_world, gather_rows
 from ops.errors import InputError
-
-BLOCK = 2**18  # numbers updated at a time: W, v and g of so many stay in a core's cache
 
 
 class NegativeBank(nn.Module):
@@ -51,29 +50,43 @@ class NegativeBank(nn.Module):
         return directions_of(self.W)
 
     @torch.no_grad()
-    def ascend_(self, gradient: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
+    def ascend_(
+        self,
+        gradient: Tensor,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        dropped: Tensor | None = None,
+    ) -> None:
         """One step of v <- mu v + g + lambda W, W <- W - eta v  (derived in objective.py).
 
         gradient: g, of the shape of W, minus the gradient of the objective; the same on every
         process that holds the same columns.
+        dropped: 0-d float32, 1 where W and v are to stay as they are. The device reads it, not the
+        host.
         """
-        size = BLOCK if self.W.device.type == "cpu" else self.W.numel()
-        blocks = (x.view(-1).split(size) for x in (self.W, self.v, gradient))
-        for W, v, g in zip(*blocks, strict=True):
-            v.mul_(momentum).add_(g).add_(W, alpha=weight_decay)
-            W.add_(v, alpha=-lr)
+        sgd(
+            [self.W], [gradient.contiguous()], [self.v], fused=True, found_inf=dropped,
+            lr=lr, momentum=momentum, weight_decay=weight_decay,
+            dampening=0, nesterov=False, maximize=False,
+        )  # fmt: skip
 
     @torch.no_grad()
     def write_columns_(self, keys: Tensor, first: int) -> int:
         """Write keys [M, D] into the columns from `first` on, round and round. Returns the next
         column.
+
+        In place of a key that is not finite the column keeps what it has.
         """
         end = first + len(keys)
         keys = keys[-self.num_negatives :]  # of two keys for one column the later stays
-        columns = torch.arange(end - len(keys), end, device=keys.device) % self.num_negatives
+        columns = torch.arange(end - len(keys), end) % self.num_negatives
         columns = columns - self.shards.rank * self.W.shape[1]
-        here = (columns >= 0) & (columns < self.W.shape[1])
-        self.W[:, columns[here]] = keys[here].T.to(self.W.dtype)
+        here = ((columns >= 0) & (columns < self.W.shape[1])).nonzero()[:, 0]
+        # Found on the CPU: a device would have to be waited for to say how many there are.
+        columns, here = (x.to(keys.device, non_blocking=True) for x in (columns[here], here))
+        new = keys[here].T.to(self.W.dtype)
+        self.W[:, columns] = torch.where(new.isfinite().all(dim=0), new, self.W[:, columns])
         return end % self.num_negatives
 
     def _own_columns(self, whole: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import SGD
 
 from adco.data import Splits, load_splits
@@ -12,6 +13,7 @@ from adco.model import AdCo
 from adco.negatives import NegativeBank
 from adco.plan import Term, view_plan
 from adco.views import Recipe, training_recipes
+from ops.device import amp_dtype, compile_, has_fused_sgd, tune
 from ops.distributed import World, wrap_encoder
 from ops.pretrain_options import PretrainConfig
 
@@ -23,10 +25,12 @@ class Parts:
     plan: list[Term]
     splits: Splits
     loader: TrainingLoader
+    layout: torch.memory_format  # of the views
     model: AdCo
     wrapped: nn.Module  # the model, in DistributedDataParallel where there are several processes
     bank: NegativeBank
     optimizer: SGD  # of the encoders
+    scaler: GradScaler  # of the loss; without effect unless in fp16
 
 
 def build(config: PretrainConfig, world: World, device: torch.device) -> Parts:
@@ -43,18 +47,26 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Parts:
         workers_per_process(config.workers, world),
         pin_memory=device.type == "cuda",
     )
+    tune(device, bool(config.tf32))
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = AdCo(
-        config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem, config.seed
-    ).to(device)
+        config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem, config.seed,
+        amp_dtype(config.amp, device), config.bn_splits,
+    ).to(device, memory_format=layout)  # fmt: skip
+    if config.compile:
+        compile_(model.children(), device)
     bank = NegativeBank(
         config.cluster, config.moco_dim, config.seed, config.shards_bank(world.size)
     ).to(device)
     # Both encoders, as in the published checkpoints; the key encoder has no gradient and stays.
     optimizer = SGD(
-        model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
-    )
+        model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay,
+        fused=has_fused_sgd(device),
+    )  # fmt: skip
+    scaler = GradScaler(device.type, enabled=model.amp is torch.float16)
     plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
-    return Parts(plan, splits, loader, model, wrap_encoder(model, world), bank, optimizer)
+    wrapped = wrap_encoder(model, world)
+    return Parts(plan, splits, loader, layout, model, wrapped, bank, optimizer, scaler)
 
 
 def recipes_of(config: PretrainConfig) -> list[Recipe]:

@@ -14,6 +14,7 @@ from adco.saving import Checkpoints
 from adco.state import Extras, pack
 from adco.step import startup_step, train_step
 from adco.watch import Watch
+from ops.device import on_device
 from ops.distributed import (
     Poll,
     World,
@@ -61,12 +62,15 @@ class Pretraining:
         parts = build(config, world, device)
         self.plan, self.splits, self.loader = parts.plan, parts.splits, parts.loader
         self.model, self.wrapped = parts.model, parts.wrapped
-        self.bank, self.optimizer = parts.bank, parts.optimizer
+        self.bank, self.optimizer, self.scaler = parts.bank, parts.optimizer, parts.scaler
+        self.layout = parts.layout
         self.num_keys = self.loader.batches.global_size  # M
 
         beginning = begin_(parts, config)
         self.progress, self.extras = beginning.progress, beginning.extras
         self.goes_on = beginning.source is not None
+        if self.extras.scaler:
+            self.scaler.load_state_dict(self.extras.scaler)
         weight = sum(term.weight for term in self.plan)
         patience = max(200, 2 * len(self.loader))
         self.watch = Watch(self.num_keys, weight, patience, self.extras.watch)
@@ -123,15 +127,17 @@ class Pretraining:
         self.journal.open_bar(num_steps, "start-up")
         while progress.startup_step < num_steps:
             a_pass, first = divmod(progress.startup_step, len(self.loader))
-            for views in self.loader.epoch(-1 - a_pass, first):
+            for views in self.batches(-1 - a_pass, first):
                 loss, _ = startup_step(
                     self.wrapped,
                     self.bank,
                     self.optimizer,
-                    self.on_device(views),
+                    views,
                     self.plan[0],
                     progress.startup_step * self.num_keys % config.cluster,
                     config.moco_t,
+                    accum_steps=config.accum_steps,
+                    scaler=self.scaler,
                 )
                 progress.startup_step = step = progress.startup_step + 1
                 self.journal.advance()
@@ -158,7 +164,7 @@ class Pretraining:
             self.journal, self.world, self.device, progress.epoch, num_steps, self.num_keys,
             self.extras.meter,
         )  # fmt: skip
-        for views in self.loader.epoch(progress.epoch, progress.epoch_step):
+        for views in self.batches(progress.epoch, progress.epoch_step):
             i = progress.epoch_step
             self.meter.data_is_here()
             set_rate(self.optimizer, config.rate(progress.epoch + i / num_steps))
@@ -166,13 +172,15 @@ class Pretraining:
                 self.wrapped,
                 self.bank,
                 self.optimizer,
-                self.on_device(views),
+                views,
                 self.plan,
                 moco_t=config.moco_t,
                 mem_t=config.mem_t,
                 memory_lr=config.memory_lr,
                 memory_momentum=config.momentum,
                 mem_wd=config.mem_wd,
+                accum_steps=config.accum_steps,
+                scaler=self.scaler,
             )
             progress.step += 1
             progress.epoch_step += 1
@@ -190,13 +198,14 @@ class Pretraining:
             "bad_pictures": self.bad_pictures.count,
         }
         values = self.meter.log(i, self.progress.step, extra)
+        self.meter.check(self.saves.last if self.saves else None)
         for warning in self.watch.read(
             self.progress.step, values["loss"], values["mass"], values["spread"]
         ):
             self.journal.warn(warning)
 
-    def on_device(self, views):
-        return [view.to(self.device, non_blocking=True) for view in views]
+    def batches(self, epoch: int, first: int):
+        return on_device(self.loader.epoch(epoch, first), self.device, self.layout)
 
     def finish_epoch(self) -> None:
         """Log, score, save."""
@@ -286,6 +295,7 @@ class Pretraining:
         if self.world.first:
             meter = self.meter.state() if self.meter else None
             extras = Extras(
-                meter, self.watch.state(), self.journal.size, dict(self.bad_pictures.known)
-            )
+                meter, self.watch.state(), self.journal.size, dict(self.bad_pictures.known),
+                self.scaler.state_dict(),
+            )  # fmt: skip
             self.saves.save({**state, **asdict(extras)}, more_names)

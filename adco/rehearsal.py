@@ -20,6 +20,7 @@ from adco.pictures import Pictures
 from adco.resume import begin_, log_folder
 from adco.state import pack
 from adco.step import train_step
+from ops.device import on_device
 from ops.distributed import World
 from ops.errors import InputError
 from ops.pretrain_options import PretrainConfig
@@ -115,14 +116,15 @@ def num_bytes(state) -> int:
 def time_steps(parts: Parts, config: PretrainConfig, device: torch.device) -> float:
     """Seconds of the second of two real steps, with the wait for its pictures."""
     parts.model.train()
-    batches = (batch for epoch in (0, 1) for batch in parts.loader.epoch(epoch))
+    pictures = (batch for epoch in (0, 1) for batch in parts.loader.epoch(epoch))
+    batches = on_device(pictures, device, parts.layout)
     for _ in range(2):
         start = time.perf_counter()
-        views = [view.to(device, non_blocking=True) for view in next(batches)]
         result = train_step(
-            parts.wrapped, parts.bank, parts.optimizer, views, parts.plan,
+            parts.wrapped, parts.bank, parts.optimizer, next(batches), parts.plan,
             moco_t=config.moco_t, mem_t=config.mem_t, memory_lr=config.memory_lr,
             memory_momentum=config.momentum, mem_wd=config.mem_wd,
+            accum_steps=config.accum_steps, scaler=parts.scaler,
         )  # fmt: skip
         result.loss.item()  # waits for the device
     return time.perf_counter() - start

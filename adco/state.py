@@ -51,6 +51,7 @@ class Extras:
     watch: dict | None = None  # signs of failure seen so far
     journal_size: int | None = None  # bytes of metrics.jsonl
     bad_pictures: dict | None = None  # broken ones met so far, name to reason
+    scaler: dict | None = None  # of the loss in fp16
 
     @classmethod
     def read(cls, state: dict, source: str) -> "Extras":

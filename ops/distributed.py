@@ -4,7 +4,9 @@ Each function does the right thing when alone. Collectives are called by every p
 """
 
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 import torch.distributed as dist
@@ -139,8 +141,19 @@ def exchange_rows(x: Tensor, permutation: Tensor, world: World) -> Tensor:
     """Rows permutation[rN : (r+1)N] of the joined batch, where each process r holds N rows of it.
 
     x: [N, ...].  permutation: [R N] int64 on the CPU, the same on every process. Only rows that
-    change process travel. Undone by exchanging with argsort(permutation).
+    change process travel. Undone by exchanging with argsort(permutation). Pictures that are laid
+    out channels last stay so.
     """
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        rows = x.permute(0, 2, 3, 1)  # [N, H, W, C], as they lie in memory
+        return exchange_contiguous(rows, permutation, world).permute(0, 3, 1, 2)
+    return exchange_contiguous(x, permutation, world)
+
+
+def exchange_contiguous(x: Tensor, permutation: Tensor, world: World) -> Tensor:
+    """exchange_rows, of rows that are sent as they come."""
+    if world.size == 1:
+        return x[permutation.to(x.device, non_blocking=True)]
     num_rows = len(x)
     wanted = permutation.view(world.size, num_rows)  # [R, N]  row s: what process s is to hold
     owner = wanted // num_rows
@@ -201,12 +214,27 @@ def checksum(tensor: Tensor) -> int:
 
 
 def wrap_encoder(model: nn.Module, world: World) -> nn.Module:
-    """The model with gradients averaged over processes; itself when alone."""
-    return DistributedDataParallel(model) if world.size > 1 else model
+    """The model with gradients averaged over processes; itself when alone.
+
+    Buffers stay each process's own: BatchNorm in train mode does not read them.
+    """
+    if world.size == 1:
+        return model
+    options = signature(DistributedDataParallel).parameters  # torch 2.14 renamed this one
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    return DistributedDataParallel(model, **{switch: False})
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def averaging(model: nn.Module, now: bool):
+    """Context of a forward and backward pass: with `now` False the gradients stay here, to be
+    averaged with those of a later pass.
+    """
+    keeps = isinstance(model, DistributedDataParallel) and not now
+    return model.no_sync() if keeps else nullcontext()
 
 
 def average_gradients_(model: nn.Module) -> None:

@@ -89,12 +89,31 @@ class PretrainConfig(ProcessOptions):
         choices=("imagenet", "small"),
     )
     mlp: int = option(1, "1: two-layer projection head; 0: one linear layer", **SWITCH)
+    amp: str = option(
+        "auto",
+        "precision of the encoders' convolutions; auto: bf16 where the device computes in it, else "
+        "float32; none: float32. The objective and the bank are float32 always",
+        choices=("auto", "bf16", "fp16", "none"),
+    )
+    tf32: int = option(1, "1: on CUDA, float32 convolutions in TensorFloat-32", **SWITCH)
+    channels_last: int = option(1, "1: pictures and filters laid out channels last", **SWITCH)
+    compile: int = option(0, "1: compile the encoders; the first steps take long", **SWITCH)
+    bn_splits: int = option(
+        1,
+        "parts of what a process encodes at once that have BatchNorm statistics of their own, as "
+        "on so many GPUs",
+    )
 
     # Optimisation
     epochs: int = option(200, "epochs to train")
     start_epoch: int = option(0, "first epoch, where no checkpoint says it")
     batch_size: int = option(
         256, "pictures per step and node, split over its processes", names=("-b",)
+    )
+    accum_steps: int = option(
+        1,
+        "parts in which a process takes its batch, one after the other: less memory, the same "
+        "objective; BatchNorm sees one part at a time",
     )
     lr: float = option(0.03, "learning rate of the encoder", names=("--learning_rate",))
     lr_final: float = option(0.0006, "learning rate at the end of --cos 1")
@@ -143,6 +162,8 @@ class PretrainConfig(ProcessOptions):
             "batch_size",
             "print_freq",
             "save_freq",
+            "bn_splits",
+            "accum_steps",
         )
         at_least(
             self, 0, "workers", "init_steps", "start_epoch", "warmup_epochs", "knn_freq", "seed"
@@ -172,6 +193,7 @@ class PretrainConfig(ProcessOptions):
             )
         if self.multi_crop:
             check_crops(self)
+        self.check_parts(self.batch_size)
 
     def images_per_process(self, local_size: int) -> int:
         """N: the node's batch over its `local_size` processes."""
@@ -182,7 +204,18 @@ class PretrainConfig(ProcessOptions):
                 f"batch_size={self.batch_size} does not split over {local_size} processes; "
                 f"nearest that do: {nearest}"
             )
+        self.check_parts(self.batch_size // local_size)
         return self.batch_size // local_size
+
+    def check_parts(self, num_images: int) -> None:
+        """Refuse a number of pictures that BatchNorm cannot take in the parts that are wanted."""
+        parts = self.accum_steps * self.bn_splits
+        if parts > 1 and (num_images % parts or num_images < 2 * parts):
+            raise InputError(
+                f"accum_steps={self.accum_steps} x bn_splits={self.bn_splits} parts of "
+                f"{num_images} pictures: expected at least 2 pictures in each, as many in all; "
+                f"take a multiple of {2 * parts} a process with --batch_size, or fewer parts"
+            )
 
     def rate(self, epoch: float) -> float:
         """Learning rate of the encoder at `epoch`, which counts steps as fractions."""

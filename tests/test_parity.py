@@ -62,9 +62,14 @@ def assert_as_published(played: dict, case_name: str, rank: int = 0) -> None:
     for name in ("W", "v"):
         error = (played["bank"][name] - known[name]).norm() / known[name].norm()
         assert error < 1e-4, (name, error)
-    for name, (_, sum_of_absolutes) in known["sums"].items():
+    # Ours gives every process rank 0's statistics when they are needed, not with every step.
+    sums, sample = (
+        {name: x for name, x in known[part].items() if rank == 0 or "running" not in name}
+        for part in ("sums", "sample")
+    )
+    for name, (_, sum_of_absolutes) in sums.items():
         assert played["sums"][name] == pytest.approx(sum_of_absolutes, rel=1e-4), name
-    for name, values in known["sample"].items():
+    for name, values in sample.items():
         torch.testing.assert_close(
             played["sample"][name].to(values), values, rtol=1e-3, atol=1e-5, msg=name
         )

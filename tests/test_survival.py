@@ -276,3 +276,14 @@ def test_resuming_takes_back_what_was_logged_after_the_save(tmp_path):
     journal.close()
     Journal(tmp_path, size).record("train", 2, {"loss": 3.0})
     assert losses(tmp_path) == [1.0, 3.0]
+
+
+def test_ten_steps_in_a_row_that_are_not_finite_stop_the_run(tmp_path, digit_folder):
+    words = [*TINY, "--data", digit_folder, "--epochs", 40, "--lr", 1e30, "--save_steps", 1]
+    result = run_script("main_adco.py", *words, "--ad_init", 0, "--knn_freq", 0, cwd=tmp_path)
+    assert result.returncode == EXIT_FAILED, (result.stdout, result.stderr)
+    assert "10 steps in a row" in result.stderr and "checkpoint_last.pth.tar" in result.stderr
+    (path,) = tmp_path.rglob(checkpoint.LAST)
+    state = checkpoint.load(path)
+    for tensor in (*state["state_dict"].values(), *state["Memory_Bank"].values()):
+        assert tensor.isfinite().all()

@@ -1,0 +1,95 @@
+"""What a device can do, set up once: precision, kernels, and the way of the batches to it."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ops.errors import InputError
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """The precision of the encoders' convolutions for --amp `name`; None: float32 throughout.
+
+    auto: bf16 where the device computes in it, rather than imitating it. Raises InputError for one
+    that the device cannot do at all.
+    """
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bf16(device) else None
+    if name == "none":
+        return None
+    try:
+        with torch.autocast(device.type, HALVES[name]):
+            torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"amp={name}: this {device.type} device cannot compute in it; use --amp auto or none"
+        ) from error
+    return HALVES[name]
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu_info = Path("/proc/cpuinfo")  # Linux
+    if device.type != "cpu" or not cpu_info.exists():
+        return False
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_info.read_text().split())
+
+
+def tune(device: torch.device, tf32: bool) -> None:
+    """Let a GPU choose its fastest convolutions, with `tf32` in TensorFloat-32. The objective's
+    matrix products stay in float32.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def has_fused_sgd(device: torch.device) -> bool:
+    return device.type in ("cpu", "cuda")
+
+
+def compile_(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Have the modules compiled, in place: names in their state dicts stay.
+
+    Raises InputError where torch.compile lacks what it needs (a C++ compiler, on GPUs Triton).
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
+    except Exception as error:  # each part of the compiler has its own way to miss something
+        reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
+        raise InputError(
+            f"compile=1: torch.compile does not work here ({reason}); install a C++ compiler such "
+            "as g++, or use --compile 0"
+        ) from error
+    for module in modules:
+        module.compile()
+
+
+def on_device(
+    batches: Iterable[list[Tensor]], device: torch.device, memory_format: torch.memory_format
+) -> Iterator[list[Tensor]]:
+    """The batches on the device, their pictures [N, 3, H, W] laid out as `memory_format` says.
+
+    On CUDA a batch travels on a stream of its own. Steps are only enqueued, so the host is here
+    again while the device computes the last one, and the copy runs beside it. Nothing is taken from
+    `batches` ahead of the step it is for.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield [x.to(device, memory_format=memory_format) for x in batch]
+        return
+    copying = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            there = [x.to(device, non_blocking=True, memory_format=memory_format) for x in batch]
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copying)
+        for x in there:
+            x.record_stream(computing)  # its memory is free when the step is done, not before
+        yield there
