@@ -4,11 +4,17 @@ Whether a step is dropped is a 0-d tensor, 0 or 1, the same on every process. Ev
 it reads it on the device, so that a GPU is never waited for.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ops import checkpoint
 from ops.distributed import current_world, sum_across_ranks_
+from ops.errors import RunFailed
+
+MOST_DROPPED = 10  # in a row
 
 
 @torch.no_grad()
@@ -43,6 +49,28 @@ def skips_on_device(optimizer: Optimizer) -> bool:
         and all(optimizer.state.get(p) for p in group["params"] if p.grad is not None)
         for group in optimizer.param_groups
     )
+
+
+class Streak:
+    """Steps dropped in a row, counted on the device."""
+
+    def __init__(self, device: torch.device):
+        self.now = self.longest = torch.zeros((), device=device)
+
+    def count_(self, dropped: Tensor) -> None:
+        self.now = (self.now + 1) * dropped
+        self.longest = torch.maximum(self.longest, self.now)
+
+    def check(self, epoch: int, last: Path | None) -> None:
+        """Raise RunFailed where so many steps in a row were dropped that no weight will ever move
+        again. last: the last checkpoint, where this process knows it. Waits for the device.
+        """
+        if self.longest.item() >= MOST_DROPPED:
+            raise RunFailed(
+                f"diverged: loss or gradient were not finite in {MOST_DROPPED} steps in a row up to "
+                f"epoch {epoch}. None of them reached the weights or the bank; the last checkpoint, "
+                f"{last or checkpoint.LAST}, is good: go on from it with a lower --lr"
+            )
 
 
 class Statistics:

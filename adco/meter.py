@@ -1,16 +1,12 @@
 """Times and means of one epoch, and what is logged of them. Reads the device on log steps only."""
 
-from pathlib import Path
-
 import torch
 
 from adco.step import Round
 from ops.distributed import World, mean_across_ranks_
-from ops.errors import RunFailed
 from ops.journal import Journal, Stopwatch
 
 DROPPED = Round._fields.index("dropped")
-MOST_DROPPED = 10  # in a row
 
 
 class EpochMeter:
@@ -33,7 +29,6 @@ class EpochMeter:
         self.epoch, self.num_steps, self.num_keys = epoch, num_steps, num_keys
         self.latest = torch.zeros(len(Round._fields), device=device)
         self.totals = torch.zeros_like(self.latest)
-        self.streak = self.longest = torch.zeros((), device=device)  # steps dropped in a row
         self.steps = 0
         self.seconds = self.data_seconds = 0.0
         if state:
@@ -60,8 +55,6 @@ class EpochMeter:
         values = torch.where(dropped, torch.zeros_like(self.latest), self.latest)
         values[DROPPED] = result.dropped
         self.totals += values
-        self.streak = torch.where(dropped, self.streak + 1, 0)
-        self.longest = torch.maximum(self.longest, self.streak)
         self.steps += 1
         self.seconds += self.stopwatch.lap()
 
@@ -101,18 +94,6 @@ class EpochMeter:
         totals /= self.steps - dropped
         totals[DROPPED] = dropped
         return by_name(totals)
-
-    def check(self, last: Path | None) -> None:
-        """Raise RunFailed where so many steps in a row were dropped that no weight will ever move
-        again. last: the last checkpoint, where this process knows it. Waits for the device.
-        """
-        if self.longest.item() >= MOST_DROPPED:
-            raise RunFailed(
-                f"diverged: the loss or a gradient was not finite in {MOST_DROPPED} steps in a row, "
-                f"the last of them in epoch {self.epoch}. None of them reached the weights or the "
-                f"bank; the last checkpoint, {last or 'checkpoint_last.pth.tar'}, is good. Go on "
-                "from it with a lower --lr, or look at the pictures"
-            )
 
     def log_epoch(self, step: int) -> None:
         """One record of the means over the epoch and all processes."""

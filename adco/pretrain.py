@@ -5,6 +5,7 @@ from dataclasses import asdict
 import torch
 
 from adco.bad_pictures import BadPictures
+from adco.guard import Streak
 from adco.meter import EpochMeter
 from adco.monitor import knn_score
 from adco.parts import build
@@ -77,6 +78,7 @@ class Pretraining:
         known = self.extras.bad_pictures or {}
         self.bad_pictures = BadPictures(config.bad_images_max, len(self.splits.train), known)
         self.meter: EpochMeter | None = None  # inside an epoch
+        self.streak = Streak(device)
         self.poll = Poll(world)
         self.journal = Journal(None)
         self.saves: Checkpoints | None = None  # on the first process
@@ -186,6 +188,7 @@ class Pretraining:
             progress.epoch_step += 1
             self.journal.advance()
             self.meter.step_is_done(result)
+            self.streak.count_(result.dropped)
             if i % config.print_freq == 0 or i + 1 == num_steps:
                 self.log(i)
             self.between_steps()
@@ -198,7 +201,7 @@ class Pretraining:
             "bad_pictures": self.bad_pictures.count,
         }
         values = self.meter.log(i, self.progress.step, extra)
-        self.meter.check(self.saves.last if self.saves else None)
+        self.streak.check(self.progress.epoch, self.saves.last if self.saves else None)
         for warning in self.watch.read(
             self.progress.step, values["loss"], values["mass"], values["spread"]
         ):
