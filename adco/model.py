@@ -11,6 +11,12 @@ from adco.encoder import build_encoder
 from ops.distributed import current_world, exchange_rows
 from ops.errors import InputError
 
+HALVES = (torch.float16, torch.bfloat16)
+# Pixels. Where a strided convolution meets a picture of one pixel (the last stage, of pictures so
+# small), the gradient of its filters in bf16 comes out of torch 2.14 on a CPU with memory that was
+# never written in it.
+TOO_SMALL_FOR_HALF = 16
+
 
 class AdCo(nn.Module):
     """Both encoders, encoder_q.* and encoder_k.* in the state dict.
@@ -49,7 +55,7 @@ class AdCo(nn.Module):
 
     def forward(self, views: list[Tensor]) -> list[Tensor]:
         """Query embeddings [N, D] of unit length, one forward pass per view [N, 3, H, W]."""
-        return self._embed(self.encoder_q, views, self.bn_splits)
+        return [self._embed(self.encoder_q, view, self.bn_splits) for view in views]
 
     @torch.no_grad()
     def embed_keys(self, views: list[Tensor], num_parts: int = 1) -> list[Tensor]:
@@ -66,24 +72,26 @@ class AdCo(nn.Module):
         """
         world = current_world()
         if world.size * num_parts == 1:
-            (embedded,) = self._embed(self.encoder_k, [view], 1)
-            return embedded
+            return self._embed(self.encoder_k, view, 1)
         permutation = self._draw_permutation(len(view) * world.size)
-        if self.amp:
-            view = view.to(self.amp)  # as the first layer would: half the bytes to move
+        view = view.to(
+            self._precision(view) or view.dtype
+        )  # as the first layer would: less to move
         shuffled = exchange_rows(view, permutation, world)
-        (embedded,) = self._embed(self.encoder_k, [shuffled], num_parts)
+        embedded = self._embed(self.encoder_k, shuffled, num_parts)
         return exchange_rows(embedded, torch.argsort(permutation), world)
 
-    def _embed(self, encoder: nn.Module, views: list[Tensor], num_parts: int) -> list[Tensor]:
-        """Unit rows [N, D] of each view, at least float32 (the objective is never computed in
-        half).
-        """
-        with torch.autocast(views[0].device.type, self.amp, enabled=self.amp is not None):
-            embedded = [
-                torch.cat([encoder(part) for part in even_parts(view, num_parts)]) for view in views
-            ]
-        return [F.normalize(at_least_float32(x), dim=1) for x in embedded]
+    def _embed(self, encoder: nn.Module, view: Tensor, num_parts: int) -> Tensor:
+        """Unit rows [N, D], at least float32 (the objective is never computed in half)."""
+        half = self._precision(view)
+        with torch.autocast(view.device.type, half, enabled=half is not None):
+            embedded = torch.cat([encoder(part) for part in even_parts(view, num_parts)])
+        if embedded.dtype in HALVES:
+            embedded = embedded.float()
+        return F.normalize(embedded, dim=1)
+
+    def _precision(self, view: Tensor) -> torch.dtype | None:
+        return self.amp if min(view.shape[-2:]) > TOO_SMALL_FOR_HALF else None
 
     def _draw_permutation(self, size: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.num_shuffles)
@@ -114,7 +122,3 @@ def even_parts(view: Tensor, num_parts: int) -> tuple[Tensor, ...]:
             f"bn_splits; take a multiple of {num_parts}"
         )
     return view.chunk(num_parts)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,125 @@
+"""What is not finite reaches neither weights, momentum, statistics nor bank."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import adco
+from adco.guard import examine
+from adco.step import startup_step
+from ops.distributed import World, wrap_encoder
+from tests.gloo import in_processes
+from tests.small import assert_equal, parts, state_of, views_of
+
+PLAN = adco.view_plan(sym=True)
+
+
+def step(game, views, network=None, **options) -> adco.step.Round:
+    model, bank, optimizer = game
+    return adco.train_step(
+        network or model, bank, optimizer, views, PLAN, mem_t=0.1, memory_lr=0.5, **options
+    )
+
+
+def with_nan(views, bad: bool = True):
+    if bad:
+        views[1][3, 0, 5, 5] = torch.nan
+    return views
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_nan_in_one_picture_changes_nothing(fused, steps_before):
+    game = parts(fused=fused)
+    for i in range(steps_before):
+        step(game, views_of(i))
+    before = state_of(*game)
+    assert step(game, with_nan(views_of(7))).dropped == 1
+    assert_equal(state_of(*game), before)
+    following = step(game, views_of(8))
+    assert following.dropped == 0
+    assert all(value.isfinite().all() for value in [*state_of(*game).values(), *following])
+
+
+def test_a_dropped_step_leaves_the_next_one_as_if_it_had_not_been():
+    with_drop, without = parts(fused=True), parts(fused=True)
+    for game in (with_drop, without):
+        step(game, views_of(0))
+    step(with_drop, with_nan(views_of(7)))
+    for game in (with_drop, without):
+        game[0].copy_query_to_key()  # the key encoder alone went on
+        step(game, views_of(1))
+    assert_equal(state_of(*with_drop), state_of(*without))
+
+
+@pytest.mark.parametrize("fault", [torch.nan, torch.inf, -torch.inf])
+def test_one_number_of_the_banks_gradient_is_enough_to_drop(fault):
+    model, bank, _ = parts()
+    before, gradient = bank.state_dict()["W"].clone(), torch.ones_like(bank.W)
+    bank.ascend_(gradient, 3.0, 0.9, 1e-4, examine(model, gradient)[1])
+    assert not torch.equal(bank.W, before)
+    before = {name: value.clone() for name, value in bank.state_dict().items()}
+    gradient[2, 7] = fault
+    bank.ascend_(gradient, 3.0, 0.9, 1e-4, examine(model, gradient)[1])
+    assert_equal(bank.state_dict(), before)
+
+
+def drop_on_two(world: World) -> list[tuple]:
+    """Sharded and replicated: everything before the NaN on process 1, after it, and a step on."""
+    ends = []
+    for shard in (True, False):
+        game = parts(shard=shard)
+        network = wrap_encoder(game[0], world)
+        step(game, views_of(0, world=world), network)
+        before = state_of(*game)
+        views = with_nan(views_of(1, world=world), world.rank == 1)
+        dropped = step(game, views, network).dropped
+        after = state_of(*game)
+        following = step(game, views_of(2, world=world), network).dropped
+        ends.append((before, after, state_of(*game), dropped, following))
+    return ends
+
+
+def test_a_nan_on_one_process_drops_the_step_on_all():
+    for both in zip(*in_processes(drop_on_two, 2), strict=True):
+        for before, after, _, dropped, following in both:
+            assert (dropped, following) == (1, 0)
+            assert_equal(after, before)
+        names = [name for name in both[0][2] if "running" not in name]
+        assert_equal(*({name: end[2][name] for name in names} for end in both))
+
+
+def test_start_up_writes_no_key_that_is_not_finite():
+    game = parts()
+    model, bank, optimizer = game
+    before = state_of(*game)
+    _, following = startup_step(model, bank, optimizer, with_nan(views_of(0)), PLAN[0], 0, 0.12)
+    assert following == 8
+    assert_equal(state_of(*game), before)
+    bank.write_columns_(torch.tensor([[1.0] * 16, [torch.inf] * 16]), 5)
+    assert bank.W[:, 5].eq(1).all() and torch.equal(bank.W[:, 6], before["W"][:, 6])
+
+
+def test_the_logged_gradient_norm_is_that_of_the_whole_gradient():
+    game = parts(torch.float64)
+    result = step(game, views_of(0, dtype=torch.float64))
+    gradients = [p.grad.flatten() for p in game[0].parameters() if p.grad is not None]
+    torch.testing.assert_close(result.grad_norm, torch.cat(gradients).norm())
+
+
+class NoReads(TorchDispatchMode):
+    """Raises where the host would have to wait for a number of the device."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default, "read by the host"
+        return function(*arguments, **(keywords or {}))
+
+
+def test_a_step_makes_no_host_wait_for_its_numbers():
+    game = parts()
+    with pytest.raises(AssertionError, match="host"), NoReads():
+        step(game, views_of(0))  # the first lays out the momentum
+    step(game, views_of(0))
+    with NoReads():
+        step(game, with_nan(views_of(1)))
+        startup_step(*game, views_of(2), PLAN[0], 0, 0.12)
