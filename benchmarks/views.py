@@ -164,7 +164,7 @@ def print_small(repeats: int, batch_size: int = 128) -> None:
         name: partial(TrainingViews(digits, [recipe] * 2, 0, name).__getitems__, positions)
         for name in ("fast", "pil")
     }
-    batch = load["fast"]()
+    batch, _ = load["fast"]()
     step = partial(adco.train_step, model, bank, optimizer, batch, adco.view_plan())
     seconds = measure.interleaved({**load, "step": step}, repeats, ONE_CORE)
     measure.print_head(f"two views of {batch_size} digits", "ms", "share of a resnet10 step")

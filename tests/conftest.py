@@ -1,9 +1,13 @@
 """Shared fixtures: tiny real pictures, and a way to run the scripts as a user does."""
 
+import importlib
 import os
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU
 torch.set_num_threads(2)
 
 
@@ -39,6 +44,53 @@ def run_script(*words, cwd: Path, timeout: float = 240, **env) -> subprocess.Com
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
     )
+
+
+def run_main(*words, cwd: Path, **env) -> subprocess.CompletedProcess:
+    """What run_script gives, from the script's main in this process: torch is here already.
+
+    For one process; what the script sets for all of this one is set back afterwards. An error that
+    would end in a traceback is raised.
+    """
+    script, *options = map(str, words)
+    main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
+    out, err = StringIO(), StringIO()
+    with ExitStack() as held:
+        held.enter_context(one_thread())
+        held.enter_context(torch.random.fork_rng(devices=[]))
+        held.enter_context(mock.patch.dict(os.environ, env))
+        held.enter_context(mock.patch.object(sys, "argv", [str(ROOT / script), *options]))
+        held.enter_context(in_folder(cwd))
+        held.enter_context(redirect_stdout(out))
+        held.enter_context(redirect_stderr(err))
+        try:
+            code = main(options)
+        except SystemExit as stop:
+            code = stop.code
+    return subprocess.CompletedProcess(
+        [script, *options], code or 0, out.getvalue(), err.getvalue()
+    )
+
+
+@contextmanager
+def one_thread():
+    """Torch computes with one thread, and afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def in_folder(path: Path):
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, assert_refused, run_script
+from tests.conftest import ROOT, assert_refused, run_main, run_script
 
 TINY = [
     *("--dataset", "folder", "--arch", "resnet10", "--image_size", "16", "--cluster", "32"),
@@ -19,9 +19,9 @@ TINY = [
 ]
 
 
-def pretrain(folder: Path, data, *words, **env) -> Path:
+def pretrain(folder: Path, data, *words, run=run_main, **env) -> Path:
     """Run main_adco.py in a folder; its run folder."""
-    result = run_script("main_adco.py", *TINY, "--data", data, *words, cwd=folder, **env)
+    result = run("main_adco.py", *TINY, "--data", data, *words, cwd=folder, **env)
     assert result.returncode == 0, result.stderr
     (metrics,) = folder.rglob("metrics.jsonl")
     return metrics.parent
@@ -49,7 +49,7 @@ def test_every_mode_trains_on_one_and_two_processes(tmp_path, digit_folder, mode
 
 
 def test_the_run_folder_and_its_files_have_the_documented_names(tmp_path, digit_folder):
-    run = pretrain(tmp_path, digit_folder, "--save_freq", 1)
+    run = pretrain(tmp_path, digit_folder, "--save_freq", 1, run=run_script)
     assert run.relative_to(tmp_path).parts[:-1] == (
         "train_log", "folder", "lr_0.03_memlr0.1", "cos_1",
     )  # fmt: skip
@@ -98,7 +98,7 @@ def test_resume_auto_goes_on_in_the_same_folder_with_the_newest_usable_file(tmp_
 
 
 def test_torchrun_is_taken_as_it_is(tmp_path, digit_folder):
-    spawned = pretrain(tmp_path, digit_folder, "--nproc", 2)
+    spawned = pretrain(tmp_path, digit_folder, "--nproc", 2, run=run_script)
     folder = tmp_path / "torchrun"
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
@@ -179,7 +179,7 @@ def test_bad_input_is_one_sentence_and_code_2(tmp_path, digit_folder):
         (["--data", digit_folder, "--gpu", 0], "gpu=0"),
     ]
     for words, *expected in cases:
-        assert_refused(run_script("main_adco.py", *TINY, *words, cwd=tmp_path), *expected)
+        assert_refused(run_main("main_adco.py", *TINY, *words, cwd=tmp_path), *expected)
     assert not (tmp_path / "train_log").exists()
     assert a_file.read_text() == "in the way"
 

@@ -1,6 +1,5 @@
 """What a probe is trained and scored on: Places205, list files, parts of train, views, options."""
 
-import subprocess
 import sys
 from itertools import chain
 from math import cos, pi
@@ -30,6 +29,7 @@ from ops.distributed import World
 from ops.errors import InputError
 from ops.probe_options import PROBE_PRESETS, ProbeConfig
 from ops.schedule import probe_rate
+from tests.conftest import assert_refused, run_main
 
 ROOT = "data/vision/torralba/deeplearning/images256"
 LISTS = "trainvalsplit_places205"
@@ -274,6 +274,5 @@ def test_options_that_cannot_work_together_are_refused(options, message):
 def test_a_file_that_is_no_checkpoint_ends_in_one_sentence_and_code_2(tmp_path, content):
     (tmp_path / "file.pth.tar").write_bytes(content)
     argv = ["--dataset", "digits", "--pretrained", str(tmp_path / "file.pth.tar")]
-    ended = subprocess.run([sys.executable, "lincls.py", *argv], capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("lincls.py: error: ") and ended.stderr.count("\n") == 1
+    ended = run_main("lincls.py", *argv, cwd=tmp_path)
+    assert_refused(ended, "lincls.py: error: ")

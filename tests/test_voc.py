@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +15,13 @@ from adco import AdCo
 from adco.encoder import read_trunk
 from adco.views import view_rng
 from ops.checkpoint import with_module
+from tests.conftest import ROOT, run_main, run_script
 from tests.voc_case import make_voc
 from VOC_CLF.dataset import CLASSES, IGNORED, TrainingViews, five_crops, load_voc, training_view
 from VOC_CLF.linear import batches, predict, train_epoch
 from VOC_CLF.main import main
 from VOC_CLF.svm import fit_svm
 
-ROOT = Path(__file__).resolve().parent.parent
 BUS, COW = CLASSES.index("bus"), CLASSES.index("cow")
 SMALL = ["--image_size=32", "--epochs=2", "--workers=0", "--lr=0.001", "--device=cpu"]
 
@@ -63,24 +61,24 @@ class Ran:
         return np.array([row[1:] for row in rows], float)
 
 
-def run(folder, script, data, encoder, save_path, *options) -> Ran:
-    """The published command, from inside `folder`."""
+def run(runner, folder, data, encoder, save_path, *options) -> Ran:
+    """The published command, from inside `folder`; runner: run_script or run_main."""
     paths = [f"--data={data}", f"--pretrained={encoder}", f"--save_path={save_path}"]
-    command = [sys.executable, script, *paths, *SMALL, *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = runner("VOC_CLF/main.py", *paths, *SMALL, *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     return Ran(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def linear_run(data, encoder, tmp_path_factory):
-    return run(ROOT / "VOC_CLF", "main.py", data, encoder, tmp_path_factory.mktemp("linear"))
+    out = tmp_path_factory.mktemp("linear")
+    return run(run_script, ROOT / "VOC_CLF", data, encoder, out)
 
 
 @pytest.fixture(scope="module")
 def svm_run(data, encoder, tmp_path_factory):
     out = tmp_path_factory.mktemp("svm")
-    return run(ROOT, "VOC_CLF/main.py", data, encoder, out, "--protocol=svm")
+    return run(run_main, ROOT, data, encoder, out, "--protocol=svm")
 
 
 @pytest.mark.parametrize("protocol", ["linear_run", "svm_run"])
