@@ -67,9 +67,9 @@ class Streak:
         """
         if self.longest.item() >= MOST_DROPPED:
             raise RunFailed(
-                f"diverged: loss or gradient were not finite in {MOST_DROPPED} steps in a row up to "
-                f"epoch {epoch}. None of them reached the weights or the bank; the last checkpoint, "
-                f"{last or checkpoint.LAST}, is good: go on from it with a lower --lr"
+                f"diverged: loss or gradient not finite in {MOST_DROPPED} steps in a row up to "
+                f"epoch {epoch}. None of them reached the weights or the bank; the last "
+                f"checkpoint, {last or checkpoint.LAST}, is good: go on from it with a lower --lr"
             )
 
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from adco.model import AdCo
 from adco.negatives import NegativeBank
 from ops import checkpoint
-from ops.errors import InputError
+from ops.errors import InputError, shown
 from ops.pretrain_options import PretrainConfig
 
 
@@ -108,8 +108,10 @@ def unpack_(
             )
     if state.get("arch", arch) != arch:
         raise InputError(
-            f"{source} holds a {state['arch']}, this run a {arch}; give --arch {state['arch']}"
+            f"{source} holds a {shown(state['arch'])}, this run a {arch}; give the same --arch"
         )
+    if not checkpoint.is_state_dict(state["state_dict"]):
+        raise InputError(f"{source} holds no state_dict; expected tensors by their names")
     weights = checkpoint.without_module(state["state_dict"])
     weights = {
         name: value for name, value in weights.items() if not name.startswith("queue")
@@ -142,7 +144,9 @@ def read_progress(state: dict, source: str) -> Progress:
 
 def whole_number(value, name: str) -> int:
     if not isinstance(value, int) or value < 0:
-        raise InputError(f"{name} is {value!r}, expected a whole number; take another checkpoint")
+        raise InputError(
+            f"{name} is {shown(value)}, expected a whole number; take another checkpoint"
+        )
     return value
 
 
@@ -152,7 +156,9 @@ def percentage(value, name: str) -> float:
     except (TypeError, ValueError, RuntimeError):
         number = -1.0
     if not 0 <= number <= 100:
-        raise InputError(f"{name} is {value!r}, expected 0 to 100 percent; take another checkpoint")
+        raise InputError(
+            f"{name} is {shown(value)}, expected 0 to 100 percent; take another checkpoint"
+        )
     return number
 
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 from dataclasses import field, fields
 
-from ops.errors import EXIT_BAD_INPUT, InputError
+from ops.errors import EXIT_BAD_INPUT, InputError, shown
 
 SWITCH = {"choices": (0, 1)}
 
@@ -93,13 +93,34 @@ def preset_defaults(argv: list[str], presets: dict) -> dict:
 
 
 def from_dict(config_type, values: dict):
-    """A `config_type` from plain values, as JSON gives them back. Unknown names raise
-    InputError.
+    """A `config_type` from plain values, as JSON gives them back. Unknown names, values of another
+    type and such as are not among the choices raise InputError.
     """
     known = {f.name: f for f in fields(config_type)}
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise InputError(f"{config_type.__name__} has no option named {', '.join(unknown)}")
-    return config_type(
-        **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    for name, value in values.items():
+        check_value(known[name], value)
+    return config_type(**values)
+
+
+def check_value(f, value) -> None:
+    """Raise InputError where a value cannot be that of the dataclass field `f`."""
+    if value is None and f.default is None:
+        return
+    keywords = f.metadata.get("keywords", {})
+    kind = keywords.get("type", f.type)
+    several = f.type is tuple
+    parts = value if several and isinstance(value, tuple) else (value,)
+    fits = isinstance(value, tuple) == several and all(
+        isinstance(part, (int, float) if kind is float else kind) and not isinstance(part, bool)
+        for part in parts
     )
+    if not fits:
+        wanted = f"{kind.__name__}{' list' if several else ''}"
+        raise InputError(f"{f.name}={shown(value)}: expected {wanted}")
+    choices = keywords.get("choices", parts)
+    if any(part not in choices for part in parts):
+        raise InputError(f"{f.name}={shown(value)}: expected one of {', '.join(map(str, choices))}")

@@ -120,10 +120,18 @@ def without_module(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state_dict.items()}
 
 
+def is_state_dict(value) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    )
+
+
 def load_strictly(module: nn.Module, state_dict: dict[str, Tensor], source: str) -> None:
     """Fill a module, or raise InputError naming every key that is missing, left over or of another
     shape.
     """
+    if not is_state_dict(state_dict):
+        raise InputError(f"{source} holds no state_dict; expected tensors by their names")
     own = module.state_dict()
     faults = {
         "missing": sorted(own.keys() - state_dict.keys()),

@@ -18,6 +18,12 @@ class RunFailed(RuntimeError):
     """The run cannot go on. The message is one sentence: what happened, and what is left."""
 
 
+def shown(value, most: int = 60) -> str:
+    """A value as one short line of a message."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 EXIT_CODES = {InputError: EXIT_BAD_INPUT, RunFailed: EXIT_FAILED}
 
 
