@@ -29,7 +29,9 @@ def trained(seed: int = 0, steps: int = 2):
 
 def saved(tmp_path):
     path = tmp_path / "checkpoint_last.pth.tar"
-    checkpoint.save(pack(*trained(), Progress(epoch=3, step=9, best_acc=50.0), CONFIG), path)
+    checkpoint.save(
+        pack(*trained(), Progress(epoch=3, step=9, playing=True, best_acc=50.0), CONFIG), path
+    )
     return path
 
 
@@ -68,7 +70,7 @@ def test_names_without_module_and_an_optimizer_of_one_encoder_are_accepted(tmp_p
 
 def test_a_moco_file_is_read_without_its_queue_and_has_no_bank(tmp_path):
     state = checkpoint.load(saved(tmp_path))
-    del state["Memory_Bank"], state["config"]
+    del state["Memory_Bank"], state["config"], state["playing"]
     state["state_dict"] |= {"module.queue": torch.zeros(8, 4), "module.queue_ptr": torch.zeros(1)}
     assert not unpack_(state, "file", *parts(seed=1), "resnet10").playing
 

@@ -91,7 +91,7 @@ tensors = st.builds(
 )
 
 
-def mutate(data, value, others=st.one_of(plain, tensors)):
+def mutate(data, value, others=None):
     """`value` with one thing in it, anywhere, taken out, renamed or replaced."""
     if isinstance(value, (dict, list)) and value and data.draw(st.integers(0, 4)):
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -107,7 +107,7 @@ def mutate(data, value, others=st.one_of(plain, tensors)):
             else:
                 value.append(inside)
         return value
-    return data.draw(others)
+    return data.draw(others or st.one_of(plain, tensors))
 
 
 def is_key(value) -> bool:
