@@ -8,8 +8,10 @@ import torch
 from torch.amp import GradScaler
 
 import adco
+from adco.pretrain import run
 from adco.state import load_optimizer_
 from adco.step import startup_step
+from ops.arguments import parse
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World, exchange_rows, wrap_encoder
 from ops.errors import InputError
@@ -278,40 +280,39 @@ def test_compiled_encoders_give_the_same_numbers_under_the_same_names():
     assert_near(state_of(*compiled), state_of(*plain), rtol=1e-4, atol=1e-5)
 
 
-def test_a_missing_compiler_is_one_sentence(tmp_path):
+TINY = [
+    *("--dataset", "folder", "--arch", "resnet10", "--image_size", "24", "--cluster", "32"),
+    *("--epochs", "1", "-b", "24", "-j", "0", "--knn_freq", "0", "-p", "1", "--ad_init", "0"),
+]
+
+
+def test_a_missing_compiler_is_one_sentence(tmp_path, digit_folder):
     compiler = {"CXX": "/no/such/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    result = run_script("main_adco.py", *RUN, "--compile", 1, cwd=tmp_path, **compiler)
+    words = [*TINY, "--data", digit_folder, "--compile", 1]
+    result = run_script("main_adco.py", *words, cwd=tmp_path, **compiler)
     assert result.returncode == 2
     assert "--compile 0" in result.stderr.splitlines()[-1], result.stderr
 
 
-RUN = [
-    *("--dataset", "digits", "--epochs", "1", "--init_steps", "1", "--cluster", "64"),
-    *("-b", "500", "-j", "0", "--knn_freq", "0", "-p", "1"),
-]
-
-
-def run_digits(folder, *words) -> tuple[list[float], dict]:
-    folder.mkdir()
-    result = run_script("main_adco.py", *RUN, *words, cwd=folder)
-    assert result.returncode == 0, result.stderr
+def losses_and_filters(folder, data, *words):
+    """The loss of each step of a run, and the filters of a convolution in its checkpoint."""
+    options = [*TINY, "--data", str(data), "--save_path", str(folder), *words]
+    assert run(parse(PretrainConfig, options), ALONE, torch.device("cpu")) == 0
     (metrics,) = folder.rglob("metrics.jsonl")
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     state = torch.load(metrics.parent / "checkpoint_last.pth.tar", weights_only=True)
-    return [r["loss"] for r in records if r["kind"] == "train"], state["state_dict"]
+    filters = state["state_dict"]["module.encoder_q.layer1.0.conv1.weight"]
+    return [r["loss"] for r in records if r["kind"] == "train"], filters
 
 
-def test_layout_precision_and_parts_reach_a_whole_run(tmp_path):
-    base, weights = run_digits(tmp_path / "base", "--amp", "none")
-    filters = weights["module.encoder_q.layer1.0.conv1.weight"]
+def test_layout_precision_and_parts_reach_a_whole_run(tmp_path, digit_folder):
+    def play_run(*words):
+        return losses_and_filters(tmp_path / "-".join(words), digit_folder, *words)
+
+    base, filters = play_run("--amp", "none")
     assert filters.is_contiguous(memory_format=torch.channels_last)
-    nchw, weights = run_digits(tmp_path / "nchw", "--amp", "none", "--channels_last", "0")
-    assert weights["module.encoder_q.layer1.0.conv1.weight"].is_contiguous()
-    assert nchw[0] == pytest.approx(base[0], rel=1e-3)
-    for name, words in {
-        "bf16": ["--amp", "bf16"],
-        "splits": ["--amp", "none", "--bn_splits", "2"],
-        "parts": ["--amp", "none", "--accum_steps", "2"],
-    }.items():
-        losses, _ = run_digits(tmp_path / name, *words)
-        assert losses[0] != base[0] and losses[0] == pytest.approx(base[0], rel=0.2), name
+    plain, filters = play_run("--amp", "none", "--channels_last", "0")
+    assert filters.is_contiguous() and plain == pytest.approx(base, rel=1e-2)
+    for words in ("--amp bf16", "--amp none --bn_splits 2", "--amp none --accum_steps 2"):
+        losses, _ = play_run(*words.split())
+        assert losses[0] != base[0] and losses[0] == pytest.approx(base[0], rel=0.2), words
