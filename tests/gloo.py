@@ -1,18 +1,44 @@
 """Run a function in several processes of a gloo group, and hand back what each returned."""
 
+import multiprocessing
 import tempfile
+import time
+from functools import cache
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 
 from ops.distributed import World, gather_rows, join_group, leave_group
+
+MOST = 3  # processes
+PATIENCE = 240  # seconds
+
+
+@cache
+def pool():
+    """Processes that wait for work: importing torch is most of what a small test would take."""
+    return multiprocessing.get_context("spawn").Pool(MOST)
 
 
 def in_processes(function, size: int, *arguments) -> list:
     """[function(world, *arguments) of each rank]; importable function, savable results."""
+    assert size <= MOST
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_member, (function, size, folder, arguments), nprocs=size)
+        # each waits in the group for the others, so that no process takes two
+        members = [
+            pool().apply_async(_member, (rank, function, size, folder, arguments))
+            for rank in range(size)
+        ]
+        deadline = time.monotonic() + PATIENCE
+        while not all(member.ready() for member in members):
+            failed = any(member.ready() and not member.successful() for member in members)
+            if failed or time.monotonic() > deadline:
+                pool().terminate()  # the others would wait for the one that failed
+                pool.cache_clear()
+                break
+            time.sleep(0.01)
+        for member in sorted(members, key=lambda member: not member.ready()):
+            member.get(timeout=0)
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(size)]
 
 

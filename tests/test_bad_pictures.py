@@ -17,6 +17,7 @@ from adco.views import Recipe
 from ops.distributed import World
 from ops.errors import InputError
 from ops.pretrain_options import PretrainConfig
+from tests.conftest import assert_refused, run_main
 
 RNG = np.random.default_rng(0)
 GOOD = [f"good_{i:02d}.jpg" for i in range(20)]
@@ -216,6 +217,22 @@ def test_with_error_a_loader_process_ends_in_the_same_sentence(folder):
     training = loader(pictures(folder, ["text.jpg"] * 4), workers=1, skip=False)
     with pytest.raises(InputError, match=r"text\.jpg: not a picture in a format"):
         next(training.epoch(0))
+
+
+RUN = [
+    *("--dataset", "folder", "--arch", "resnet10", "--image_size", "16", "--cluster", "16"),
+    *("--mem_t", "0.1", "--memory_lr", "0.1", "-b", "8", "-j", "1", "--epochs", "1"),
+]
+
+
+def test_with_error_a_run_ends_in_one_sentence_that_names_the_picture(folder, tmp_path):
+    ended = run_main("main_adco.py", *RUN, "--data", folder, "--bad_images", "error", cwd=tmp_path)
+    assert_refused(ended, "main_adco.py: error: cannot read the picture", str(folder))
+
+
+def test_a_run_goes_on_with_as_many_broken_pictures_as_it_may_have(folder, tmp_path):
+    ended = run_main("main_adco.py", *RUN, "--data", folder, "--bad_images_max", 1, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
 
 
 # ---- scores
