@@ -52,9 +52,11 @@ def spread(values: list[float]) -> tuple[float, float, float]:
     return median(values), values[len(values) // 4], values[-1 - len(values) // 4]
 
 
-def matrix_product_rate(device: torch.device, size: int = 2048, repeats: int = 7) -> float:
-    """float32 operations a second of a large matrix product."""
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+def matrix_product_rate(
+    device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = 7
+) -> float:
+    """Operations a second of a large matrix product."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(interleaved({"": lambda: a @ b}, repeats, device)[""])
 
 
@@ -70,8 +72,10 @@ def describe(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return (
         f"{name}, torch {torch.__version__}, {torch.get_num_threads()} thread(s) of "
-        f"{os.cpu_count()} core(s); limits: float32 matrix product "
-        f"{matrix_product_rate(device) / 1e9:.0f} GFLOP/s, copy {copy_rate(device) / 1e9:.1f} GB/s"
+        f"{os.cpu_count()} core(s); limits: matrix product "
+        f"{matrix_product_rate(device) / 1e9:.0f} GFLOP/s in float32 and "
+        f"{matrix_product_rate(device, torch.bfloat16) / 1e9:.0f} in bfloat16, "
+        f"copy {copy_rate(device) / 1e9:.1f} GB/s"
     )
 
 

@@ -100,16 +100,16 @@ def pil(index: int, data: bytes):
     return normalised([views.render(picture, drawn, FULL.size) for drawn in draws])
 
 
-def published():
-    """The recipe in torchvision's transforms on Pillow pictures, as MoCo v2 and AdCo have it."""
+def published_recipe(size: int = FULL.size):
+    """One view in torchvision's transforms on Pillow pictures, as MoCo v2 and AdCo have it."""
 
     def blur(picture):
         sigma = np.random.default_rng().uniform(*FULL.blur_sigma)
         return picture.filter(ImageFilter.GaussianBlur(sigma))
 
-    one = VT.Compose(
+    return VT.Compose(
         [
-            VT.RandomResizedCrop(FULL.size, scale=(FULL.min_scale, FULL.max_scale)),
+            VT.RandomResizedCrop(size, scale=(FULL.min_scale, FULL.max_scale)),
             VT.RandomApply([VT.ColorJitter(*FULL.jitter)], FULL.jitter_p),
             VT.RandomGrayscale(FULL.gray_p),
             VT.RandomApply([blur], FULL.blur_p),
@@ -118,6 +118,10 @@ def published():
             VT.Normalize(views.MEAN, views.STD),
         ]
     )
+
+
+def published():
+    one = published_recipe()
     return lambda index, data: (picture := opened(data)) and [one(picture), one(picture)]
 
 

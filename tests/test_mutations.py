@@ -107,7 +107,7 @@ def mutate(data, value, others=None):
             else:
                 value.append(inside)
         return value
-    return data.draw(others or st.one_of(plain, tensors))
+    return data.draw(st.one_of(plain, tensors) if others is None else others)
 
 
 def is_key(value) -> bool:
