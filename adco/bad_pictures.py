@@ -3,8 +3,6 @@
 from contextlib import suppress
 from pathlib import Path
 
-from ops.errors import InputError
-
 LIST = "bad_pictures.txt"
 
 
@@ -31,13 +29,13 @@ class BadPictures:
             for name, reason in fresh.items()
         ]
 
-    def check(self, folder: Path | None) -> None:
-        """Raise InputError when there are more than the limit allows.
+    def complaint(self, folder: Path | None = None) -> str:
+        """A sentence when there are more than the limit allows, else nothing.
 
         With a folder, the list of all that are known goes into bad_pictures.txt there.
         """
         if self.count <= self.limit * self.num_pictures:
-            return
+            return ""
         name, reason = next(iter(self.known.items()))
         where = ""
         if folder is not None:
@@ -45,7 +43,7 @@ class BadPictures:
                 lines = (f"{name}\t{reason}\n" for name, reason in sorted(self.known.items()))
                 (folder / LIST).write_text("".join(lines), encoding="utf-8")
                 where = f"; all that are known in {folder / LIST}"
-        raise InputError(
+        return (
             f"{self.count} of {self.num_pictures} pictures are broken, more than --bad_images_max "
             f"{self.limit:g}; first: {name} ({reason}){where}; remove them or raise the limit"
         )

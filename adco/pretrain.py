@@ -23,7 +23,7 @@ from ops.distributed import (
     check_ranks_agree,
     mean_across_ranks_,
 )
-from ops.errors import EXIT_STOPPED, InputError, RunFailed
+from ops.errors import EXIT_STOPPED, InputError
 from ops.journal import Journal, new_run_folder
 from ops.pretrain_options import PretrainConfig
 from ops.schedule import set_rate
@@ -235,17 +235,14 @@ class Pretraining:
     def knn_score(self) -> float | None:
         score = knn_score(self.config, self.model, self.splits, self.world, self.device)
         if score is not None:
-            epoch = self.progress.epoch
-            self.journal.say(f" * kNN {score:.2f} after {epoch} epochs")
-            self.journal.record("knn", self.progress.step, {"epoch": epoch, "accuracy": score})
+            values = {"epoch": self.progress.epoch, "accuracy": score}
+            self.journal.say(f" * kNN {score:.2f} after {self.progress.epoch} epochs")
+            self.journal.record("knn", self.progress.step, values)
         return score
 
     def finish(self) -> None:
-        if self.world.first and self.saves.failed:
-            raise RunFailed(
-                f"trained to the end, but the last state could not be saved as {self.saves.last}; "
-                "make room and start again with --resume auto, from the checkpoint before"
-            )
+        if self.saves:
+            self.saves.check()
         self.journal.say(f"finished: {self.journal.folder}")
 
     # ---- between two steps
@@ -254,10 +251,8 @@ class Pretraining:
         """Whatever is due: broken pictures, a check that the processes agree, a save, a stop."""
         config = self.config
         steps = self.progress.startup_step + self.progress.step
-        time_is_up = self.world.first and self.saves.due()
-        stop, save, news = self.poll.ask(
-            self.stop.received is not None, time_is_up, len(self.loader.news)
-        )
+        asked, time_is_up = self.stop.received is not None, self.world.first and self.saves.due()
+        stop, save, news = self.poll.ask(asked, time_is_up, len(self.loader.news))
         if news:
             self.tell_bad_pictures()
         save = save or (config.save_steps and steps % config.save_steps == 0)
@@ -273,11 +268,11 @@ class Pretraining:
         for news in self.poll.gather(self.loader.take_news()):
             for sentence in self.bad_pictures.add(news):
                 self.journal.warn(sentence)
-        try:
-            self.bad_pictures.check(self.journal.folder)
-        except InputError:
+        # The first process has the folder for the list; all end with its sentence.
+        too_many = self.bad_pictures.complaint(self.journal.folder) if self.world.first else ""
+        if too_many := self.poll.gather(too_many)[0]:
             self.save()
-            raise
+            raise InputError(too_many)
 
     def leave(self) -> None:
         self.journal.say(

@@ -87,7 +87,8 @@ def read_sample(pictures: Pictures, config: PretrainConfig) -> int:
             if config.bad_images == "error":
                 raise
             broken.add({pictures.name(int(index)): str(error.__cause__)})
-    broken.check(folder=None)
+    if too_many := broken.complaint():
+        raise InputError(too_many)
     return broken.count
 
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from ops import checkpoint
+from ops.errors import RunFailed
 from ops.journal import Journal
 
 
@@ -51,6 +52,14 @@ class Checkpoints:
             )
         self.saved_at = time.monotonic()
         self.seconds += self.saved_at - start
+
+    def check(self) -> None:
+        """Raise RunFailed where the newest state is not on disk."""
+        if self.failed:
+            raise RunFailed(
+                f"trained to the end, but the last state could not be saved as {self.last}; make "
+                "room and start again with --resume auto, from the checkpoint before"
+            )
 
     def _free(self) -> str:
         try:
