@@ -1,0 +1,122 @@
+"""What it costs that a run is never lost: saves, checks, the poll and the guard, beside a step.
+
+python3 -m benchmarks.upkeep                    # ResNet-50 on two processes
+python3 -m benchmarks.upkeep --arch resnet18
+"""
+
+import sys
+import tempfile
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+
+import adco
+from adco.guard import Statistics, examine
+from adco.state import Progress, pack
+from benchmarks import measure
+from ops import checkpoint
+from ops.arguments import at_least, option, parse
+from ops.device import amp_dtype, has_fused_sgd
+from ops.distributed import Poll, World, broadcast_from_first_, check_ranks_agree, wrap_encoder
+from ops.errors import reported
+from ops.launch import launch
+from ops.options import ARCHITECTURES, ProcessOptions
+from ops.pretrain_options import PretrainConfig
+
+DEFAULTS = {f.name: f.default for f in fields(PretrainConfig)}
+
+
+@dataclass(frozen=True)
+class UpkeepBenchmark(ProcessOptions):
+    """Time of everything between two steps, at the default settings."""
+
+    arch: str = option("resnet50", "encoder", choices=ARCHITECTURES)
+    batch_size: int = option(8, "N of each process")
+    image_size: int = option(224, "side of the views, pixels")
+    repeats: int = option(5, "times that each is taken")
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 1, "batch_size", "image_size", "repeats")
+
+
+def run(config: UpkeepBenchmark, world: World, device: torch.device) -> int:
+    model = adco.AdCo(config.arch, amp=amp_dtype("auto", device))
+    model.to(device, memory_format=torch.channels_last)
+    bank = adco.NegativeBank(shard=world.size > 1).to(device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4, fused=has_fused_sgd(device)
+    )
+    wrapped = wrap_encoder(model, world)
+    side = config.image_size
+    views = [torch.randn(config.batch_size, 3, side, side, device=device) for _ in range(2)]
+    poll = Poll(world)
+
+    def step():
+        adco.train_step(wrapped, bank, optimizer, views, adco.view_plan())
+
+    def guard():
+        statistics = Statistics(model)
+        _, dropped = examine(model, bank.W, bank.W[0, 0])
+        statistics.restore_if_(dropped)
+
+    def check():
+        broadcast_from_first_(model.buffers(), world)
+        check_ranks_agree(model.state_dict(), world)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / checkpoint.LAST
+
+        def save():
+            state = pack(model, bank, optimizer, Progress(), PretrainConfig(arch=config.arch))
+            if world.first:
+                checkpoint.save(state, path)
+
+        parts = {
+            "step": step,
+            "guard": guard,
+            "poll": lambda: poll.ask(0, 0, 0),
+            "check": check,
+            "save": save,
+        }
+        seconds = measure.interleaved(parts, config.repeats, device)
+        if world.first:
+            size = path.stat().st_size
+            print_table(config, world, seconds, size)
+    return 0
+
+
+def print_table(config: UpkeepBenchmark, world: World, seconds: dict, size: int) -> None:
+    print(
+        f"{config.arch}, {world.size} process(es), N {config.batch_size} each, views of "
+        f"{config.image_size} pixels; a checkpoint has {size / 1e6:.0f} MB\n"
+    )
+    step = measure.spread(seconds["step"])[0]
+    minutes, check_steps = DEFAULTS["save_minutes"], DEFAULTS["check_steps"]
+    often = {
+        "step": ("", step),
+        "guard": ("every step", step),
+        "poll": ("every step", step),
+        "check": (f"every {check_steps} steps, and with each save", check_steps * step),
+        "save": (f"every {minutes:g} minutes", 60 * minutes),
+    }
+    measure.print_head("what", "ms", "how often", "share of the time")
+    total = 0.0
+    for name, (text, period) in often.items():
+        share = measure.spread(seconds[name])[0] / period
+        total += share if text else 0
+        measure.print_row(
+            name, measure.milliseconds(seconds[name]), text, f"{share:.3%}" if text else ""
+        )
+    measure.print_row("all", "", "", f"{total:.3%}")
+
+
+def main(argv=None) -> int:
+    with reported("benchmarks.upkeep"):
+        config = parse(UpkeepBenchmark, argv)
+        return launch(run, replace(config, nproc=max(2, config.nproc)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
