@@ -275,10 +275,8 @@ class Pretraining:
             raise InputError(too_many)
 
     def leave(self) -> None:
-        self.journal.say(
-            f"stopped by {self.stop.name} in epoch {self.progress.epoch} before step "
-            f"{self.progress.epoch_step} of {len(self.loader)}: go on with --resume auto"
-        )
+        where = self.progress.where()
+        self.journal.say(f"stopped by {self.stop.name}: go on with --resume auto, {where}")
         raise Stopped
 
     def settle_ranks(self) -> None:

@@ -47,8 +47,7 @@ def begin_(parts: Parts, config: PretrainConfig) -> Beginning:
     progress.count_in(num_keys)
     beginning.progress, beginning.source = progress, source
     beginning.extras = Extras.read(state, name)
-    where = f"epoch {progress.epoch}, step {progress.epoch_step} of {len(parts.loader)}"
-    beginning.note = f"resumed from {source}: {where}"
+    beginning.note = f"resumed from {source}, {progress.where()}"
     return beginning
 
 

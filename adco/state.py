@@ -35,6 +35,12 @@ class Progress:
     best_acc: float = 0.0  # best kNN score, percent
     knn_random: float | None = None  # kNN score of the random weights, percent
 
+    def where(self) -> str:
+        """In words."""
+        if self.playing:
+            return f"epoch {self.epoch} after {self.epoch_step} of its steps"
+        return f"in the start-up after {self.startup_step} of its steps"
+
     def count_in(self, num_keys: int) -> None:
         """Count steps of another M: none of the epoch's pictures is left out."""
         if self.num_keys not in (0, num_keys):

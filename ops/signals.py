@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+from multiprocessing import parent_process
 
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -38,7 +39,7 @@ class StopRequest:
         self.received = signal.Signals(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            if self.pass_on is None:
+            if parent_process() is None:  # one voice is enough
                 print("stopping soon; Ctrl-C again stops at once", file=sys.stderr, flush=True)
         if self.pass_on:
             self.pass_on()
