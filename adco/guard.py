@@ -32,7 +32,7 @@ def examine(model: nn.Module, *others: Tensor) -> tuple[Tensor, Tensor]:
 def step_unless_(dropped: Tensor, optimizer: Optimizer) -> None:
     """One step of the optimizer, unless dropped.
 
-    A fused one skips it on the device, but not its first, which lays out the momentum; where that
+    A fused one skips it on the device, but not its first, which lays out a momentum; where that
     is still to be done, and with any other optimizer, the host has to look.
     """
     if skips_on_device(optimizer):
@@ -46,7 +46,10 @@ def step_unless_(dropped: Tensor, optimizer: Optimizer) -> None:
 def skips_on_device(optimizer: Optimizer) -> bool:
     return all(
         group.get("fused")
-        and all(optimizer.state.get(p) for p in group["params"] if p.grad is not None)
+        and (
+            group.get("momentum") == 0
+            or all(optimizer.state.get(p) for p in group["params"] if p.grad is not None)
+        )
         for group in optimizer.param_groups
     )
 

@@ -123,3 +123,12 @@ def test_a_step_makes_no_host_wait_for_its_numbers():
     with NoReads():
         step(game, with_nan(views_of(1)))
         startup_step(*game, views_of(2), PLAN[0], 0, 0.12)
+
+
+def test_sgd_without_momentum_makes_the_host_wait_for_nothing_ever():
+    game = parts()
+    game[2].param_groups[0]["momentum"] = 0
+    before = state_of(*game)
+    with NoReads():
+        step(game, with_nan(views_of(0)))
+    assert_equal(state_of(*game), before)
