@@ -24,7 +24,7 @@ from ops.errors import EXIT_STOPPED, reported
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = [
-    *("--dataset", "digits", "--arch", "resnet10", "--image_size", "16", "--cluster", "128"),
+    *("--dataset", "digits", "--arch", "resnet10", "--image_size", "20", "--cluster", "128"),
     *("--batch_size", "100", "--init_steps", "20", "--print_freq", "1", "--workers", "1"),
     *("--knn_freq", "2", "--save_steps", "3", "--save_freq", "1", "--resume", "auto"),
 ]
