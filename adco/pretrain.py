@@ -100,8 +100,8 @@ class Pretraining:
         self.journal.say(f"run folder: {folder}")
         self.journal.say(
             f"{len(self.splits.train)} pictures, {len(self.loader)} steps of {self.num_keys} an "
-            f"epoch, {self.world.size} process(es) on {self.device.type}, {len(self.plan)} term(s) in "
-            f"{self.model.amp or torch.float32}"
+            f"epoch, {len(self.plan)} term(s), {self.world.size} process(es) on "
+            f"{self.device.type} in {self.model.amp or torch.float32}"
         )
         for sentence in beginning.damaged:
             self.journal.warn(sentence)
