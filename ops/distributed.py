@@ -131,9 +131,10 @@ def gather_rows(x: Tensor, world: World) -> Tensor:
 def gather_uneven_rows(x: Tensor, world: World) -> Tensor:
     """Like gather_rows, with any number of rows on each process."""
     counts = gather_rows(torch.tensor([len(x)], device=x.device), world).tolist()
-    padded = x.new_zeros((max(counts), *x.shape[1:]))
+    most = max(1, *counts)
+    padded = x.new_zeros((most, *x.shape[1:]))
     padded[: len(x)] = x
-    blocks = gather_rows(padded, world).split(max(counts))
+    blocks = gather_rows(padded, world).split(most)
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
 

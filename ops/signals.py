@@ -5,7 +5,7 @@ import sys
 import threading
 from multiprocessing import parent_process
 
-REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # sent to whole process groups
 
 
 class StopRequest:

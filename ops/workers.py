@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from torch.utils.data import DataLoader
 
-REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # to stop; sent to whole process groups
+from ops.signals import REQUESTS
+
 LOOK = 2.0  # seconds between two looks whether the parent is alive
 
 
