@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import SGD
 
@@ -12,6 +12,7 @@ from adco.loader import EpochBatches, TrainingLoader, TrainingViews, workers_per
 from adco.model import AdCo
 from adco.negatives import NegativeBank
 from adco.plan import Term, view_plan
+from adco.step import Round, train_step
 from adco.views import Recipe, training_recipes
 from ops.device import amp_dtype, compile_, has_fused_sgd, tune
 from ops.distributed import World, wrap_encoder
@@ -67,6 +68,24 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Parts:
     plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
     wrapped = wrap_encoder(model, world)
     return Parts(plan, splits, loader, layout, model, wrapped, bank, optimizer, scaler)
+
+
+def play_round(parts: Parts, views: list[Tensor], config: PretrainConfig) -> Round:
+    """One step of both players on views [N, 3, H, W], with the numbers of the configuration."""
+    return train_step(
+        parts.wrapped,
+        parts.bank,
+        parts.optimizer,
+        views,
+        parts.plan,
+        moco_t=config.moco_t,
+        mem_t=config.mem_t,
+        memory_lr=config.memory_lr,
+        memory_momentum=config.momentum,
+        mem_wd=config.mem_wd,
+        accum_steps=config.accum_steps,
+        scaler=parts.scaler,
+    )
 
 
 def recipes_of(config: PretrainConfig) -> list[Recipe]:

@@ -8,12 +8,12 @@ from adco.bad_pictures import BadPictures
 from adco.guard import Streak
 from adco.meter import EpochMeter
 from adco.monitor import knn_score
-from adco.parts import build
+from adco.parts import build, play_round
 from adco.rehearsal import rehearse
 from adco.resume import Beginning, begin_, log_folder
 from adco.saving import Checkpoints
 from adco.state import Extras, pack
-from adco.step import startup_step, train_step
+from adco.step import startup_step
 from adco.watch import Watch
 from ops.device import on_device
 from ops.distributed import (
@@ -60,7 +60,7 @@ class Pretraining:
         self, config: PretrainConfig, world: World, device: torch.device, stop: StopRequest
     ):
         self.config, self.world, self.device, self.stop = config, world, device, stop
-        parts = build(config, world, device)
+        self.parts = parts = build(config, world, device)
         self.plan, self.splits, self.loader = parts.plan, parts.splits, parts.loader
         self.model, self.wrapped = parts.model, parts.wrapped
         self.bank, self.optimizer, self.scaler = parts.bank, parts.optimizer, parts.scaler
@@ -124,7 +124,7 @@ class Pretraining:
     def start_bank(self) -> None:
         """Fill the bank with keys, taking an encoder step with each batch of them."""
         config, progress = self.config, self.progress
-        num_steps = max(config.init_steps, -(-config.cluster // self.num_keys))
+        num_steps = config.startup_steps(self.num_keys)
         set_rate(self.optimizer, config.lr)
         self.model.train()
         self.journal.open_bar(num_steps, "start-up")
@@ -171,20 +171,7 @@ class Pretraining:
             i = progress.epoch_step
             self.meter.data_is_here()
             set_rate(self.optimizer, config.rate(progress.epoch + i / num_steps))
-            result = train_step(
-                self.wrapped,
-                self.bank,
-                self.optimizer,
-                views,
-                self.plan,
-                moco_t=config.moco_t,
-                mem_t=config.mem_t,
-                memory_lr=config.memory_lr,
-                memory_momentum=config.momentum,
-                mem_wd=config.mem_wd,
-                accum_steps=config.accum_steps,
-                scaler=self.scaler,
-            )
+            result = play_round(self.parts, views, config)
             progress.step += 1
             progress.epoch_step += 1
             self.journal.advance()

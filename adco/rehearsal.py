@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,10 @@ import torch
 from torch import Tensor
 
 from adco.bad_pictures import BadPictures
-from adco.parts import Parts, build
+from adco.parts import Parts, build, play_round
 from adco.pictures import Pictures
 from adco.resume import begin_, log_folder
-from adco.state import pack
-from adco.step import train_step
+from adco.state import Progress, pack
 from ops.device import on_device
 from ops.distributed import World
 from ops.errors import InputError
@@ -49,17 +47,31 @@ def rehearse(config: PretrainConfig, world: World, device: torch.device) -> int:
             f"GB that are free in {str(folder)!r}; make room, choose another --save_path, or raise "
             "--save_freq"
         )
-    if not world.first:
-        return 0
+    if world.first:
+        print(json.dumps(asdict(config), indent=2))
+        total = len(parts.splits.train)
+        rows = {
+            "pictures": f"{total}; of {min(total, SAMPLE)} tried {broken} are broken",
+            **findings(config, world, device, parts, progress, seconds),
+            "checkpoints": f"{num_files} of {size / 1e9:.2f} GB in {folder}, "
+            f"{free / 1e9:.1f} GB free",
+        }
+        for name, text in rows.items():
+            print(f"{name + ':':17}{text}")
+        print("dry run: everything is there", flush=True)
+    return 0
 
+
+def findings(
+    config: PretrainConfig, world: World, device, parts: Parts, progress: Progress, seconds: float
+) -> dict[str, str]:
+    """What the run is going to be, in words. seconds: of a step."""
     num_keys = parts.loader.batches.global_size
     startup = 0
     if config.ad_init and not progress.playing:
-        startup = max(config.init_steps, ceil(config.cluster / num_keys)) - progress.startup_step
+        startup = config.startup_steps(num_keys) - progress.startup_step
     steps = (config.epochs - progress.epoch) * len(parts.loader) - progress.epoch_step
-    print(json.dumps(asdict(config), indent=2))
-    rows = {
-        "pictures": f"{len(parts.splits.train)}, {broken} broken in a sample of {SAMPLE} or all",
+    return {
         "processes": f"{world.size} on {device.type}, {num_keys // world.size} pictures each",
         "steps per epoch": f"{len(parts.loader)} of {num_keys} pictures",
         "adversaries": f"{config.cluster}, {'sharded' if parts.bank.shards.size > 1 else 'whole'}",
@@ -67,13 +79,8 @@ def rehearse(config: PretrainConfig, world: World, device: torch.device) -> int:
         "step": f"{seconds:.3f} s, {num_keys / seconds:.0f} images/s",
         "whole run": f"{duration((startup + steps) * seconds)} for {startup + steps} steps, "
         "the kNN scores aside",
-        "checkpoints": f"{num_files} of {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free",
         "peak memory": f"{peak_memory(device) / 1e9:.2f} GB per process, loader processes aside",
     }
-    for name, text in rows.items():
-        print(f"{name + ':':17}{text}")
-    print("dry run: everything is there", flush=True)
-    return 0
 
 
 def read_sample(pictures: Pictures, config: PretrainConfig) -> int:
@@ -121,12 +128,7 @@ def time_steps(parts: Parts, config: PretrainConfig, device: torch.device) -> fl
     batches = on_device(pictures, device, parts.layout)
     for _ in range(2):
         start = time.perf_counter()
-        result = train_step(
-            parts.wrapped, parts.bank, parts.optimizer, next(batches), parts.plan,
-            moco_t=config.moco_t, mem_t=config.mem_t, memory_lr=config.memory_lr,
-            memory_momentum=config.momentum, mem_wd=config.mem_wd,
-            accum_steps=config.accum_steps, scaler=parts.scaler,
-        )  # fmt: skip
+        result = play_round(parts, next(batches), config)
         result.loss.item()  # waits for the device
     return time.perf_counter() - start
 

@@ -122,19 +122,23 @@ def train_step(
     bank.ascend_(gradient, memory_lr, memory_momentum, mem_wd, dropped)
     statistics.restore_if_(dropped)
 
-    attention = sum_across_ranks_(total.attention, bank.copies)
-    chance = 1 / (len(keys[plan[0].key]) + bank.num_negatives)
-    idle = (attention < chance).to(attention.dtype).mean()  # of the columns here
     return Round(
         loss=total.loss,
         mass=total.mass / accum_steps,
         top1=total.top1 / accum_steps,
         top5=total.top5 / accum_steps,
-        idle=mean_across_ranks_(idle, bank.shards),
+        idle=idle_share(total.attention, bank, len(keys[plan[0].key])),
         spread=1 - mean_query.square().sum(),
         grad_norm=grad_norm,
         dropped=dropped,
     )
+
+
+def idle_share(attention: Tensor, bank: NegativeBank, num_keys: int) -> Tensor:
+    """Share of the columns, of all processes, whose attention [K] is below chance for each query."""
+    attention = sum_across_ranks_(attention, bank.copies)
+    idle = (attention < 1 / (num_keys + bank.num_negatives)).to(attention.dtype).mean()
+    return mean_across_ranks_(idle, bank.shards)
 
 
 def add_(total: Contrast | None, part: Contrast) -> Contrast:

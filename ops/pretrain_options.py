@@ -217,6 +217,10 @@ class PretrainConfig(ProcessOptions):
                 f"take a multiple of {2 * parts} a process with --batch_size, or fewer parts"
             )
 
+    def startup_steps(self, num_keys: int) -> int:
+        """Steps until all K columns are written by M = num_keys keys a step, or --init_steps."""
+        return max(self.init_steps, -(-self.cluster // num_keys))
+
     def rate(self, epoch: float) -> float:
         """Learning rate of the encoder at `epoch`, which counts steps as fractions."""
         return pretrain_rate(
