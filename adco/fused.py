@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from adco.objective import Contrast, Pair, own_key
-from ops.distributed import ALONE, World, gather_rows, swap_blocks
+from ops.distributed import ALONE, World, gather_rows, swap_blocks, together
 
 SHORTEST = 1e-12  # a column shorter than this is not drawn out to length 1, as in directions_of
 FEWEST_COLUMNS = 256  # below this a matrix product becomes slow
@@ -64,7 +64,7 @@ def contrast(
     positives = [q @ keys.T for q, keys, _ in pairs]  # [N, M] each
     own = [s.gather(1, target[:, None])[:, 0] for s in positives]  # [N] each
     taus = (moco_t, mem_t)
-    sums = meet_columns(queries, W, taus, torch.stack(own).detach(), view_of, shards)
+    everyone, sums = meet_columns(queries, W, taus, torch.stack(own).detach(), view_of, shards)
 
     total_weight = sum(pair.weight for pair in pairs)
     loss = mass = top1 = top5 = 0
@@ -80,9 +80,7 @@ def contrast(
         top5 = top5 + share * (verdict.nearer < 5).to(W.dtype).mean()
         weights[v] += share * verdict.weight
 
-    everyone, nearest, weights = (
-        gather_rows(x[None], shards) for x in (queries.detach(), sums.nearest, weights)
-    )
+    nearest, weights = together(gather_rows, [sums.nearest[None], weights[None]], shards)
     strength = total_weight / (len(everyone) * len(target))
     gradient, attention = pull(everyone, W, nearest, weights, mem_t, strength)
     return Contrast(loss, gradient, mass, top1, top5, attention)
@@ -96,7 +94,7 @@ def own_key_loss(
     W and shards as in `contrast`. The loss of the start-up.
     """
     own = (queries * own_keys).sum(dim=1)  # [N]
-    sums = meet_columns(queries[None], W, (tau,), own.detach()[None], [0], shards)
+    _, sums = meet_columns(queries[None], W, (tau,), own.detach()[None], [0], shards)
     own = (own - sums.nearest[0]) / tau
     return (torch.logaddexp(own, sums.log_sums[0, :, 0]) - own).mean()
 
@@ -128,19 +126,20 @@ def judge(
 
 def meet_columns(
     queries: Tensor, W: Tensor, taus: tuple, own: Tensor, view_of: list[int], shards: World
-) -> Sums:
-    """Sums over all K columns for the queries [V, N, D] of this process, without dimension B.
+) -> tuple[Tensor, Sums]:
+    """The queries of all processes [B, V, N, D], without a gradient, and the sums over all K
+    columns for those of this process, [V, N, D], without dimension B.
 
     own: cosines [T, N] with the own keys.  log_sums has a gradient at the first temperature.
     """
     with torch.no_grad():
-        everyone, owns = gather_rows(queries[None], shards), gather_rows(own[None], shards)
+        everyone, owns = together(gather_rows, [queries.detach()[None], own[None]], shards)
         parts = sweep(everyone, W, taus, owns, view_of)
-        sums = join(Sums(*(swap_blocks(x, shards) for x in parts)), taus)
+        sums = join(Sums(*together(swap_blocks, list(parts), shards)), taus)
         gradient = sums.direction / taus[0]
     with_gradient = WithGradient.apply(queries, sums.log_sums[..., 0], gradient)
     log_sums = torch.stack([with_gradient, *sums.log_sums[..., 1:].unbind(-1)], dim=-1)
-    return sums._replace(log_sums=log_sums)
+    return everyone, sums._replace(log_sums=log_sums)
 
 
 class WithGradient(torch.autograd.Function):

@@ -135,7 +135,7 @@ def train_step(
 
 
 def idle_share(attention: Tensor, bank: NegativeBank, num_keys: int) -> Tensor:
-    """Share of the columns, of all processes, whose attention [K] is below chance for each query."""
+    """Share of all columns whose attention [K] is below chance for every query."""
     attention = sum_across_ranks_(attention, bank.copies)
     idle = (attention < 1 / (num_keys + bank.num_negatives)).to(attention.dtype).mean()
     return mean_across_ranks_(idle, bank.shards)

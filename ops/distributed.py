@@ -186,6 +186,17 @@ def swap_blocks(x: Tensor, world: World) -> Tensor:
     return received
 
 
+def together(collective, tensors: list[Tensor], world: World) -> list[Tensor]:
+    """What gather_rows or swap_blocks makes of each of several tensors [B, ...], in one message:
+    small ones cost their number rather than their bytes.
+    """
+    if world.size == 1:
+        return tensors
+    message = torch.cat([x.flatten(1) for x in tensors], dim=1)
+    parts = collective(message, world).split([x[0].numel() for x in tensors], dim=1)
+    return [part.reshape(-1, *x.shape[1:]) for part, x in zip(parts, tensors, strict=True)]
+
+
 def broadcast_from_first_(tensors, world: World) -> None:
     """Overwrite each tensor with rank 0's. No-op alone."""
     if world.size > 1:
