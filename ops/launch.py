@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from urllib.parse import urlparse
@@ -169,10 +170,11 @@ def spawn(run, config: ProcessOptions, seats: Seats) -> int:
         for process in processes:
             process.terminate()
 
-    with StopRequest(ask_to_stop):
+    with StopRequest(ask_to_stop) as stop:
         failed = first_failure(processes)
+        deadline = time.monotonic() + LAST_WORDS
         for process in processes:
-            process.join(LAST_WORDS if failed is not None else None)
+            process.join(max(0, deadline - time.monotonic()))
             process.kill()
             process.join()
     if not errors.empty():  # the others may only have missed the one that says why
@@ -183,6 +185,8 @@ def spawn(run, config: ProcessOptions, seats: Seats) -> int:
     code = processes[failed].exitcode
     if code > 0:
         return code
+    if stop.received and code == -signal.SIGTERM:  # nothing in it that would have saved
+        return 128 + signal.SIGTERM
     rank = seats.first_rank + failed
     raise RunFailed(
         f"process {rank} was ended by {signal.Signals(-code).name}; the others were stopped"
