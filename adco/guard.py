@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ops import checkpoint
 from ops.distributed import current_world, sum_across_ranks_
-from ops.errors import RunFailed
 
 MOST_DROPPED = 10  # in a row
 
@@ -64,16 +62,20 @@ class Streak:
         self.now = (self.now + 1) * dropped
         self.longest = torch.maximum(self.longest, self.now)
 
-    def check(self, epoch: int, last: Path | None) -> None:
-        """Raise RunFailed where so many steps in a row were dropped that no weight will ever move
-        again. last: the last checkpoint, where this process knows it. Waits for the device.
+    def complaint(self, where: str, last: Path | None) -> str:
+        """A sentence where so many steps in a row were dropped that no weight will ever move again,
+        else nothing. last: the last checkpoint. Waits for the device.
         """
-        if self.longest.item() >= MOST_DROPPED:
-            raise RunFailed(
-                f"diverged: loss or gradient not finite in {MOST_DROPPED} steps in a row up to "
-                f"epoch {epoch}. None of them reached the weights or the bank; the last "
-                f"checkpoint, {last or checkpoint.LAST}, is good: go on from it with a lower --lr"
-            )
+        if self.longest.item() < MOST_DROPPED:
+            return ""
+        saved = last and last.exists()
+        advice = (
+            f"go on from {last}, which is good, with" if saved else "nothing is saved yet; take"
+        )
+        return (
+            f"diverged: loss or gradient not finite in {MOST_DROPPED} steps in a row, {where}. "
+            f"None of them reached the weights or the bank; {advice} a lower --lr"
+        )
 
 
 class Statistics:

@@ -3,7 +3,7 @@
 import torch
 
 from adco.step import Round
-from ops.distributed import World, mean_across_ranks_
+from ops.distributed import World, gather_rows, mean_across_ranks_
 from ops.journal import Journal, Stopwatch
 
 DROPPED = Round._fields.index("dropped")
@@ -32,7 +32,9 @@ class EpochMeter:
         self.steps = 0
         self.seconds = self.data_seconds = 0.0
         if state:
-            self.totals.copy_(state["totals"])
+            of_each = state["totals"]  # [R, number of fields]
+            same = len(of_each) == world.size
+            self.totals.copy_(of_each[world.rank] if same else of_each.mean(dim=0))
             self.steps = state["steps"]
             self.seconds, self.data_seconds = state["seconds"], state["data_seconds"]
         # Steps, seconds and data seconds at the last log line.
@@ -40,9 +42,10 @@ class EpochMeter:
         self.stopwatch = Stopwatch()
 
     def state(self) -> dict:
-        """Plain values and tensors, for a checkpoint."""
-        names = ("totals", "steps", "seconds", "data_seconds")
-        return {name: getattr(self, name) for name in names}
+        """Plain values and tensors, for a checkpoint. For all processes to call."""
+        names = ("steps", "seconds", "data_seconds")
+        totals = gather_rows(self.totals[None], self.world)
+        return {"totals": totals, **{name: getattr(self, name) for name in names}}
 
     def data_is_here(self) -> None:
         waited = self.stopwatch.lap()

@@ -1,5 +1,8 @@
 """The score of a run while it goes on: kNN on the frozen trunk."""
 
+from collections.abc import Callable, Iterable, Iterator
+from math import ceil
+
 import torch
 
 from adco.data import Splits
@@ -11,24 +14,37 @@ from ops.pretrain_options import PretrainConfig
 
 
 def knn_score(
-    config: PretrainConfig, model: AdCo, splits: Splits, world: World, device: torch.device
+    config: PretrainConfig,
+    model: AdCo,
+    splits: Splits,
+    world: World,
+    device: torch.device,
+    between: Callable[[], None],
 ) -> float | None:
     """kNN accuracy of the query encoder's trunk on val, percent; None where there are no labels or
     --knn_freq is 0.
+
+    between: called after each batch, equally often in every process.
     """
     if splits.val is None or not config.knn_freq:
         return None
     images = config.images_per_process(world.local_size)
     workers = workers_per_process(config.workers, world)
     skip_broken = config.bad_images == "skip"
-    train, val = (
-        extract_features(
-            model.encoder_q,
-            check_loader(
-                pictures, config.image_size, images, workers, world, config.augment, skip_broken
-            ),
-            device,
+    features = []
+    for pictures in (splits.labelled, splits.val):
+        loader = check_loader(
+            pictures, config.image_size, images, workers, world, config.augment, skip_broken
         )
-        for pictures in (splits.labelled, splits.val)
-    )
-    return 100 * knn_accuracy(train, val, world)
+        features.append(extract_features(model.encoder_q, called(loader, between), device))
+        longest = ceil(ceil(len(pictures) / world.size) / images)  # batches of the largest share
+        for _ in range(longest - len(loader)):
+            between()
+    return 100 * knn_accuracy(*features, world)
+
+
+def called(batches: Iterable, between: Callable[[], None]) -> Iterator:
+    """The batches, with a call after each of them."""
+    for batch in batches:
+        yield batch
+        between()

@@ -70,6 +70,18 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Parts:
     return Parts(plan, splits, loader, layout, model, wrapped, bank, optimizer, scaler)
 
 
+def describe(parts: Parts, config: PretrainConfig, world: World, device: torch.device) -> str:
+    """What meets what, for the log."""
+    text = (
+        f"{len(parts.splits.train)} pictures, {len(parts.loader)} steps of "
+        f"{parts.loader.batches.global_size} an epoch, {len(parts.plan)} term(s), {world.size} "
+        f"process(es) on {device.type} in {parts.model.amp or torch.float32}"
+    )
+    if config.knn_freq and parts.splits.val is None:
+        text += "\nno kNN monitor: it needs labelled pictures in train/CLASS and val/CLASS"
+    return text
+
+
 def play_round(parts: Parts, views: list[Tensor], config: PretrainConfig) -> Round:
     """One step of both players on views [N, 3, H, W], with the numbers of the configuration."""
     return train_step(

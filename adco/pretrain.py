@@ -8,7 +8,7 @@ from adco.bad_pictures import BadPictures
 from adco.guard import Streak
 from adco.meter import EpochMeter
 from adco.monitor import knn_score
-from adco.parts import build, play_round
+from adco.parts import build, describe, play_round
 from adco.rehearsal import rehearse
 from adco.resume import Beginning, begin_, log_folder
 from adco.saving import Checkpoints
@@ -23,7 +23,7 @@ from ops.distributed import (
     check_ranks_agree,
     mean_across_ranks_,
 )
-from ops.errors import EXIT_STOPPED, InputError
+from ops.errors import EXIT_STOPPED, InputError, RunFailed
 from ops.journal import Journal, new_run_folder
 from ops.pretrain_options import PretrainConfig
 from ops.schedule import set_rate
@@ -67,7 +67,8 @@ class Pretraining:
         self.layout = parts.layout
         self.num_keys = self.loader.batches.global_size  # M
 
-        beginning = begin_(parts, config)
+        self.poll = Poll(world)
+        beginning = begin_(parts, config, self.poll)
         self.progress, self.extras = beginning.progress, beginning.extras
         self.goes_on = beginning.source is not None
         if self.extras.scaler:
@@ -79,7 +80,6 @@ class Pretraining:
         self.bad_pictures = BadPictures(config.bad_images_max, len(self.splits.train), known)
         self.meter: EpochMeter | None = None  # inside an epoch
         self.streak = Streak(device)
-        self.poll = Poll(world)
         self.journal = Journal(None)
         self.saves: Checkpoints | None = None  # on the first process
         self.open_journal(beginning)
@@ -98,19 +98,11 @@ class Pretraining:
         self.saves = Checkpoints(folder, config.save_minutes, self.journal, beginning.source)
         self.journal.write_config(asdict(config))
         self.journal.say(f"run folder: {folder}")
-        self.journal.say(
-            f"{len(self.splits.train)} pictures, {len(self.loader)} steps of {self.num_keys} an "
-            f"epoch, {len(self.plan)} term(s), {self.world.size} process(es) on "
-            f"{self.device.type} in {self.model.amp or torch.float32}"
-        )
+        self.journal.say(describe(self.parts, config, self.world, self.device))
         for sentence in beginning.damaged:
             self.journal.warn(sentence)
         if beginning.note:
             self.journal.say(beginning.note)
-        if config.knn_freq and self.splits.val is None:
-            self.journal.say(
-                "no kNN monitor: it needs labelled pictures in train/CLASS and val/CLASS"
-            )
 
     def start(self) -> None:
         """The score of random weights, then the start-up of the adversaries."""
@@ -131,7 +123,7 @@ class Pretraining:
         while progress.startup_step < num_steps:
             a_pass, first = divmod(progress.startup_step, len(self.loader))
             for views in self.batches(-1 - a_pass, first):
-                loss, _ = startup_step(
+                loss, _, dropped = startup_step(
                     self.wrapped,
                     self.bank,
                     self.optimizer,
@@ -142,6 +134,7 @@ class Pretraining:
                     accum_steps=config.accum_steps,
                     scaler=self.scaler,
                 )
+                self.streak.count_(dropped)
                 progress.startup_step = step = progress.startup_step + 1
                 self.journal.advance()
                 if step % config.print_freq == 0 or step == num_steps:
@@ -150,6 +143,7 @@ class Pretraining:
                         f"Start-up: [{step}/{num_steps}]\tLoss {value:.4e}", loss=f"{value:.3f}"
                     )
                     self.journal.record("startup", step, {"loss": value})
+                    self.stop_if_diverged()
                 if step == num_steps:
                     break
                 self.between_steps()
@@ -189,7 +183,7 @@ class Pretraining:
             "bad_pictures": self.bad_pictures.count,
         }
         values = self.meter.log(i, self.progress.step, extra)
-        self.streak.check(self.progress.epoch, self.saves.last if self.saves else None)
+        self.stop_if_diverged()
         for warning in self.watch.read(
             self.progress.step, values["loss"], values["mass"], values["spread"]
         ):
@@ -210,18 +204,21 @@ class Pretraining:
         self.meter = self.extras.meter = None
         progress.epoch, progress.epoch_step = done, 0
         score = self.knn_score() if scored else None
-        names = []
+        names, best_before = [], progress.best_acc
         if score is not None and score > progress.best_acc:
             progress.best_acc = score
             names.append("checkpoint_best.pth.tar")
         if done % config.save_freq == 0:
             names.append(f"checkpoint_{done - 1:04d}.pth.tar")
-        self.save(tuple(names))
+        if not self.save(tuple(names)):
+            progress.best_acc = best_before  # the best is what is on disk
         if done < config.epochs and any(self.poll.ask_now(self.stop.received is not None)):
             self.leave()
 
     def knn_score(self) -> float | None:
-        score = knn_score(self.config, self.model, self.splits, self.world, self.device)
+        score = knn_score(
+            self.config, self.model, self.splits, self.world, self.device, self.between_batches
+        )
         if score is not None:
             values = {"epoch": self.progress.epoch, "accuracy": score}
             self.journal.say(f" * kNN {score:.2f} after {self.progress.epoch} epochs")
@@ -242,7 +239,8 @@ class Pretraining:
         asked, time_is_up = self.stop.received is not None, self.world.first and self.saves.due()
         stop, save, news = self.poll.ask(asked, time_is_up, len(self.loader.news))
         if news:
-            self.tell_bad_pictures()
+            self.note_bad_pictures()
+            self.stop_if_too_many_are_broken()
         save = save or (config.save_steps and steps % config.save_steps == 0)
         if save or stop or (config.check_steps and steps % config.check_steps == 0):
             self.settle_ranks()
@@ -251,20 +249,34 @@ class Pretraining:
         if stop:
             self.leave()
 
-    def tell_bad_pictures(self) -> None:
-        """Name what the processes have met; stop, saved, if it is too much."""
+    def between_batches(self) -> None:
+        """While features are scored: a stop, without a save, for the score is taken again."""
+        if self.poll.ask(self.stop.received is not None, 0, 0)[0]:
+            self.leave()
+
+    def note_bad_pictures(self) -> None:
+        """Name and count what the processes have met."""
         for news in self.poll.gather(self.loader.take_news()):
             for sentence in self.bad_pictures.add(news):
                 self.journal.warn(sentence)
-        # The first process has the folder for the list; all end with its sentence.
-        too_many = self.bad_pictures.complaint(self.journal.folder) if self.world.first else ""
-        if too_many := self.poll.gather(too_many)[0]:
+
+    def stop_if_too_many_are_broken(self) -> None:
+        complaint = self.bad_pictures.complaint(self.journal.folder) if self.world.first else ""
+        if complaint := self.poll.gather(complaint)[0]:
             self.save()
-            raise InputError(too_many)
+            self.poll.gather(None)  # nobody ends before it is written
+            raise InputError(complaint)
+
+    def stop_if_diverged(self) -> None:
+        """The first process knows what is saved; all end with its sentence."""
+        last = self.saves.last if self.saves else None
+        if complaint := self.streak.complaint(self.progress.where(), last):
+            raise RunFailed(self.poll.gather(complaint)[0])
 
     def leave(self) -> None:
+        saved = "" if not (self.saves and self.saves.failed) else ", BUT NOT SAVED"
         where = self.progress.where()
-        self.journal.say(f"stopped by {self.stop.name}: go on with --resume auto, {where}")
+        self.journal.say(f"stopped by {self.stop.name} {where}{saved}: go on with --resume auto")
         raise Stopped
 
     def settle_ranks(self) -> None:
@@ -273,13 +285,16 @@ class Pretraining:
         bank = dict(self.bank.named_buffers()) if self.bank.copies.size > 1 else {}
         check_ranks_agree({**self.model.state_dict(), **bank}, self.world)
 
-    def save(self, more_names: tuple[str, ...] = ()) -> None:
-        # On every process: the columns of a sharded bank come together here.
+    def save(self, more_names: tuple[str, ...] = ()) -> bool:
+        """Save everything; whether it is on disk, which the first process knows."""
+        # On every process: news, sums and the columns of a sharded bank come together here.
+        self.note_bad_pictures()
         state = pack(self.model, self.bank, self.optimizer, self.progress, self.config)
-        if self.world.first:
-            meter = self.meter.state() if self.meter else None
-            extras = Extras(
-                meter, self.watch.state(), self.journal.size, dict(self.bad_pictures.known),
-                self.scaler.state_dict(),
-            )  # fmt: skip
-            self.saves.save({**state, **asdict(extras)}, more_names)
+        meter = self.meter.state() if self.meter else None
+        if not self.world.first:
+            return True
+        extras = Extras(
+            meter, self.watch.state(), self.journal.size, dict(self.bad_pictures.known),
+            self.scaler.state_dict(),
+        )  # fmt: skip
+        return self.saves.save({**state, **asdict(extras)}, more_names)

@@ -7,19 +7,19 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adco.bad_pictures import BadPictures
 from adco.parts import Parts, build, play_round
 from adco.pictures import Pictures
 from adco.resume import begin_, log_folder
 from adco.state import Progress, pack
 from ops.device import on_device
-from ops.distributed import World
+from ops.distributed import Poll, World
 from ops.errors import InputError
 from ops.pretrain_options import PretrainConfig
 
@@ -33,7 +33,8 @@ def rehearse(config: PretrainConfig, world: World, device: torch.device) -> int:
     split, a folder that cannot be written, too small a disk.
     """
     parts = build(config, world, device)
-    progress = begin_(parts, config).progress
+    beginning = begin_(parts, config, Poll(world))
+    progress = beginning.progress
     broken = read_sample(parts.splits.train, config)
     folder = writable_folder(config)
     seconds = time_steps(parts, config, device)
@@ -49,6 +50,7 @@ def rehearse(config: PretrainConfig, world: World, device: torch.device) -> int:
         )
     if world.first:
         print(json.dumps(asdict(config), indent=2))
+        print("\n".join([*beginning.damaged, beginning.note]).strip())
         total = len(parts.splits.train)
         rows = {
             "pictures": f"{total}; of {min(total, SAMPLE)} tried {broken} are broken",
@@ -84,19 +86,30 @@ def findings(
 
 
 def read_sample(pictures: Pictures, config: PretrainConfig) -> int:
-    """Read some pictures; the number of broken ones. Raises InputError for too many of them."""
+    """Read some pictures; the number of broken ones.
+
+    Raises InputError where there are clearly more than --bad_images_max of them: of a sample, by
+    more than three standard deviations.
+    """
     chosen = np.random.default_rng(config.seed).permutation(len(pictures))[:SAMPLE]
-    broken = BadPictures(config.bad_images_max, len(chosen))
+    broken = {}
     for index in chosen:
         try:
             pictures.picture(int(index))
         except InputError as error:
             if config.bad_images == "error":
                 raise
-            broken.add({pictures.name(int(index)): str(error.__cause__)})
-    if too_many := broken.complaint():
-        raise InputError(too_many)
-    return broken.count
+            broken[pictures.name(int(index))] = str(error.__cause__)
+    expected = config.bad_images_max * len(chosen)
+    allowed = expected + (3 * sqrt(expected) if len(chosen) < len(pictures) else 0)
+    if len(broken) > allowed:
+        name, reason = next(iter(broken.items()))
+        raise InputError(
+            f"{len(broken)} of {len(chosen)} pictures that were tried are broken, more than "
+            f"--bad_images_max {config.bad_images_max:g} allows; first: {name} ({reason}); remove "
+            "them or raise the limit"
+        )
+    return len(broken)
 
 
 def writable_folder(config: PretrainConfig) -> Path:

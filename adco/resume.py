@@ -8,6 +8,7 @@ from adco.parts import Parts
 from adco.state import Extras, Progress, unpack_
 from ops import checkpoint
 from ops.arguments import from_dict
+from ops.distributed import Poll, current_world
 from ops.errors import InputError
 from ops.pretrain_options import PretrainConfig
 
@@ -24,7 +25,7 @@ class Beginning:
     damaged: list[str] = field(default_factory=list)  # a sentence for each file passed over
 
 
-def begin_(parts: Parts, config: PretrainConfig) -> Beginning:
+def begin_(parts: Parts, config: PretrainConfig, poll: Poll) -> Beginning:
     """Fill `parts` from the checkpoint that --resume names, or with auto from the newest usable one
     of this configuration; leave them as they are where there is none.
     """
@@ -32,16 +33,18 @@ def begin_(parts: Parts, config: PretrainConfig) -> Beginning:
     beginning = Beginning(Progress(epoch=config.start_epoch, num_keys=num_keys))
     if not config.resume:
         return beginning
+    source = Path(config.resume)
     if config.resume == "auto":
-        found, beginning.damaged = newest_with(config, log_folder(config))
+        # One process looks: others might see another state of the same folder.
+        first = current_world().first
+        found, beginning.damaged = newest_with(config, log_folder(config)) if first else (None, [])
+        found = poll.gather(found)[0]
         if found is None:
             beginning.note = f"nothing to resume in {log_folder(config)}: starting anew"
             return beginning
-        source, state = found
+        source = Path(found)
         beginning.folder = source.parent  # the same run goes on in the same folder
-    else:
-        source = Path(config.resume)
-        state = checkpoint.load(source)
+    state = checkpoint.load(source)
     name = str(source)
     progress = unpack_(state, name, parts.model, parts.bank, parts.optimizer, config.arch)
     progress.count_in(num_keys)
@@ -55,22 +58,28 @@ def log_folder(config: PretrainConfig) -> Path:
     return Path(config.save_path) / config.log_path / config.dataset
 
 
-def newest_with(
-    config: PretrainConfig, log_folder: Path
-) -> tuple[tuple[Path, dict] | None, list[str]]:
-    """The newest usable checkpoint below a folder that was made with this configuration, and its
-    content; and a sentence for each newer one that is damaged.
+def newest_with(config: PretrainConfig, log_folder: Path) -> tuple[str | None, list[str]]:
+    """The newest usable checkpoint below a folder that was made with this configuration; and a
+    sentence for each newer one that is damaged.
     """
     damaged = []
-    files = log_folder.rglob("checkpoint_*.pth.tar")
-    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in sorted(log_folder.rglob("checkpoint_*.pth.tar"), key=written_at, reverse=True):
         if not made_with(path.parent / "config.json", config):
             continue
         try:
-            return (path, checkpoint.load(path)), damaged
+            checkpoint.load(path)
+            return str(path), damaged
         except InputError as error:
             damaged.append(f"passed over: {error}")
     return None, damaged
+
+
+def written_at(path: Path) -> float:
+    """Modification time; 0 where the file has just been renamed by another run."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def made_with(path: Path, config: PretrainConfig) -> bool:

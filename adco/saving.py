@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ops import checkpoint
 from ops.errors import RunFailed
+from ops.files import duplicate
 from ops.journal import Journal
 
 
@@ -23,35 +24,39 @@ class Checkpoints:
         self.last_is_good = source == self.last
         self.failed = False  # whether the newest state could not be written
         self.saved_at = time.monotonic()
-        self.seconds = 0.0  # spent on saving
+        self.asked = False  # whether `due` has said so
 
     def age(self) -> float:
         """Minutes since the run was last saved, or begun."""
         return (time.monotonic() - self.saved_at) / 60
 
     def due(self) -> bool:
-        return self.minutes > 0 and self.age() >= self.minutes
+        """Whether the time is up; says so once until the next save."""
+        due = self.minutes > 0 and self.age() >= self.minutes and not self.asked
+        self.asked |= due
+        return due
 
-    def save(self, state: dict, more_names: tuple[str, ...] = ()) -> None:
-        """Write the last checkpoint, and the same under more names. A failure is told and survived:
-        what was saved before stays, and the next save tries again.
+    def save(self, state: dict, more_names: tuple[str, ...] = ()) -> bool:
+        """Write the last checkpoint, and the same under more names; whether that could be done. A
+        failure is told and survived: what was saved before stays, and the next save tries again.
         """
-        start = time.monotonic()
+        path, self.failed, self.asked = self.last, True, False
         try:
             previous = self.folder / checkpoint.PREVIOUS if self.last_is_good else None
-            checkpoint.save(state, self.last, previous)
-            self.last_is_good = True
+            checkpoint.save(state, path, previous)
+            self.failed, self.last_is_good = False, True
             for name in more_names:
-                checkpoint.duplicate(self.last, self.folder / name)
-            self.failed = False
+                path = self.folder / name
+                duplicate(self.last, path)
         except OSError as error:
-            self.failed = True
             self.journal.warn(
-                f"NOT SAVED: {self.last} could not be written ({error}; {self._free()}). Training "
-                "goes on and tries again at the next save; make room, or restore the folder"
+                f"NOT SAVED: {path} could not be written ({error}; {self._free()}). Training goes "
+                "on and tries again at the next save; make room, or restore the folder"
             )
-        self.saved_at = time.monotonic()
-        self.seconds += self.saved_at - start
+            return False
+        finally:
+            self.saved_at = time.monotonic()
+        return True
 
     def check(self) -> None:
         """Raise RunFailed where the newest state is not on disk."""

@@ -2,7 +2,7 @@
 
 Keys shared with the published program: epoch (the next one), arch, best_acc, state_dict (names
 module.encoder_q.* and module.encoder_k.*), optimizer, Memory_Bank {W, v}. Ours beside them: config
-(JSON), num_shuffles, the other fields of Progress, and what a run adds of its own (pretrain.py).
+(JSON), num_shuffles, the other fields of Progress, and those of Extras.
 
 No generator has a state of its own: views, order and shuffles are functions of the seed and of
 positions that are kept here.
@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from adco.model import AdCo
 from adco.negatives import NegativeBank
+from adco.step import Round
 from ops import checkpoint
 from ops.errors import InputError, shown
 from ops.pretrain_options import PretrainConfig
@@ -65,20 +67,52 @@ class Extras:
         cannot be.
         """
         found = {field.name: state.get(field.name) for field in fields(cls)}
-        shapes = {
-            "meter": dict(totals=Tensor, steps=int, seconds=float, data_seconds=float),
-            "watch": dict(since=dict, told=list),
-        }
-        for name, kinds in shapes.items():
-            value = found[name]
-            if value is not None and not (
-                isinstance(value, dict)
-                and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
-            ):
+        for name, is_right in EXTRAS.items():
+            if found[name] is not None and not is_right(found[name]):
                 raise InputError(f"{name} in {source} is not this program's; take another file")
-        if found["journal_size"] is not None:
-            whole_number(found["journal_size"], f"journal_size in {source}")
         return cls(**found)
+
+
+def is_meter(value) -> bool:
+    kinds = dict(totals=Tensor, steps=int, seconds=float, data_seconds=float)
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
+        and value["totals"].ndim == 2
+        and value["totals"].shape[1] == len(Round._fields)
+        and len(value["totals"]) > 0
+        and value["totals"].is_floating_point()
+    )
+
+
+def is_watch(value) -> bool:
+    return (
+        isinstance(value, dict)
+        and is_mapping(value.get("since"), int)
+        and isinstance(value.get("told"), list)
+        and all(isinstance(sign, str) for sign in value["told"])
+    )
+
+
+def is_scaler(value) -> bool:
+    wanted = GradScaler("cpu").state_dict().keys()
+    return is_mapping(value, (int, float)) and (not value or value.keys() == wanted)
+
+
+def is_mapping(value, kind) -> bool:
+    """Whether it is a dictionary from names to such values."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(one, kind) for name, one in value.items()
+    )
+
+
+EXTRAS = {
+    "meter": is_meter,
+    "watch": is_watch,
+    "journal_size": lambda value: isinstance(value, int) and value >= 0,
+    "bad_pictures": lambda value: is_mapping(value, str),
+    "scaler": is_scaler,
+}
 
 
 def pack(

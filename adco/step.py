@@ -160,12 +160,12 @@ def startup_step(
     *,
     accum_steps: int = 1,
     scaler: GradScaler | None = None,
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, int, Tensor]:
     """One step against a bank that is not yet playing: descend, then write the keys into it.
 
     The loss has one positive, the own key, and the K columns as negatives; the others' keys stay
     out.
-    Returns the loss, 0-d, and the next column to write.
+    Returns the loss, 0-d, the next column to write, and whether the step was dropped, as in Round.
     """
     statistics = Statistics(model)
     optimizer.zero_grad(set_to_none=True)
@@ -181,4 +181,4 @@ def startup_step(
     _, dropped = examine(model, total)
     step_unless_(dropped, optimizer)
     statistics.restore_if_(dropped)
-    return total, bank.write_columns_(keys[term.key], first)
+    return total, bank.write_columns_(keys[term.key], first), dropped

@@ -38,7 +38,7 @@ class KillBenchmark:
     """Interrupt, resume, compare bit for bit."""
 
     kills: int = option(36, "interruptions in all, half of them of one process, half of two")
-    epochs: int = option(4, "epochs of the run, of 40 steps each")
+    epochs: int = option(8, "epochs of the run, of 40 steps each")
     amp: str = option("none", "precision of the encoders", choices=("none", "bf16"))
     seed: int = option(0, "seed of the moments")
 
@@ -105,7 +105,7 @@ def damage(path: Path, kind: str, rng) -> None:
 
 
 def disturb(
-    folder: Path, words: list[str], kills: int, rng: random.Random, pause: float = 2.0
+    folder: Path, words: list[str], kills: int, rng: random.Random, pause: float = 0.7
 ) -> Counter:
     """Run with interruptions until they are used up, then to the end; what happened, counted."""
     happened = Counter()

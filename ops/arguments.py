@@ -1,6 +1,6 @@
 """The machinery of options: from a frozen dataclass to a parser, and back to the dataclass.
 
-Neither this module nor options.py imports torch or numpy, so that `--help` and a bad flag answer
+None of the modules of options imports torch or numpy, so that `--help` and a bad flag answer
 immediately.
 """
 

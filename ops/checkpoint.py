@@ -2,63 +2,29 @@
 
 import hashlib
 import io
-import os
 import pickle
-import shutil
 import warnings
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ops.errors import InputError
+from ops.files import write_whole
 
 LAST, PREVIOUS = "checkpoint_last.pth.tar", "checkpoint_previous.pth.tar"
 
 
 def save(state: dict, path: Path, previous: Path | None = None) -> None:
-    """Write beside, flush to disk, rename: a reader sees the old file or the new one, never a
-    part. previous: the name under which the old file is kept.
+    """Write a checkpoint whole or not at all; `previous` keeps the one before it.
 
     The file carries a checksum of each of its records, which `load` verifies. Raises OSError where
-    it cannot be written; the old file is then as it was.
+    it cannot be written; the old file is then still there.
     """
     content = io.BytesIO()
     torch.save(state, content)
-    partial = partial_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # it may have been lost meanwhile
-        with open(partial, "wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        if previous and path.exists():
-            os.replace(path, previous)
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise
-
-
-def duplicate(path: Path, copy: Path) -> None:
-    """Give a saved file a second name, whole or not at all; without a second copy where the file
-    system has links.
-    """
-    partial = partial_name(copy)
-    with suppress(FileNotFoundError):
-        partial.unlink()
-    try:
-        os.link(path, partial)
-    except OSError:
-        shutil.copyfile(path, partial)
-    os.replace(partial, copy)
-
-
-def partial_name(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
+    write_whole(path, content.getbuffer(), previous)
 
 
 def load(path: str | Path) -> dict:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ops.errors import InputError
+from ops.files import write_whole
 
 PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "tensorboardX")
 
@@ -113,10 +114,19 @@ class Journal:
         return self.metrics.stat().st_size if self.metrics.exists() else 0
 
     def write_config(self, config: dict) -> None:
-        """Keep the configuration and everything else that decides the numbers, as JSON."""
-        if self.folder is not None:
-            text = json.dumps({"config": config, **provenance()}, indent=2)
-            (self.folder / "config.json").write_text(text + "\n")
+        """Keep the configuration and everything else that decides the numbers, as JSON. It says
+        which checkpoints a later run may go on from, so an old one is never lost.
+        """
+        if self.folder is None:
+            return
+        text = json.dumps({"config": config, **provenance()}, indent=2) + "\n"
+        path = self.folder / "config.json"
+        try:
+            write_whole(path, text.encode())
+        except OSError as error:
+            if not path.exists():
+                raise InputError(f"cannot write {str(path)!r}: {error}; make room") from error
+            self.warn(f"cannot write {str(path)!r} ({error}); the one of the first start stays")
 
     def say(self, text: str) -> None:
         if self.folder is not None:

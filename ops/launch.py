@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from urllib.parse import urlparse
@@ -18,7 +19,7 @@ from ops.distributed import World, is_lost_connection, join_group, leave_group, 
 from ops.errors import EXIT_CODES, EXIT_STOPPED, InputError, RunFailed
 from ops.lifeline import Lifeline, follow_parent
 from ops.options import ProcessOptions
-from ops.signals import StopRequest
+from ops.signals import StopRequest, let_requests_through, requests_held
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 LAST_WORDS = 5.0  # seconds that the other processes have when one has failed
@@ -134,6 +135,7 @@ def take_seat(local_rank: int, run, config: ProcessOptions, seats: Seats) -> int
         torch.set_num_threads(max(1, os.cpu_count() // world.local_size))
     backend = config.dist_backend if seats.kind == "cuda" else "gloo"
     store = join_group(world, seats.url, backend)
+    let_requests_through()
     if store is None:
         return run(config, world, device)
 
@@ -158,59 +160,67 @@ def spawn(run, config: ProcessOptions, seats: Seats) -> int:
     If one fails the others are given a moment and then ended.
     """
     context = mp.get_context("spawn")
-    errors = context.SimpleQueue()
-    processes = [
-        context.Process(target=sit_down, args=(local_rank, run, config, seats, errors))
-        for local_rank in range(seats.local_size)
-    ]
-    for process in processes:
-        process.start()
+    processes, reasons = [], []
+    with requests_held():  # the processes keep them back until they can answer
+        for local_rank in range(seats.local_size):
+            reason, speak = context.Pipe(duplex=False)
+            process = context.Process(target=sit_down, args=(local_rank, run, config, seats, speak))
+            process.start()
+            processes.append(process)
+            reasons.append(reason)
 
     def ask_to_stop():
         for process in processes:
             process.terminate()
 
     with StopRequest(ask_to_stop) as stop:
-        failed = first_failure(processes)
+        failed, said = first_failure(processes, reasons)
         deadline = time.monotonic() + LAST_WORDS
         for process in processes:
             process.join(max(0, deadline - time.monotonic()))
             process.kill()
             process.join()
-    if not errors.empty():  # the others may only have missed the one that says why
-        kind, sentence = errors.get()
-        raise kind(sentence)
     if failed is None:
         return max(process.exitcode for process in processes)
     code = processes[failed].exitcode
-    if code > 0:
-        return code
-    if stop.received and code == -signal.SIGTERM:  # nothing in it that would have saved
-        return 128 + signal.SIGTERM
-    rank = seats.first_rank + failed
-    raise RunFailed(
-        f"process {rank} was ended by {signal.Signals(-code).name}; the others were stopped"
-    )
+    if code < 0:
+        if stop.received and code == -signal.SIGTERM:  # nothing in it that would have saved
+            return 128 + signal.SIGTERM
+        name = signal.Signals(-code).name
+        raise RunFailed(
+            f"process {seats.first_rank + failed} was ended by {name}; the others were stopped"
+        )
+    if said:  # the first to speak; the others may only have missed it
+        kind, sentence = said[0]
+        raise kind(sentence)
+    return code
 
 
-def first_failure(processes: list) -> int | None:
-    """Wait until all have ended well, or one has not: its number."""
+def first_failure(processes: list, reasons: list) -> tuple[int | None, list]:
+    """Wait until all have ended well, or one has not: its number, and what was said until then."""
     running = {process.sentinel: number for number, process in enumerate(processes)}
+    listening, said = set(reasons), []
     while running:
-        for sentinel in wait(list(running)):
-            number = running.pop(sentinel)
+        for ready in wait([*running, *listening]):
+            if ready in listening:
+                listening.remove(ready)
+                with suppress(EOFError):
+                    said.append(ready.recv())
+                continue
+            number = running.pop(ready)
             processes[number].join()
             if processes[number].exitcode not in (0, EXIT_STOPPED):
-                return number
-    return None
+                said += [reason.recv() for reason in listening if reason.poll()]
+                return number, said
+    return None, said
 
 
-def sit_down(local_rank: int, run, config: ProcessOptions, seats: Seats, errors) -> None:
+def sit_down(local_rank: int, run, config: ProcessOptions, seats: Seats, speak) -> None:
     """What a started process does: its seat, and an exit code of its own."""
     follow_parent()
     try:
         code = take_seat(local_rank, run, config, seats)
     except tuple(EXIT_CODES) as error:
-        errors.put((type(error), str(error)))
+        speak.send((type(error), str(error)))
         code = EXIT_CODES[type(error)]
     sys.exit(code)

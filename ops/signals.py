@@ -3,9 +3,29 @@
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 from multiprocessing import parent_process
 
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # sent to whole process groups
+
+
+@contextmanager
+def requests_held():
+    """Requests to stop that come during the block are answered after it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_requests_through() -> None:
+    """Undo what a parent that held them has left to this process."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
 
 
 class StopRequest:

@@ -4,11 +4,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from contextlib import contextmanager
 
 from torch.utils.data import DataLoader
 
-from ops.signals import REQUESTS
+from ops.signals import REQUESTS, requests_held
 
 LOOK = 2.0  # seconds between two looks whether the parent is alive
 
@@ -22,19 +21,6 @@ class ParentsLoader(DataLoader):
     def __iter__(self):
         with requests_held():  # the processes start here, and keep them blocked
             return super().__iter__()
-
-
-@contextmanager
-def requests_held():
-    """Requests to stop that come during the block are answered after it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def obey_parent_only(worker: int) -> None:

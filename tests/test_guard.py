@@ -93,7 +93,10 @@ def test_start_up_writes_no_key_that_is_not_finite():
     game = parts()
     model, bank, optimizer = game
     before = state_of(*game)
-    _, following = startup_step(model, bank, optimizer, with_nan(views_of(0)), PLAN[0], 0, 0.12)
+    _, following, dropped = startup_step(
+        model, bank, optimizer, with_nan(views_of(0)), PLAN[0], 0, 0.12
+    )
+    assert dropped == 1
     assert following == 8
     assert_equal(state_of(*game), before)
     bank.write_columns_(torch.tensor([[1.0] * 16, [torch.inf] * 16]), 5)

@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import adco
+from adco.bad_pictures import BadPictures
+from adco.meter import EpochMeter
 from adco.state import Extras, Progress, pack, unpack_
 from adco.step import Round
+from adco.watch import Watch
 from ops import checkpoint
 from ops.arguments import from_dict, parse
+from ops.distributed import ALONE
 from ops.errors import InputError
+from ops.journal import Journal
 from ops.pretrain_options import PRESETS, PretrainConfig
 
 MANY = settings(
@@ -46,11 +51,13 @@ def parts():
 def whole_state() -> dict:
     """Everything that a run saves."""
     extras = Extras(
-        meter=dict(totals=torch.ones(len(Round._fields)), steps=2, seconds=1.0, data_seconds=0.5),
+        meter=dict(
+            totals=torch.ones(1, len(Round._fields)), steps=2, seconds=1.0, data_seconds=0.5
+        ),
         watch=dict(since={"cone": 3}, told=[]),
         journal_size=100,
         bad_pictures={"a.jpg": "torn"},
-        scaler={},
+        scaler=torch.amp.GradScaler("cpu").state_dict(),
     )
     state = pack(*parts(), Progress(1, 2, 3, 4, True, 8, 50.0), PretrainConfig())
     return {**state, **asdict(extras)}
@@ -67,11 +74,21 @@ def load(state: dict) -> None:
     try:
         progress = unpack_(state, "the file", *parts(), "resnet50")
         extras = Extras.read(state, "the file")
+        take_up(extras)
     except InputError as error:
         sentence_of(error)
         return
     assert all(isinstance(getattr(progress, name), int) for name in ("epoch", "step"))
     assert (progress.epoch >= 0 and extras.journal_size is None) or extras.journal_size >= 0
+
+
+def take_up(extras: Extras) -> None:
+    """Give each part of a run what it kept."""
+    EpochMeter(Journal(None), ALONE, torch.device("cpu"), 1, 5, 8, extras.meter).means()
+    Watch(8, 1.0, 200, extras.watch).read(9, 1.0, 0.5, 0.5)
+    BadPictures(0.01, 100, extras.bad_pictures or {}).complaint()
+    if extras.scaler:
+        torch.amp.GradScaler("cpu").load_state_dict(extras.scaler)
 
 
 def test_the_unchanged_state_loads():

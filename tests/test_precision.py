@@ -42,7 +42,7 @@ def play(
         MODES[mode][2],
     )
     views = views_of(99, num_views, world, dtype)
-    loss, _ = startup_step(
+    loss, *_ = startup_step(
         network, bank, optimizer, views, plan[0], 0, 0.12, accum_steps=accum_steps
     )
     reported = {"start-up": loss}

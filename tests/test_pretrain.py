@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ops.launch import free_port
 from tests.conftest import ROOT, assert_refused, run_main, run_script
 
 TINY = [
@@ -102,7 +103,7 @@ def test_torchrun_is_taken_as_it_is(tmp_path, digit_folder):
     folder = tmp_path / "torchrun"
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", "29731", str(ROOT / "main_adco.py"), *TINY]
+    command += ["--master_port", str(free_port()), str(ROOT / "main_adco.py"), *TINY]
     command += ["--data", str(digit_folder)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(
@@ -113,7 +114,7 @@ def test_torchrun_is_taken_as_it_is(tmp_path, digit_folder):
 
 
 def test_two_launches_make_two_nodes(tmp_path, digit_folder):
-    words = ["--nodes_num", "2", "--master_port", "29737", "--data", str(digit_folder)]
+    words = ["--nodes_num", "2", "--master_port", str(free_port()), "--data", str(digit_folder)]
     nodes = [
         subprocess.Popen(
             [sys.executable, str(ROOT / "main_adco.py"), *TINY, *words, "--node_rank", str(node)],

@@ -49,7 +49,7 @@ def play(world, shard: bool, mode, steps: range, resume=None, path=None) -> dict
         unpack_(checkpoint.load(resume), "the checkpoint", model, bank, optimizer, "resnet10")
     for step in range(0 if resume else 6):  # 6 x 12 keys: round the 60 columns and on
         views = views_of(1000 + step, world, mode[2])
-        loss, first = startup_step(network, bank, optimizer, views, plan[0], first, 0.12)
+        loss, first, _ = startup_step(network, bank, optimizer, views, plan[0], first, 0.12)
         losses.append(loss)
     rounds = [
         torch.stack(

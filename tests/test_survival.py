@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from adco.data import load_splits
 from adco.resume import newest_with
 from adco.saving import Checkpoints
 from ops import checkpoint
 from ops.errors import EXIT_FAILED, EXIT_STOPPED
 from ops.journal import Journal
+from ops.launch import free_port
 from ops.pretrain_options import PretrainConfig
 from tests.conftest import ROOT, assert_refused, run_script
 from tests.test_pretrain import TINY, losses
@@ -72,7 +75,8 @@ def test_one_flipped_byte_anywhere_is_harmless_or_leads_to_the_file_before(tmp_p
         flipped = bytearray(content)
         flipped[position] ^= 1 << rng.randrange(8)
         last.write_bytes(flipped)
-        (path, state), damaged = newest_with(PretrainConfig(), tmp_path)
+        path, damaged = newest_with(PretrainConfig(), tmp_path)
+        path, state = Path(path), checkpoint.load(path)
         assert torch.equal(state["weights"], STATE["weights"])
         assert state["epoch"] == (3 if path == last else 2)
         assert len(damaged) == (path != last)
@@ -88,16 +92,16 @@ def test_a_damaged_newest_file_is_passed_over_with_a_warning(tmp_path, damage):
     last.write_bytes(
         {"truncated": last.read_bytes()[: size // 2], "zeroed": bytes(size), "empty": b""}[damage]
     )
-    (path, state), (sentence,) = newest_with(PretrainConfig(), tmp_path)
-    assert path.name == checkpoint.PREVIOUS and state["epoch"] == 2
+    path, (sentence,) = newest_with(PretrainConfig(), tmp_path)
+    assert Path(path).name == checkpoint.PREVIOUS and checkpoint.load(path)["epoch"] == 2
     assert checkpoint.LAST in sentence and checkpoint.PREVIOUS in sentence
 
 
 def test_a_damaged_file_never_takes_the_place_of_the_good_one_before_it(tmp_path):
     run = run_in(tmp_path)
     (run / checkpoint.LAST).write_bytes(b"torn")
-    (path, _), _ = newest_with(PretrainConfig(), tmp_path)
-    Checkpoints(run, 0, Journal(None), source=path).save({**STATE, "epoch": 4})
+    path, _ = newest_with(PretrainConfig(), tmp_path)
+    Checkpoints(run, 0, Journal(None), source=Path(path)).save({**STATE, "epoch": 4})
     assert checkpoint.load(run / checkpoint.LAST)["epoch"] == 4
     assert checkpoint.load(run / checkpoint.PREVIOUS)["epoch"] == 2
 
@@ -246,7 +250,8 @@ def test_a_killed_process_stops_the_others_and_is_named(tmp_path, digit_folder):
 
 
 def test_a_lost_node_stops_the_other_one_within_a_minute_and_is_named(tmp_path, digit_folder):
-    words = ["--data", digit_folder, "--epochs", 400, "--nodes_num", 2, "--master_port", 29741]
+    words = ["--data", digit_folder, "--epochs", 400, "--nodes_num", 2]
+    words += ["--master_port", free_port()]
     nodes = [Running(tmp_path, *words, "--node_rank", node) for node in (0, 1)]
     nodes[0].wait_for_a_step()
     nodes[1].process.kill()
@@ -282,8 +287,63 @@ def test_ten_steps_in_a_row_that_are_not_finite_stop_the_run(tmp_path, digit_fol
     words = [*TINY, "--data", digit_folder, "--epochs", 40, "--lr", 1e30, "--save_steps", 1]
     result = run_script("main_adco.py", *words, "--ad_init", 0, "--knn_freq", 0, cwd=tmp_path)
     assert result.returncode == EXIT_FAILED, (result.stdout, result.stderr)
-    assert "10 steps in a row" in result.stderr and "checkpoint_last.pth.tar" in result.stderr
+    assert (
+        "10 steps in a row" in result.stderr and "checkpoint_last.pth.tar, which" in result.stderr
+    )
     (path,) = tmp_path.rglob(checkpoint.LAST)
     state = checkpoint.load(path)
     for tensor in (*state["state_dict"].values(), *state["Memory_Bank"].values()):
         assert tensor.isfinite().all()
+
+
+def test_the_configuration_of_the_first_start_outlives_a_full_disk(tmp_path, capfd):
+    run = run_in(tmp_path)
+    kept = (run / "config.json").read_text()
+    journal = Journal(run)
+    with files_limited_to(400):  # the warning fits, the configuration does not
+        journal.write_config({"data": 500 * "x"})
+    assert (run / "config.json").read_text() == kept
+    assert newest_with(PretrainConfig(), tmp_path)[0] == str(run / checkpoint.LAST)
+    assert "the one of the first start stays" in capfd.readouterr().err
+
+
+def test_a_save_by_the_clock_is_asked_for_once(tmp_path):
+    saves = Checkpoints(tmp_path, minutes=1e-9, journal=Journal(None))
+    time.sleep(0.001)
+    assert [saves.due(), saves.due()] == [True, False]
+    saves.save(STATE)
+    time.sleep(0.001)
+    assert saves.due()
+
+
+def test_a_name_that_could_not_be_written_is_told_and_the_last_one_stays_good(tmp_path, capfd):
+    journal = Journal(tmp_path)
+    saves = Checkpoints(tmp_path, 0, journal)
+    (tmp_path / "checkpoint_best.pth.tar").mkdir()
+    assert not saves.save(STATE, ("checkpoint_best.pth.tar",))
+    assert "checkpoint_best.pth.tar could not be written" in capfd.readouterr().err
+    saves.check()
+    assert checkpoint.load(saves.last)["epoch"] == 3
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("share", [0.005, 0.05])
+def test_a_few_broken_pictures_are_borne_and_many_stop_the_run_saved(tmp_path, share, nproc):
+    pictures = load_splits("digits", "").train
+    (tmp_path / "pictures").mkdir()
+    for i in range(200):
+        path = tmp_path / "pictures" / f"{i:03d}.png"
+        Image.fromarray(pictures.pixels(i)).save(path)
+        if i < 200 * share:
+            path.write_bytes(path.read_bytes()[:100])
+    words = [*TINY, "--data", tmp_path / "pictures", "--nproc", nproc, "--epochs", 2]
+    result = run_script("main_adco.py", *words, cwd=tmp_path)
+    (metrics,) = tmp_path.rglob("metrics.jsonl")
+    if share < 0.01:
+        assert result.returncode == 0 and result.stderr.count("broken picture 000.png") == 1
+        assert '"bad_pictures": 1' in metrics.read_text().splitlines()[-2]
+        return
+    assert result.returncode == 2 and "--bad_images_max 0.01" in result.stderr.splitlines()[-1]
+    listed = (metrics.parent / "bad_pictures.txt").read_text()
+    assert str(metrics.parent / "bad_pictures.txt") in result.stderr and listed.count("\n") >= 3
+    assert checkpoint.load(metrics.parent / checkpoint.LAST)["bad_pictures"]

@@ -202,7 +202,8 @@ def test_an_epoch_taken_up_inside_is_the_tail_of_the_epoch_and_reads_nothing_els
     tail = [views[0] for views in loader.epoch(3, first)]
     assert len(loader) == len(whole)
     torch.testing.assert_close(tail, whole[first:], atol=0, rtol=0)
-    assert read == in_order[2 * first :]  # what is read in other processes is not noted here
+    if not workers:  # what is read in other processes is not noted here
+        assert read == in_order[2 * first :]
 
 
 def test_check_views_come_with_their_labels():
