@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 from adco.parts import Parts
 from adco.state import Extras, Progress, unpack_
@@ -10,6 +11,7 @@ from ops import checkpoint
 from ops.arguments import from_dict
 from ops.distributed import Poll, current_world
 from ops.errors import InputError
+from ops.journal import lock_folder
 from ops.pretrain_options import PretrainConfig
 
 
@@ -21,6 +23,7 @@ class Beginning:
     extras: Extras = field(default_factory=Extras)
     source: Path | None = None  # the checkpoint it goes on from
     folder: Path | None = None  # of the run that goes on; None: a new one
+    lock: TextIO | None = None  # that keeps the folder for this process
     note: str = ""  # for the user
     damaged: list[str] = field(default_factory=list)  # a sentence for each file passed over
 
@@ -38,13 +41,16 @@ def begin_(parts: Parts, config: PretrainConfig, poll: Poll) -> Beginning:
         # One process looks: others might see another state of the same folder.
         first = current_world().first
         found, beginning.damaged = newest_with(config, log_folder(config)) if first else (None, [])
-        found = poll.gather(found)[0]
-        if found is None:
+        name = poll.gather(str(found.path) if found else None)[0]
+        if name is None:
             beginning.note = f"nothing to resume in {log_folder(config)}: starting anew"
             return beginning
-        source = Path(found)
+        source = Path(name)
         beginning.folder = source.parent  # the same run goes on in the same folder
-    state = checkpoint.load(source)
+        beginning.lock = found.lock if found else None
+        state = found.state if found else checkpoint.load(source)
+    else:
+        state = checkpoint.load(source)
     name = str(source)
     progress = unpack_(state, name, parts.model, parts.bank, parts.optimizer, config.arch)
     progress.count_in(num_keys)
@@ -58,17 +64,23 @@ def log_folder(config: PretrainConfig) -> Path:
     return Path(config.save_path) / config.log_path / config.dataset
 
 
-def newest_with(config: PretrainConfig, log_folder: Path) -> tuple[str | None, list[str]]:
+class Found(NamedTuple):
+    path: Path
+    state: dict
+    lock: TextIO  # of its folder
+
+
+def newest_with(config: PretrainConfig, log_folder: Path) -> tuple[Found | None, list[str]]:
     """The newest usable checkpoint below a folder that was made with this configuration; and a
-    sentence for each newer one that is damaged.
+    sentence for each newer one that is damaged. Raises InputError where its run is still going on.
     """
     damaged = []
     for path in sorted(log_folder.rglob("checkpoint_*.pth.tar"), key=written_at, reverse=True):
         if not made_with(path.parent / "config.json", config):
             continue
+        lock = lock_folder(path.parent)
         try:
-            checkpoint.load(path)
-            return str(path), damaged
+            return Found(path, checkpoint.load(path), lock), damaged
         except InputError as error:
             damaged.append(f"passed over: {error}")
     return None, damaged

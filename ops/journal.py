@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -40,7 +41,7 @@ def new_run_folder(parent: Path) -> Path:
     )
 
 
-def lock_folder(folder: Path):
+def lock_folder(folder: Path) -> TextIO:
     """Keep the run folder for this process, as long as the file that comes back stays open."""
     lock = open(folder / "run.lock", "w")
     try:
@@ -86,9 +87,10 @@ class Journal:
     with the next line.
 
     size: bytes of metrics.jsonl to keep; lines after them are of steps that will be taken again.
+    lock: of the folder, where this process has it already.
     """
 
-    def __init__(self, folder: Path | None, size: int | None = None):
+    def __init__(self, folder: Path | None, size: int | None = None, lock: TextIO | None = None):
         self.folder = folder
         self.bar = None
         if folder is None:
@@ -97,7 +99,7 @@ class Journal:
         self.waiting = b""  # lines that are not in the file yet
         self.troubled = False  # whether the last attempt failed
         try:
-            self.lock = lock_folder(folder)
+            self.lock = lock or lock_folder(folder)
             self.metrics.touch()
             if size is not None:
                 os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
