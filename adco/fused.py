@@ -19,6 +19,7 @@ the queries; W and v stay where they are. Alone, the collectives do nothing and 
 B processes whose queries are here (R when the columns are spread, else 1), V query views, T terms.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -164,21 +165,21 @@ def sweep(queries: Tensor, W: Tensor, taus: tuple, own: Tensor, view_of: list[in
     z = [torch.zeros_like(nearest) for _ in taus]
     direction = torch.zeros_like(rows)
     nearer = torch.zeros_like(own)
-    for part in chunks(W.shape[1], len(rows), W.device):
-        u = W[:, part] / lengths_of(W[:, part])  # [D, C]
-        s = rows @ u  # [B V N, C]
-        e = torch.empty_like(s)
-        before, nearest = nearest, torch.maximum(nearest, s.amax(dim=1, keepdim=True))
-        for i, tau in reversed(list(enumerate(taus))):
-            shrink = ((before - nearest) / tau).exp_()
-            torch.sub(s, nearest, out=e).div_(tau).exp_()
-            z[i] = z[i] * shrink + e.sum(dim=1, keepdim=True)
-        direction.mul_(shrink).addmm_(e, u.T)  # the last e is that of the first temperature
+    for part, u, s, e in chunks(rows, W):
+        unit_columns(W[:, part], out=u)  # [D, C]
+        torch.mm(rows, u, out=s)  # [B V N, C]
+        by_view, marks = (x.view(*queries.shape[:3], -1) for x in (s, e))
         for t, v in enumerate(view_of):
             # 0 or 1 into e: on a CPU several times as fast as counting booleans.
-            closer = e.view(*queries.shape[:3], -1)[:, v]  # [B, N, C]
-            torch.gt(s.view(*queries.shape[:3], -1)[:, v], own[:, t, :, None], out=closer)
+            closer = torch.gt(by_view[:, v], own[:, t, :, None], out=marks[:, v])  # [B, N, C]
             nearer[:, t] += closer.sum(dim=-1)
+        before, nearest = nearest, torch.maximum(nearest, s.amax(dim=1, keepdim=True))
+        s.sub_(nearest)
+        for i, tau in reversed(list(enumerate(taus))):
+            shrink = ((before - nearest) / tau).exp_()
+            torch.mul(s, 1 / tau, out=e).exp_()
+            z[i] = z[i] * shrink + e.sum(dim=1, keepdim=True)
+        direction.mul_(shrink).addmm_(e, u.T)  # the last e is that of the first temperature
     z = torch.cat(z, dim=1)
     return Sums(
         nearest.view(queries.shape[:3]),
@@ -209,23 +210,33 @@ def pull(
     rows, nearest, weights = queries.flatten(0, 2), nearest.reshape(-1, 1), weights.flatten()
     weighted = (rows * (-strength * weights[:, None])).T.contiguous()  # [D, B V N]
     gradient, attention = torch.empty_like(W), W.new_empty(W.shape[1])
-    for part in chunks(W.shape[1], len(rows), W.device):
-        lengths = lengths_of(W[:, part])  # [C]
-        u = W[:, part] / lengths  # [D, C]
-        p = (rows @ u).sub_(nearest).div_(tau).exp_()  # [B V N, C]  p_ij / x_i
+    for part, u, s, _ in chunks(rows, W):
+        lengths = unit_columns(W[:, part], out=u)  # [C], of [D, C]
+        p = torch.mm(rows, u, out=s).sub_(nearest).mul_(1 / tau).exp_()  # [B V N, C]  p_ij / x_i
         torch.mv(p.T, weights, out=attention[part])
-        G = weighted @ p  # [D, C]
-        G.addcmul_(u, (G * u).sum(dim=0), value=-1)
-        torch.div(G, lengths * tau, out=gradient[:, part])
+        G = torch.mm(weighted, p, out=gradient[:, part])  # [D, C]
+        G.addcmul_(u, (G * u).sum(dim=0), value=-1).div_(lengths.mul_(tau))
     return gradient, attention
 
 
-def lengths_of(columns: Tensor) -> Tensor:
-    return columns.square().sum(dim=0).sqrt_().clamp_min_(SHORTEST)
+def unit_columns(columns: Tensor, out: Tensor) -> Tensor:
+    """Divide columns [D, C] by their lengths [C], which are returned, into `out`."""
+    lengths = torch.mul(columns, columns, out=out).sum(dim=0).sqrt_().clamp_min_(SHORTEST)
+    torch.div(columns, lengths, out=out)
+    return lengths
 
 
-def chunks(num_columns: int, num_rows: int, device: torch.device) -> list[slice]:
-    """Slices of the columns, each with as many as the machine likes against so many rows."""
-    cosines = CHUNK_ON_CPU if device.type == "cpu" else CHUNK
-    size = max(FEWEST_COLUMNS, cosines // num_rows)
-    return [slice(first, first + size) for first in range(0, num_columns, size)]
+def chunks(rows: Tensor, W: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """The columns a chunk at a time, with memory for directions [D, C] and twice for cosines
+    [number of rows, C]: each as many as the machine likes, and the same memory every time.
+    """
+    cosines = CHUNK_ON_CPU if W.device.type == "cpu" else CHUNK
+    num_columns = W.shape[1]
+    size = min(num_columns, max(FEWEST_COLUMNS, cosines // len(rows)))
+    memory = [W.new_empty(number * size) for number in (len(W), len(rows), len(rows))]
+    for first in range(0, num_columns, size):
+        width = min(size, num_columns - first)
+        yield (
+            slice(first, first + width),
+            *(x[: len(x) // size * width].view(-1, width) for x in memory),
+        )
