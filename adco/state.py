@@ -40,7 +40,7 @@ class Progress:
     def where(self) -> str:
         """In words."""
         if self.playing:
-            return f"epoch {self.epoch} after {self.epoch_step} of its steps"
+            return f"in epoch {self.epoch} after {self.epoch_step} of its steps"
         return f"in the start-up after {self.startup_step} of its steps"
 
     def count_in(self, num_keys: int) -> None:
