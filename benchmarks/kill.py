@@ -1,7 +1,7 @@
 """Interrupt a training run at random moments, go on each time, and compare with a run in peace.
 
 python3 -m benchmarks.kill              # 36 interruptions, a sixth with a damaged file after it
-python3 -m benchmarks.kill --kills 6    # a short one
+python3 -m benchmarks.kill --kills 3    # a short one
 """
 
 import json
@@ -37,14 +37,14 @@ TIMES = ("images_per_second", "data_share", "seconds", "data_seconds")  # of one
 class KillBenchmark:
     """Interrupt, resume, compare bit for bit."""
 
-    kills: int = option(36, "interruptions in all, half of them of one process, half of two")
+    processes: tuple = option((1, 2), "of the run, one run for each number", type=int, nargs="+")
+    kills: int = option(18, "interruptions for each number of processes")
     epochs: int = option(8, "epochs of the run, of 40 steps each")
     amp: str = option("none", "precision of the encoders", choices=("none", "bf16"))
     seed: int = option(0, "seed of the moments")
 
     def __post_init__(self):
-        at_least(self, 2, "kills")
-        at_least(self, 1, "epochs")
+        at_least(self, 1, "kills", "epochs")
 
 
 def start(folder: Path, words: list[str]) -> subprocess.Popen:
@@ -84,13 +84,19 @@ def log_size(folder: Path) -> int:
 
 
 def send(process: subprocess.Popen, number: signal.Signals, rng) -> None:
-    """The signal to the launched process, or (SIGKILL only) to one that it started."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    chosen = rng.choice([process.pid, *map(int, children)])
+    """The signal to the launched process, or (SIGKILL only) to one of the run's that it started."""
+    chosen = rng.choice([process.pid, *started_by(process)])
     try:
         os.kill(chosen if number == signal.SIGKILL else process.pid, number)
-    except ProcessLookupError:  # a loader process that has just ended
+    except ProcessLookupError:  # it has just ended
         process.send_signal(number)
+
+
+def started_by(process: subprocess.Popen) -> list[int]:
+    """Processes of the run, loader processes aside."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+    return [pid for pid, command in commands.items() if "spawn_main" in command]
 
 
 def damage(path: Path, kind: str, rng) -> None:
@@ -164,14 +170,14 @@ def main(argv=None) -> int:
         rng = random.Random(config.seed)
         print_head("processes", "what happened", "tensors", "log lines", "not bit-equal")
         failed = False
-        for processes in (1, 2):
+        for processes in config.processes:
             words = ["--nproc", str(processes), "--epochs", str(config.epochs)]
             words += ["--amp", config.amp]
             with tempfile.TemporaryDirectory() as above:
                 peace, trouble = Path(above) / "peace", Path(above) / "trouble"
                 peace.mkdir(), trouble.mkdir()
                 finish(peace, words)
-                happened = disturb(trouble, words, config.kills // 2, rng)
+                happened = disturb(trouble, words, config.kills, rng)
                 found = differences(peace, trouble)
                 tensors, logged = outcome(trouble)
             counts = ", ".join(f"{count} x {what}" for what, count in happened.items())

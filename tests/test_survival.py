@@ -17,6 +17,7 @@ from PIL import Image
 from adco.data import load_splits
 from adco.resume import newest_with
 from adco.saving import Checkpoints
+from benchmarks.kill import started_by
 from ops import checkpoint
 from ops.errors import EXIT_FAILED, EXIT_STOPPED
 from ops.journal import Journal
@@ -232,16 +233,10 @@ def test_a_second_interrupt_ends_the_process_at_once():
     assert process.returncode == -signal.SIGINT
 
 
-def children_of(process: subprocess.Popen) -> list[int]:
-    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in text.split()}
-    return [pid for pid, command in commands.items() if "spawn_main" in command]
-
-
 def test_a_killed_process_stops_the_others_and_is_named(tmp_path, digit_folder):
     running = Running(tmp_path, "--data", digit_folder, "--nproc", 2, "--epochs", 400)
     running.wait_for_a_step()
-    os.kill(children_of(running.process)[1], signal.SIGKILL)
+    os.kill(started_by(running.process)[1], signal.SIGKILL)
     start = time.monotonic()
     code, _, err = running.end()
     assert code == EXIT_FAILED and time.monotonic() - start < 60
