@@ -99,7 +99,7 @@ class Pretraining:
         self.journal.write_config(asdict(config))
         self.journal.say(f"run folder: {folder}")
         self.journal.say(describe(self.parts, config, self.world, self.device))
-        for sentence in beginning.damaged:
+        for sentence in beginning.warnings:
             self.journal.warn(sentence)
         if beginning.note:
             self.journal.say(beginning.note)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adco.loader import workers_per_process
 from adco.parts import Parts, build, play_round
 from adco.pictures import Pictures
 from adco.resume import begin_, log_folder
@@ -49,8 +50,14 @@ def rehearse(config: PretrainConfig, world: World, device: torch.device) -> int:
             "--save_freq"
         )
     if world.first:
-        print(json.dumps(asdict(config), indent=2))
-        print("\n".join([*beginning.damaged, beginning.note]).strip())
+        effective = asdict(config) | {
+            "device": str(device),
+            "amp": str(parts.model.amp or torch.float32),
+            "bank": "sharded" if parts.bank.shards.size > 1 else "replicated",
+            "workers": workers_per_process(config.workers, world) * world.local_size,
+        }
+        print(json.dumps(effective))
+        print("\n".join([*beginning.warnings, beginning.note]).strip())
         total = len(parts.splits.train)
         rows = {
             "pictures": f"{total}; of {min(total, SAMPLE)} tried {broken} are broken",
@@ -74,7 +81,8 @@ def findings(
         startup = config.startup_steps(num_keys) - progress.startup_step
     steps = (config.epochs - progress.epoch) * len(parts.loader) - progress.epoch_step
     return {
-        "processes": f"{world.size} on {device.type}, {num_keys // world.size} pictures each",
+        "processes": f"{world.size} on {device.type} in {parts.model.amp or torch.float32}, "
+        f"{num_keys // world.size} pictures each",
         "steps per epoch": f"{len(parts.loader)} of {num_keys} pictures",
         "adversaries": f"{config.cluster}, {'sharded' if parts.bank.shards.size > 1 else 'whole'}",
         "start-up": f"{startup} steps, {startup / len(parts.loader):.2f} passes over the pictures",

@@ -10,7 +10,7 @@ from adco.state import Extras, Progress, unpack_
 from ops import checkpoint
 from ops.arguments import from_dict
 from ops.distributed import Poll, current_world
-from ops.errors import InputError
+from ops.errors import InputError, shown
 from ops.journal import lock_folder
 from ops.pretrain_options import PretrainConfig
 
@@ -25,7 +25,7 @@ class Beginning:
     folder: Path | None = None  # of the run that goes on; None: a new one
     lock: TextIO | None = None  # that keeps the folder for this process
     note: str = ""  # for the user
-    damaged: list[str] = field(default_factory=list)  # a sentence for each file passed over
+    warnings: list[str] = field(default_factory=list)
 
 
 def begin_(parts: Parts, config: PretrainConfig, poll: Poll) -> Beginning:
@@ -33,17 +33,20 @@ def begin_(parts: Parts, config: PretrainConfig, poll: Poll) -> Beginning:
     of this configuration; leave them as they are where there is none.
     """
     num_keys = parts.loader.batches.global_size
-    beginning = Beginning(Progress(epoch=config.start_epoch, num_keys=num_keys))
+    num_pictures = len(parts.splits.train)
+    beginning = Beginning(
+        Progress(config.start_epoch, num_keys=num_keys, num_pictures=num_pictures)
+    )
     if not config.resume:
         return beginning
     source = Path(config.resume)
     if config.resume == "auto":
         # One process looks: others might see another state of the same folder.
         first = current_world().first
-        found, beginning.damaged = newest_with(config, log_folder(config)) if first else (None, [])
+        found, beginning.warnings = newest_with(config, log_folder(config)) if first else (None, [])
         name = poll.gather(str(found.path) if found else None)[0]
         if name is None:
-            beginning.note = f"nothing to resume in {log_folder(config)}: starting anew"
+            beginning.note = f"no run with these options in {log_folder(config)}: starting anew"
             return beginning
         source = Path(name)
         beginning.folder = source.parent  # the same run goes on in the same folder
@@ -53,6 +56,12 @@ def begin_(parts: Parts, config: PretrainConfig, poll: Poll) -> Beginning:
         state = checkpoint.load(source)
     name = str(source)
     progress = unpack_(state, name, parts.model, parts.bank, parts.optimizer, config.arch)
+    if progress.num_pictures not in (0, num_pictures):
+        beginning.warnings.append(
+            f"{source} was made with {progress.num_pictures} pictures, here are {num_pictures}: "
+            "the order of this epoch is another one"
+        )
+    progress.num_pictures = num_pictures
     progress.count_in(num_keys)
     beginning.progress, beginning.source = progress, source
     beginning.extras = Extras.read(state, name)
@@ -72,18 +81,21 @@ class Found(NamedTuple):
 
 def newest_with(config: PretrainConfig, log_folder: Path) -> tuple[Found | None, list[str]]:
     """The newest usable checkpoint below a folder that was made with this configuration; and a
-    sentence for each newer one that is damaged. Raises InputError where its run is still going on.
+    sentence for each newer one that is damaged, or where there is none with this configuration
+    about the newest with another. Raises InputError where its run is still going on.
     """
-    damaged = []
+    damaged, other = [], ""
     for path in sorted(log_folder.rglob("checkpoint_*.pth.tar"), key=written_at, reverse=True):
-        if not made_with(path.parent / "config.json", config):
+        differences = made_otherwise(path.parent / "config.json", config)
+        if differences:
+            other = other or f"{path} was made with {differences}: --resume PATH goes on from it"
             continue
         lock = lock_folder(path.parent)
         try:
             return Found(path, checkpoint.load(path), lock), damaged
         except InputError as error:
             damaged.append(f"passed over: {error}")
-    return None, damaged
+    return None, damaged or [other] * bool(other)
 
 
 def written_at(path: Path) -> float:
@@ -94,10 +106,17 @@ def written_at(path: Path) -> float:
         return 0.0
 
 
-def made_with(path: Path, config: PretrainConfig) -> bool:
-    """Whether a run's config.json says what `config` says, as far as it decides the numbers."""
+def made_otherwise(path: Path, config: PretrainConfig) -> str:
+    """What a run's config.json says otherwise than `config`, as far as it decides the numbers, in
+    words; nothing where they agree.
+    """
     try:
         found = from_dict(PretrainConfig, json.loads(path.read_text())["config"])
     except (OSError, ValueError, KeyError, TypeError):  # none, torn, or of another program
-        return False
-    return found.changes_numbers() == config.changes_numbers()
+        return "a configuration that cannot be read"
+    theirs, ours = found.changes_numbers(), config.changes_numbers()
+    return ", ".join(
+        f"{name} {shown(theirs[name])}, here {shown(value)}"
+        for name, value in ours.items()
+        if theirs[name] != value
+    )

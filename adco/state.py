@@ -34,6 +34,7 @@ class Progress:
     startup_step: int = 0  # steps of the start-up that are done
     playing: bool = False  # whether the start-up is over, so that the adversaries play
     num_keys: int = 0  # M, in which the steps of the epoch are counted; 0: not known
+    num_pictures: int = 0  # of the data set; 0: not known
     best_acc: float = 0.0  # best kNN score, percent
     knn_random: float | None = None  # kNN score of the random weights, percent
 

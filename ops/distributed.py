@@ -3,6 +3,7 @@
 Each function does the right thing when alone. Collectives are called by every process or by none.
 """
 
+import os
 import zlib
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -39,14 +40,30 @@ def current_world() -> World:
 
 
 def join_group(world: World, url: str, backend: str):
-    """Enter the process group. Returns the store through which its processes met; None alone."""
+    """Enter the process group. Returns the store through which its processes met; None alone.
+
+    Raises RunFailed where they do not meet.
+    """
     if world.size == 1:
         return None
-    store, _, _ = next(dist.rendezvous(url, world.rank, world.size))
-    dist.init_process_group(
-        backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size
-    )
+    # A launcher that restarts processes keeps its store: what dead ones wrote is not for us.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store, _, _ = next(dist.rendezvous(url, world.rank, world.size))
+        store = dist.PrefixStore(f"attempt_{attempt}", store)
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RunFailed(
+            f"the {world.size} processes do not meet at {url}: {first_line(error)}; check that all "
+            "are started, and the address"
+        ) from error
     return store
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def wait_for_all(world: World) -> None:

@@ -4,6 +4,7 @@ import sys
 from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # by Ctrl-C, with nothing to save
 EXIT_FAILED = 70  # the run cannot go on; what it has saved is good
 EXIT_STOPPED = 75  # stopped on request and saved: start it again with --resume auto
 
@@ -29,7 +30,7 @@ EXIT_CODES = {InputError: EXIT_BAD_INPUT, RunFailed: EXIT_FAILED}
 
 @contextmanager
 def reported(program: str):
-    """Turn these errors inside the block into one line on stderr and their exit code."""
+    """Turn these errors and Ctrl-C inside the block into one line on stderr and an exit code."""
     try:
         yield
     except tuple(EXIT_CODES) as error:
@@ -37,3 +38,6 @@ def reported(program: str):
         sentence = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
         print(f"{program}: error: {sentence}", file=sys.stderr, flush=True)
         sys.exit(EXIT_CODES[type(error)])
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr, flush=True)
+        sys.exit(EXIT_INTERRUPTED)

@@ -78,7 +78,8 @@ class PretrainConfig(ProcessOptions):
     )
     init_steps: int = option(
         0,
-        "start-up steps; 0: as many as fill the K columns once; more: written round and round",
+        "start-up steps, never fewer than fill the K columns once (0: just those); with more they "
+        "are written round and round",
     )
 
     # Encoder
@@ -252,7 +253,8 @@ def check_crops(config):
     lists = ("size_crops", "nmb_crops", "min_scale_crops", "max_scale_crops")
     lengths = {name: len(getattr(config, name)) for name in lists}
     if len(set(lengths.values())) > 1:
-        raise InputError(f"the multi-crop lists need one length, found {lengths}")
+        found = ", ".join(f"{length} in --{name}" for name, length in lengths.items())
+        raise InputError(f"the four lists of crops need one length, found {found}; give all four")
     for name in lists:
         if min(getattr(config, name)) <= 0:
             raise InputError(f"{name}={getattr(config, name)}: expected numbers above 0")

@@ -56,7 +56,7 @@ class StopRequest:
             signal.signal(request, handler)
 
     def _keep(self, number: int, _) -> None:
-        self.received = signal.Signals(number)
+        self.received = self.received or signal.Signals(number)  # what a launcher adds is an echo
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             if parent_process() is None:  # one voice is enough

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def run_in(folder: Path) -> Path:
     run = folder / "run"
     run.mkdir()
     journal = Journal(run)
-    journal.write_config({})
+    journal.write_config(asdict(PretrainConfig()))
     saves = Checkpoints(run, minutes=0, journal=journal)
     for epoch in (2, 3):
         saves.save({**STATE, "epoch": epoch})
@@ -341,3 +342,37 @@ def test_a_few_broken_pictures_are_borne_and_many_stop_the_run_saved(tmp_path, s
     listed = (metrics.parent / "bad_pictures.txt").read_text()
     assert "/bad_pictures.txt;" in result.stderr and listed.count("\n") >= 3
     assert checkpoint.load(metrics.parent / checkpoint.LAST)["bad_pictures"]
+
+
+def test_other_options_are_named_where_there_is_no_run_with_these(tmp_path):
+    run = run_in(tmp_path)
+    found, (sentence,) = newest_with(PretrainConfig(epochs=300, mem_t=0.05), tmp_path)
+    assert found is None and str(run) in sentence
+    assert "epochs 200, here 300" in sentence and "mem_t 0.02, here 0.05" in sentence
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_restarts_a_run_after_a_process_was_killed(tmp_path, digit_folder, rank):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += [
+        "--max-restarts",
+        "1",
+        "--master_port",
+        str(free_port()),
+        str(ROOT / "main_adco.py"),
+    ]
+    command += [*TINY, "--data", str(digit_folder), "--knn_freq", "0", "--save_steps", "3"]
+    with subprocess.Popen(
+        [*command, "--resume", "auto", "--epochs", "40"],
+        cwd=tmp_path, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as agent:  # fmt: skip
+        while not list(tmp_path.rglob(checkpoint.LAST)):
+            time.sleep(0.01)
+        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+        environments = {int(pid): Path(f"/proc/{pid}/environ").read_text() for pid in children}
+        (chosen,) = (pid for pid, text in environments.items() if f"\0RANK={rank}\0" in text)
+        os.kill(chosen, signal.SIGKILL)
+        out, _ = agent.communicate(timeout=200)
+    assert agent.returncode == 0, out[-2000:]
+    assert "resumed from" in out and "finished" in out
