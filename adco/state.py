@@ -222,7 +222,7 @@ def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
                 if kept["momentum_buffer"].shape != parameter.shape:
                     raise ValueError(f"momentum {tuple(kept['momentum_buffer'].shape)}")
                 kept["momentum_buffer"] = laid_out.copy_(kept["momentum_buffer"])
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(
-            f"the optimizer state in {source} does not fit this model: {error}"
+            f"the optimizer state in {source} does not fit this model: {shown(error)}"
         ) from error

@@ -66,15 +66,22 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def wait_for_all(world: World) -> None:
-    """Return once every process has come here."""
-    if world.size > 1:
-        dist.barrier()
+def wait_for_all(store, world: World) -> None:
+    """Return once every process is through with all collectives.
+
+    Not by a collective: who leaves first would close the connections that another still reads.
+    """
+    store.set(f"through/{world.rank}", "")
+    store.wait([f"through/{rank}" for rank in range(world.size)])
 
 
-def leave_group() -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+def leave_group(store, world: World) -> None:
+    """After wait_for_all. The first process goes last, for the store may be in it."""
+    if world.rank:
+        store.set(f"gone/{world.rank}", "")
+    else:
+        store.wait([f"gone/{rank}" for rank in range(1, world.size)])
+    dist.destroy_process_group()
 
 
 def is_lost_connection(error: Exception) -> bool:

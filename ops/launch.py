@@ -143,14 +143,13 @@ def take_seat(local_rank: int, run, config: ProcessOptions, seats: Seats) -> int
     lifeline.start()
     try:
         code = run(config, world, device)
-        wait_for_all(world)
+        wait_for_all(store, world)
     except RuntimeError as error:
         if is_lost_connection(error) and lifeline.someone_is_lost():
             raise RunFailed(lifeline.message()) from error
         raise
     lifeline.stop()
-    wait_for_all(world)  # the store ends with its process; nobody asks it any more
-    leave_group()
+    leave_group(store, world)
     return code
 
 

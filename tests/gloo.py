@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ops.distributed import World, gather_rows, join_group, leave_group
+from ops.distributed import World, join_group, leave_group, wait_for_all
 
 MOST = 3  # processes
 PATIENCE = 240  # seconds
@@ -45,7 +45,8 @@ def in_processes(function, size: int, *arguments) -> list:
 def _member(rank: int, function, size: int, folder: str, arguments: tuple) -> None:
     torch.set_num_threads(1)
     world = World(rank, size, size)
-    join_group(world, f"file://{folder}/meet", "gloo")
+    store = join_group(world, f"file://{folder}/meet", "gloo")
     torch.save(function(world, *arguments), Path(folder) / f"{rank}.pt")
-    gather_rows(torch.ones(1), world)  # nobody leaves before all have come
-    leave_group()
+    if store is not None:
+        wait_for_all(store, world)
+        leave_group(store, world)

@@ -59,7 +59,7 @@ def whole_state() -> dict:
         bad_pictures={"a.jpg": "torn"},
         scaler=torch.amp.GradScaler("cpu").state_dict(),
     )
-    state = pack(*parts(), Progress(1, 2, 3, 4, True, 8, 50.0), PretrainConfig())
+    state = pack(*parts(), Progress(1, 2, 3, 4, True, 8, 9, 50.0), PretrainConfig())
     return {**state, **asdict(extras)}
 
 
@@ -93,7 +93,9 @@ def take_up(extras: Extras) -> None:
 
 def test_the_unchanged_state_loads():
     state = whole_state()
-    assert unpack_(state, "the file", *parts(), "resnet50") == Progress(1, 2, 3, 4, True, 8, 50.0)
+    assert unpack_(state, "the file", *parts(), "resnet50") == Progress(
+        1, 2, 3, 4, True, 8, 9, 50.0
+    )
     assert Extras.read(state, "the file").journal_size == 100
 
 
