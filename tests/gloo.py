@@ -16,15 +16,21 @@ PATIENCE = 240  # seconds
 
 @cache
 def pool():
-    """Processes that wait for work: importing torch is most of what a small test would take."""
-    return multiprocessing.get_context("spawn").Pool(MOST)
+    """Processes that have imported torch, which is most of what a small test would take, and wait
+    for work. Each does one piece and is replaced: a second process group in it could meet what the
+    first has left.
+    """
+    return multiprocessing.get_context("spawn").Pool(MOST, be_ready, maxtasksperchild=1)
+
+
+def be_ready() -> None:
+    """To find this function a process has to import this module, and torch with it."""
 
 
 def in_processes(function, size: int, *arguments) -> list:
     """[function(world, *arguments) of each rank]; importable function, savable results."""
     assert size <= MOST
     with tempfile.TemporaryDirectory() as folder:
-        # each waits in the group for the others, so that no process takes two
         members = [
             pool().apply_async(_member, (rank, function, size, folder, arguments))
             for rank in range(size)
