@@ -13,7 +13,7 @@ TINY = ["--epochs", "1", "--init_steps", "6", "--cluster", "64", "--batch_size",
 
 
 # Two processes have no start-up here, so that they are killed inside an epoch.
-@pytest.mark.parametrize("processes, kills, ad_init", [(1, 4, "1"), (2, 2, "0")])
+@pytest.mark.parametrize("processes, kills, ad_init", [(1, 3, "1"), (2, 1, "0")])
 def test_a_killed_run_goes_on_to_the_end_of_the_undisturbed_one(
     tmp_path, processes, kills, ad_init
 ):
