@@ -85,14 +85,16 @@ def newest_with(config: PretrainConfig, log_folder: Path) -> tuple[Found | None,
     about the newest with another. Raises InputError where its run is still going on.
     """
     damaged, other = [], ""
+    locks: dict[Path, TextIO] = {}  # one a folder: closing a second one would undo the first
     for path in sorted(log_folder.rglob("checkpoint_*.pth.tar"), key=written_at, reverse=True):
         differences = made_otherwise(path.parent / "config.json", config)
         if differences:
             other = other or f"{path} was made with {differences}: --resume PATH goes on from it"
             continue
-        lock = lock_folder(path.parent)
+        if path.parent not in locks:
+            locks[path.parent] = lock_folder(path.parent)
         try:
-            return Found(path, checkpoint.load(path), lock), damaged
+            return Found(path, checkpoint.load(path), locks[path.parent]), damaged
         except InputError as error:
             damaged.append(f"passed over: {error}")
     return None, damaged or [other] * bool(other)

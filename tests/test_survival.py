@@ -375,3 +375,16 @@ def test_torchrun_restarts_a_run_after_a_process_was_killed(tmp_path, digit_fold
         out, _ = agent.communicate(timeout=200)
     assert agent.returncode == 0, out[-2000:]
     assert "resumed from" in out and "finished" in out
+
+
+def test_the_folder_stays_locked_when_a_damaged_file_was_passed_over(tmp_path):
+    run = run_in(tmp_path)
+    (run / checkpoint.LAST).write_bytes(b"torn")
+    found, _ = newest_with(PretrainConfig(), tmp_path)
+    code = "import sys; from pathlib import Path; from ops.journal import lock_folder\n"
+    code += "lock_folder(Path(sys.argv[1]))"
+    other = subprocess.run(
+        [sys.executable, "-c", code, str(run)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.path.name == checkpoint.PREVIOUS
+    assert other.returncode != 0 and "still going on" in other.stderr
