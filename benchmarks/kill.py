@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import print_head, print_row
+from ops import checkpoint
 from ops.arguments import at_least, option, parse
 from ops.errors import EXIT_STOPPED, reported
 
@@ -129,7 +130,7 @@ def disturb(
             assert process.returncode == EXIT_STOPPED, (process.returncode, error)
         if kill % 6 == 5:
             kind = DAMAGES[kill // 6 % len(DAMAGES)]
-            damage(run_folder(folder) / "checkpoint_last.pth.tar", kind, rng)
+            damage(run_folder(folder) / checkpoint.LAST, kind, rng)
             happened[f"last checkpoint {kind} after it"] += 1
     finish(folder, words)
     return happened
@@ -144,7 +145,7 @@ def finish(folder: Path, words: list[str]) -> None:
 def outcome(folder: Path) -> tuple[dict, list[dict]]:
     """All tensors of the last checkpoint by name, and all logged values that are no times."""
     run = run_folder(folder)
-    state = torch.load(run / "checkpoint_last.pth.tar", weights_only=True)
+    state = torch.load(run / checkpoint.LAST, weights_only=True)
     tensors = {**state["state_dict"], **state["Memory_Bank"]}
     for number, slot in state["optimizer"]["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in slot.items()}

@@ -4,7 +4,6 @@ python3 -m benchmarks.learn                      # nine runs, minutes each on tw
 python3 -m benchmarks.learn --dataset folder --data FOLDER --seeds 0 1
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from adco.report import newest_run, read_metrics
 from benchmarks.measure import print_head, print_row
 from ops.arguments import option, parse
 from ops.errors import InputError, reported
@@ -44,9 +44,7 @@ def train(config: LearnBenchmark, words: list[str], seed: int) -> float:
         )
         if done.returncode:
             raise InputError(done.stderr.strip() or f"{command} ended with {done.returncode}")
-        (metrics,) = Path(folder).rglob("metrics.jsonl")
-        records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return [record["accuracy"] for record in records if record["kind"] == "knn"][-1]
+        return read_metrics(newest_run(Path(folder)))["knn"][-1]["accuracy"]
 
 
 def main(argv=None) -> int:

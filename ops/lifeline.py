@@ -31,10 +31,8 @@ class Lifeline(threading.Thread):
 
     def run(self) -> None:
         neighbour = (self.world.rank + 1) % self.world.size
-        beats, missed = (
-            None,
-            0,
-        )  # counted in own beats: a machine that was suspended has missed none
+        # Counted in own beats: a machine that was suspended has missed none.
+        beats, missed = None, 0
         while self.lost is None:
             try:
                 self.store.add(f"beat/{self.world.rank}", 1)
