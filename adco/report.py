@@ -19,10 +19,9 @@ from adco.data import Splits, load_splits
 from adco.encoder import read_trunk
 from adco.loader import check_loader
 from adco.probe import extract_features
-from ops.arguments import argument, from_dict, option, parse
+from ops.arguments import argument, option, parse
 from ops.distributed import World
 from ops.errors import InputError, reported
-from ops.pretrain_options import PretrainConfig
 
 NUM_QUERIES, NUM_NEIGHBOURS = 10, 8
 
@@ -119,13 +118,12 @@ def table(run: Path, records: dict[str, list[dict]]) -> str:
 def report(config: ReportConfig) -> None:
     run = newest_run(Path(config.run))
     records = read_metrics(run)
-    made_with = json.loads((run / "config.json").read_text())["config"]
-    pretrain = from_dict(PretrainConfig, made_with)
+    options = json.loads((run / "config.json").read_text())["config"]
     draw_curves(records, run / "curves.png")
     checkpoint = run / "checkpoint_last.pth.tar"
-    splits = load_splits(pretrain.dataset, config.data or pretrain.data)
+    splits = load_splits(options["dataset"], config.data or options["data"])
     if splits.val is not None and checkpoint.is_file():
-        draw_neighbours(splits, checkpoint, pretrain.image_size, run / "neighbours.png")
+        draw_neighbours(splits, checkpoint, options["image_size"], run / "neighbours.png")
     print(table(run, records))
 
 

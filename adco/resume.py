@@ -8,11 +8,14 @@ from typing import NamedTuple, TextIO
 from adco.parts import Parts
 from adco.state import Extras, Progress, unpack_
 from ops import checkpoint
-from ops.arguments import from_dict
 from ops.distributed import Poll, current_world
 from ops.errors import InputError, shown
 from ops.journal import lock_folder
 from ops.pretrain_options import PretrainConfig
+
+
+# Options that this program no longer has, with what it does in their place.
+FORMER_OPTIONS = {"bn_splits": 1}
 
 
 @dataclass
@@ -109,14 +112,16 @@ def written_at(path: Path) -> float:
 
 
 def made_otherwise(path: Path, config: PretrainConfig) -> str:
-    """What a run's config.json says otherwise than `config`, as far as it decides the numbers, in
-    words; nothing where they agree.
+    """The options by which a run's config.json differs from `config`, of those that change the
+    numbers, in words; nothing where there are none.
     """
+    ours = FORMER_OPTIONS | json.loads(json.dumps(config.changes_numbers()))  # tuples as lists
+    defaults = FORMER_OPTIONS | json.loads(json.dumps(PretrainConfig().changes_numbers()))
     try:
-        found = from_dict(PretrainConfig, json.loads(path.read_text())["config"])
+        # An option that is newer than the file had its default.
+        theirs = defaults | json.loads(path.read_text())["config"]
     except (OSError, ValueError, KeyError, TypeError):  # none, torn, or of another program
         return "a configuration that cannot be read"
-    theirs, ours = found.changes_numbers(), config.changes_numbers()
     return ", ".join(
         f"{name} {shown(theirs[name])}, here {shown(value)}"
         for name, value in ours.items()

@@ -1,14 +1,13 @@
-"""The machinery of options: from a frozen dataclass to a parser, and back to the dataclass.
+"""Command-line options: from a frozen dataclass to a parser, and back to the dataclass.
 
-None of the modules of options imports torch or numpy, so that `--help` and a bad flag answer
-immediately.
+No module of options imports torch or numpy, so that `--help` and a bad flag answer at once.
 """
 
 import argparse
 import sys
 from dataclasses import field, fields
 
-from ops.errors import EXIT_BAD_INPUT, InputError, shown
+from ops.errors import EXIT_BAD_INPUT, InputError, one_line
 
 SWITCH = {"choices": (0, 1)}
 
@@ -37,7 +36,8 @@ def above_zero(config, *names):
 
 class OneSentenceParser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {message} (--help lists the options)\n")
+        message = one_line(f"{self.prog}: error: {message} (--help lists the options)")
+        self.exit(EXIT_BAD_INPUT, message + "\n")
 
 
 def build_parser(config_type, defaults: dict) -> argparse.ArgumentParser:
@@ -69,8 +69,8 @@ def dashed(name: str) -> str:
 def parse(config_type, argv=None, presets=None):
     """Read the command line into a `config_type`.
 
-    presets: data set -> defaults of its own, and "option=value" -> defaults that go with it (later
-    ones win); what is given on the command line wins over both.
+    presets: {option: {value: defaults that go with it}}, later ones win; what is given on the
+    command line wins over all of them.
     Raises InputError for values that cannot work; exits with code 2 for options that do not exist.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -79,48 +79,16 @@ def parse(config_type, argv=None, presets=None):
     positional = values.pop("positional_data", None)
     if positional is not None:
         values["data"] = positional
-    return from_dict(config_type, values)
+    return config_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
-def preset_defaults(argv: list[str], presets: dict) -> dict:
-    conditions = {key: key if "=" in key else f"dataset={key}" for key in presets}
+def preset_defaults(argv: list[str], presets: dict[str, dict[str, dict]]) -> dict:
+    """The defaults that go with what argv says of the options in `presets`."""
     peek = OneSentenceParser(add_help=False, allow_abbrev=False)
-    for name in dict.fromkeys(condition.split("=")[0] for condition in conditions.values()):
+    for name in presets:
         peek.add_argument(f"--{name}")
-    given = {f"{name}={value}" for name, value in vars(peek.parse_known_args(argv)[0]).items()}
-    chosen = [presets[key] for key, condition in conditions.items() if condition in given]
-    return {name: value for preset in chosen for name, value in preset.items()}
-
-
-def from_dict(config_type, values: dict):
-    """A `config_type` from plain values, as JSON gives them back. Unknown names, values of another
-    type and such as are not among the choices raise InputError.
-    """
-    known = {f.name: f for f in fields(config_type)}
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise InputError(f"{config_type.__name__} has no option named {', '.join(unknown)}")
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    for name, value in values.items():
-        check_value(known[name], value)
-    return config_type(**values)
-
-
-def check_value(f, value) -> None:
-    """Raise InputError where a value cannot be that of the dataclass field `f`."""
-    if value is None and f.default is None:
-        return
-    keywords = f.metadata.get("keywords", {})
-    kind = keywords.get("type", f.type)
-    several = f.type is tuple
-    parts = value if several and isinstance(value, tuple) else (value,)
-    fits = isinstance(value, tuple) == several and all(
-        isinstance(part, (int, float) if kind is float else kind) and not isinstance(part, bool)
-        for part in parts
-    )
-    if not fits:
-        wanted = f"{kind.__name__}{' list' if several else ''}"
-        raise InputError(f"{f.name}={shown(value)}: expected {wanted}")
-    choices = keywords.get("choices", parts)
-    if any(part not in choices for part in parts):
-        raise InputError(f"{f.name}={shown(value)}: expected one of {', '.join(map(str, choices))}")
+    given = vars(peek.parse_known_args(argv)[0])
+    defaults = {}
+    for name, of_value in presets.items():
+        defaults |= of_value.get(given[name], {})
+    return defaults

@@ -19,9 +19,14 @@ class RunFailed(RuntimeError):
     """The run cannot go on. The message is one sentence: what happened, and what is left."""
 
 
+def one_line(text: str) -> str:
+    """The text with every run of white space, line ends included, as one blank."""
+    return " ".join(text.split())
+
+
 def shown(value, most: int = 60) -> str:
     """A value as one short line of a message."""
-    text = " ".join(repr(value).split())
+    text = one_line(repr(value))
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
@@ -35,8 +40,8 @@ def reported(program: str):
         yield
     except tuple(EXIT_CODES) as error:
         # A loader process sends its whole traceback as the message; the sentence comes last.
-        sentence = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
-        print(f"{program}: error: {sentence}", file=sys.stderr, flush=True)
+        sentence = str(error).rpartition(f"{type(error).__name__}: ")[2]
+        print(f"{program}: error: {one_line(sentence)}", file=sys.stderr, flush=True)
         sys.exit(EXIT_CODES[type(error)])
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr, flush=True)

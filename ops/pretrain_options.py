@@ -267,7 +267,7 @@ def check_crops(config):
 # about three epochs: with the published K / M steps the features of small data stay in a cone.
 SMALL = dict(stem="small", blur=0, knn_freq=1, moco_m=0.99, mem_t=0.05, memory_lr=1.0)
 CIFAR = dict(SMALL, arch="resnet18", image_size=32, cluster=8192, lr=0.06, init_steps=585)
-PRESETS = {
+DATASET_PRESETS = {
     "folder": dict(knn_freq=1),
     "cifar10": CIFAR,
     "cifar100": CIFAR,
@@ -277,3 +277,4 @@ PRESETS = {
         cluster=1024, batch_size=128, epochs=24, lr=0.02, mem_t=0.2, memory_lr=0.3, init_steps=93,
     ),
 }  # fmt: skip
+PRESETS = {"dataset": DATASET_PRESETS}

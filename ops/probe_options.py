@@ -187,9 +187,11 @@ class ProbeConfig(ProcessOptions):
 # Defaults that differ from ImageNet's. An option that is given always wins.
 SMALL = dict(epochs=20, lr=1.0, min_scale=0.4)
 PROBE_PRESETS = {
-    "cifar10": dict(SMALL, image_size=32),
-    "cifar100": dict(SMALL, image_size=32),
-    "stl10": dict(SMALL, image_size=96),
-    "digits": dict(SMALL, image_size=28, flip=0, epochs=10, lr=0.1, min_scale=0.8),
-    "trainable=all": dict(lr=0.5, final_lr=0.0, epochs=20),
+    "dataset": {
+        "cifar10": dict(SMALL, image_size=32),
+        "cifar100": dict(SMALL, image_size=32),
+        "stl10": dict(SMALL, image_size=96),
+        "digits": dict(SMALL, image_size=28, flip=0, epochs=10, lr=0.1, min_scale=0.8),
+    },
+    "trainable": {"all": dict(lr=0.5, final_lr=0.0, epochs=20)},
 }
