@@ -12,7 +12,7 @@ from adco.parts import build, describe, play_round
 from adco.rehearsal import rehearse
 from adco.resume import Beginning, begin_, log_folder
 from adco.saving import Checkpoints
-from adco.state import Extras, pack
+from adco.state import pack
 from adco.step import startup_step
 from adco.watch import Watch
 from ops.device import on_device
@@ -69,16 +69,17 @@ class Pretraining:
 
         self.poll = Poll(world)
         beginning = begin_(parts, config, self.poll)
-        self.progress, self.extras = beginning.progress, beginning.extras
+        self.progress, kept = beginning.progress, beginning.kept
         self.goes_on = beginning.source is not None
-        if self.extras.scaler:
-            self.scaler.load_state_dict(self.extras.scaler)
+        if "scaler" in kept:
+            self.scaler.load_state_dict(kept["scaler"])
         weight = sum(term.weight for term in self.plan)
         patience = max(200, 2 * len(self.loader))
-        self.watch = Watch(self.num_keys, weight, patience, self.extras.watch)
-        known = self.extras.bad_pictures or {}
+        self.watch = Watch(self.num_keys, weight, patience, kept.get("watch"))
+        known = kept.get("bad_pictures", {})
         self.bad_pictures = BadPictures(config.bad_images_max, len(self.splits.train), known)
         self.meter: EpochMeter | None = None  # inside an epoch
+        self.meter_state = kept.get("meter")  # of an interrupted epoch
         self.streak = Streak(device)
         self.journal = Journal(None)
         self.saves: Checkpoints | None = None  # on the first process
@@ -93,7 +94,7 @@ class Pretraining:
         folder = beginning.folder or new_run_folder(
             log_folder(config) / f"lr_{config.lr}_memlr{config.memory_lr}" / f"cos_{config.cos}"
         )
-        size = beginning.extras.journal_size if beginning.folder else None
+        size = beginning.kept.get("journal_size") if beginning.folder else None
         self.journal = Journal(folder, size, beginning.lock)
         self.saves = Checkpoints(folder, config.save_minutes, self.journal, beginning.source)
         self.journal.write_config(asdict(config))
@@ -108,7 +109,7 @@ class Pretraining:
         """The score of random weights, then the start-up of the adversaries."""
         self.settle_ranks()
         if not self.goes_on:
-            self.progress.knn_random = self.knn_score()
+            self.knn_score()
         if not self.progress.playing and self.config.ad_init:
             self.start_bank()
         self.progress.playing = True
@@ -159,7 +160,7 @@ class Pretraining:
         self.journal.open_bar(num_steps, f"epoch {progress.epoch}", progress.epoch_step)
         self.meter = EpochMeter(
             self.journal, self.world, self.device, progress.epoch, num_steps, self.num_keys,
-            self.extras.meter,
+            self.meter_state,
         )  # fmt: skip
         for views in self.batches(progress.epoch, progress.epoch_step):
             i = progress.epoch_step
@@ -201,7 +202,7 @@ class Pretraining:
         if scored and any(self.poll.ask_now(self.world.first and self.saves.age() > 1)):
             self.save()  # on a large data set the score takes a while
         self.meter.log_epoch(progress.step)
-        self.meter = self.extras.meter = None
+        self.meter = self.meter_state = None
         progress.epoch, progress.epoch_step = done, 0
         score = self.knn_score() if scored else None
         names, best_before = [], progress.best_acc
@@ -293,8 +294,11 @@ class Pretraining:
         meter = self.meter.state() if self.meter else None
         if not self.world.first:
             return True
-        extras = Extras(
-            meter, self.watch.state(), self.journal.size, dict(self.bad_pictures.known),
-            self.scaler.state_dict(),
-        )  # fmt: skip
-        return self.saves.save({**state, **asdict(extras)}, more_names)
+        state |= {
+            "meter": meter,
+            "watch": self.watch.state(),
+            "journal_size": self.journal.size,
+            "bad_pictures": dict(self.bad_pictures.known),
+            "scaler": self.scaler.state_dict(),
+        }
+        return self.saves.save(state, more_names)

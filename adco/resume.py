@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from adco.parts import Parts
-from adco.state import Extras, Progress, unpack_
+from adco.state import KEPT, Progress, unpack_
 from ops import checkpoint
 from ops.distributed import Poll, current_world
 from ops.errors import InputError, shown
 from ops.journal import lock_folder
 from ops.pretrain_options import PretrainConfig
-
 
 # Options that this program no longer has, with what it does in their place.
 FORMER_OPTIONS = {"bn_splits": 1}
@@ -23,7 +22,7 @@ class Beginning:
     """Where a run stands before its first step."""
 
     progress: Progress
-    extras: Extras = field(default_factory=Extras)
+    kept: dict = field(default_factory=dict)  # of KEPT, what the checkpoint holds
     source: Path | None = None  # the checkpoint it goes on from
     folder: Path | None = None  # of the run that goes on; None: a new one
     lock: TextIO | None = None  # that keeps the folder for this process
@@ -67,7 +66,7 @@ def begin_(parts: Parts, config: PretrainConfig, poll: Poll) -> Beginning:
     progress.num_pictures = num_pictures
     progress.count_in(num_keys)
     beginning.progress, beginning.source = progress, source
-    beginning.extras = Extras.read(state, name)
+    beginning.kept = {key: state[key] for key in KEPT if state.get(key) is not None}
     beginning.note = f"resumed from {source}, {progress.where()}"
     return beginning
 

@@ -2,26 +2,33 @@
 
 Keys shared with the published program: epoch (the next one), arch, best_acc, state_dict (names
 module.encoder_q.* and module.encoder_k.*), optimizer, Memory_Bank {W, v}. Ours beside them: config
-(JSON), num_shuffles, the other fields of Progress, and those of Extras.
+(JSON), num_shuffles, the other fields of Progress, and KEPT.
 
 No generator has a state of its own: views, order and shuffles are functions of the seed and of
 positions that are kept here.
 """
 
 import json
+import operator
 from dataclasses import asdict, dataclass, fields
 
 import torch
-from torch import Tensor
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from adco.model import AdCo
 from adco.negatives import NegativeBank
-from adco.step import Round
 from ops import checkpoint
 from ops.errors import InputError, shown
 from ops.pretrain_options import PretrainConfig
+
+# What a run keeps beside both players and their progress; other programs' files have none of it.
+KEPT = (
+    "meter",  # sums over the unfinished epoch
+    "watch",  # signs of failure seen so far
+    "journal_size",  # bytes of metrics.jsonl
+    "bad_pictures",  # broken ones met so far, name to reason
+    "scaler",  # of the loss in fp16
+)
 
 
 @dataclass
@@ -36,7 +43,6 @@ class Progress:
     num_keys: int = 0  # M, in which the steps of the epoch are counted; 0: not known
     num_pictures: int = 0  # of the data set; 0: not known
     best_acc: float = 0.0  # best kNN score, percent
-    knn_random: float | None = None  # kNN score of the random weights, percent
 
     def where(self) -> str:
         """In words."""
@@ -50,70 +56,6 @@ class Progress:
             self.epoch_step = self.epoch_step * self.num_keys // num_keys
             self.startup_step = self.startup_step * self.num_keys // num_keys
         self.num_keys = num_keys
-
-
-@dataclass
-class Extras:
-    """What a run keeps beside both players and their progress."""
-
-    meter: dict | None = None  # sums over the unfinished epoch
-    watch: dict | None = None  # signs of failure seen so far
-    journal_size: int | None = None  # bytes of metrics.jsonl
-    bad_pictures: dict | None = None  # broken ones met so far, name to reason
-    scaler: dict | None = None  # of the loss in fp16
-
-    @classmethod
-    def read(cls, state: dict, source: str) -> "Extras":
-        """From a checkpoint; files of other programs have none of them. Raises InputError for what
-        cannot be.
-        """
-        found = {field.name: state.get(field.name) for field in fields(cls)}
-        for name, is_right in EXTRAS.items():
-            if found[name] is not None and not is_right(found[name]):
-                raise InputError(f"{name} in {source} is not this program's; take another file")
-        return cls(**found)
-
-
-def is_meter(value) -> bool:
-    kinds = dict(totals=Tensor, steps=int, seconds=float, data_seconds=float)
-    return (
-        isinstance(value, dict)
-        and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
-        and value["totals"].ndim == 2
-        and value["totals"].shape[1] == len(Round._fields)
-        and len(value["totals"]) > 0
-        and value["totals"].is_floating_point()
-    )
-
-
-def is_watch(value) -> bool:
-    return (
-        isinstance(value, dict)
-        and is_mapping(value.get("since"), int)
-        and isinstance(value.get("told"), list)
-        and all(isinstance(sign, str) for sign in value["told"])
-    )
-
-
-def is_scaler(value) -> bool:
-    wanted = GradScaler("cpu").state_dict().keys()
-    return is_mapping(value, (int, float)) and (not value or value.keys() == wanted)
-
-
-def is_mapping(value, kind) -> bool:
-    """Whether it is a dictionary from names to such values."""
-    return isinstance(value, dict) and all(
-        isinstance(name, str) and isinstance(one, kind) for name, one in value.items()
-    )
-
-
-EXTRAS = {
-    "meter": is_meter,
-    "watch": is_watch,
-    "journal_size": lambda value: isinstance(value, int) and value >= 0,
-    "bad_pictures": lambda value: is_mapping(value, str),
-    "scaler": is_scaler,
-}
 
 
 def pack(
@@ -163,44 +105,24 @@ def unpack_(
         checkpoint.load_strictly(
             bank, state["Memory_Bank"], f"the bank in {source} (--cluster, --moco_dim)"
         )
-    shuffles = whole_number(state.get("num_shuffles", 0), f"num_shuffles in {source}")
-    model.num_shuffles = shuffles
+    model.num_shuffles = state.get("num_shuffles", 0)
     return read_progress(state, source)
 
 
 def read_progress(state: dict, source: str) -> Progress:
-    """Where the run that wrote `state` stood. Raises InputError for what cannot be."""
-    progress = Progress(playing="Memory_Bank" in state)
-    for field in fields(Progress):
-        value = state.get(field.name, getattr(progress, field.name))
-        if field.type is int:
-            value = whole_number(value, f"{field.name} in {source}")
-        elif field.type is bool:
-            value = bool(value)
-        elif value is not None:
-            value = percentage(value, f"{field.name} in {source}")
-        setattr(progress, field.name, value)
-    return progress
-
-
-def whole_number(value, name: str) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise InputError(
-            f"{name} is {shown(value)}, expected a whole number; take another checkpoint"
-        )
-    return value
-
-
-def percentage(value, name: str) -> float:
+    """Where the run that wrote `state` stood. Raises InputError where epoch or best_acc, which
+    other programs write too, is no number.
+    """
+    known = {field.name: state[field.name] for field in fields(Progress) if field.name in state}
     try:
-        number = float(value)  # the published program keeps a tensor
-    except (TypeError, ValueError, RuntimeError):
-        number = -1.0
-    if not 0 <= number <= 100:
+        progress = Progress(**{"playing": "Memory_Bank" in state, **known})
+        progress.best_acc = float(progress.best_acc)  # the published program keeps a tensor
+        progress.epoch = operator.index(progress.epoch)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{name} is {shown(value)}, expected 0 to 100 percent; take another checkpoint"
-        )
-    return number
+            f"epoch or best_acc in {source} is no number ({shown(error)}); take another checkpoint"
+        ) from error
+    return progress
 
 
 def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
