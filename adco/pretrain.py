@@ -95,7 +95,7 @@ class Pretraining:
             log_folder(config) / f"lr_{config.lr}_memlr{config.memory_lr}" / f"cos_{config.cos}"
         )
         size = beginning.kept.get("journal_size") if beginning.folder else None
-        self.journal = Journal(folder, size, beginning.lock)
+        self.journal = Journal(folder, size)
         self.saves = Checkpoints(folder, config.save_minutes, self.journal, beginning.source)
         self.journal.write_config(asdict(config))
         self.journal.say(f"run folder: {folder}")

@@ -3,14 +3,12 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TextIO
 
 from adco.parts import Parts
 from adco.state import KEPT, Progress, unpack_
 from ops import checkpoint
 from ops.distributed import Poll, current_world
 from ops.errors import InputError, shown
-from ops.journal import lock_folder
 from ops.pretrain_options import PretrainConfig
 
 # Options that this program no longer has, with what it does in their place.
@@ -25,7 +23,6 @@ class Beginning:
     kept: dict = field(default_factory=dict)  # of KEPT, what the checkpoint holds
     source: Path | None = None  # the checkpoint it goes on from
     folder: Path | None = None  # of the run that goes on; None: a new one
-    lock: TextIO | None = None  # that keeps the folder for this process
     note: str = ""  # for the user
     warnings: list[str] = field(default_factory=list)
 
@@ -45,15 +42,16 @@ def begin_(parts: Parts, config: PretrainConfig, poll: Poll) -> Beginning:
     if config.resume == "auto":
         # One process looks: others might see another state of the same folder.
         first = current_world().first
-        found, beginning.warnings = newest_with(config, log_folder(config)) if first else (None, [])
-        name = poll.gather(str(found.path) if found else None)[0]
+        path, state = None, None
+        if first:
+            path, state, beginning.warnings = newest_with(config, log_folder(config))
+        name = poll.gather(path and str(path))[0]
         if name is None:
             beginning.note = f"no run with these options in {log_folder(config)}: starting anew"
             return beginning
         source = Path(name)
         beginning.folder = source.parent  # the same run goes on in the same folder
-        beginning.lock = found.lock if found else None
-        state = found.state if found else checkpoint.load(source)
+        state = state or checkpoint.load(source)
     else:
         state = checkpoint.load(source)
     name = str(source)
@@ -75,31 +73,26 @@ def log_folder(config: PretrainConfig) -> Path:
     return Path(config.save_path) / config.log_path / config.dataset
 
 
-class Found(NamedTuple):
-    path: Path
-    state: dict
-    lock: TextIO  # of its folder
+def newest_with(config: PretrainConfig, folder: Path) -> tuple[Path | None, dict | None, list[str]]:
+    """The newest checkpoint below a folder that was made with this configuration and is whole: its
+    path, its content, and a sentence about each newer one that is damaged.
 
-
-def newest_with(config: PretrainConfig, log_folder: Path) -> tuple[Found | None, list[str]]:
-    """The newest usable checkpoint below a folder that was made with this configuration; and a
-    sentence for each newer one that is damaged, or where there is none with this configuration
-    about the newest with another. Raises InputError where its run is still going on.
+    Where there is none: None, None, and the damaged ones, or else the newest run with other
+    options.
     """
-    damaged, other = [], ""
-    locks: dict[Path, TextIO] = {}  # one a folder: closing a second one would undo the first
-    for path in sorted(log_folder.rglob("checkpoint_*.pth.tar"), key=written_at, reverse=True):
+    damaged, other = [], None
+    for path in sorted(folder.rglob("checkpoint_*.pth.tar"), key=written_at, reverse=True):
         differences = made_otherwise(path.parent / "config.json", config)
         if differences:
             other = other or f"{path} was made with {differences}: --resume PATH goes on from it"
             continue
-        if path.parent not in locks:
-            locks[path.parent] = lock_folder(path.parent)
         try:
-            return Found(path, checkpoint.load(path), locks[path.parent]), damaged
+            return path, checkpoint.load(path), damaged
         except InputError as error:
             damaged.append(f"passed over: {error}")
-    return None, damaged or [other] * bool(other)
+    if damaged:
+        return None, None, damaged
+    return None, None, [other] if other else []
 
 
 def written_at(path: Path) -> float:

@@ -22,23 +22,15 @@ PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "tensorboardX")
 
 
 def new_run_folder(parent: Path) -> Path:
-    """Make and return parent/<date-time>; two runs of the same second get two folders."""
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for attempt in range(1000):
-        folder = parent / (stamp if attempt == 0 else f"{stamp}_{attempt}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            if not parent.is_dir():
-                break
-        except OSError as error:
-            raise InputError(
-                f"cannot write the run folder {str(folder)!r}: {error}; choose another --save_path"
-            ) from error
-    raise InputError(
-        f"cannot write the run folder below {str(parent)!r}; choose another --save_path"
-    )
+    """Make and return parent/<date-time>, with microseconds: two runs never share one."""
+    folder = parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the run folder {str(folder)!r}: {error}; choose another --save_path"
+        ) from error
+    return folder
 
 
 def lock_folder(folder: Path) -> TextIO:
@@ -87,19 +79,19 @@ class Journal:
     with the next line.
 
     size: bytes of metrics.jsonl to keep; lines after them are of steps that will be taken again.
-    lock: of the folder, where this process has it already.
+    Raises InputError where the folder cannot be written, or belongs to a run that still goes on.
     """
 
-    def __init__(self, folder: Path | None, size: int | None = None, lock: TextIO | None = None):
+    def __init__(self, folder: Path | None, size: int | None = None):
         self.folder = folder
-        self.bar = None
+        self.bar = tqdm(disable=True)
         if folder is None:
             return
         self.metrics = folder / "metrics.jsonl"
         self.waiting = b""  # lines that are not in the file yet
         self.troubled = False  # whether the last attempt failed
         try:
-            self.lock = lock or lock_folder(folder)
+            self.lock = lock_folder(folder)
             self.metrics.touch()
             if size is not None:
                 os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
@@ -116,19 +108,18 @@ class Journal:
         return self.metrics.stat().st_size if self.metrics.exists() else 0
 
     def write_config(self, config: dict) -> None:
-        """Keep the configuration and everything else that decides the numbers, as JSON. It says
-        which checkpoints a later run may go on from, so an old one is never lost.
+        """Keep the configuration and everything else that decides the numbers, as JSON.
+
+        A run that goes on keeps the file of its first start: --resume auto compares with it.
         """
-        if self.folder is None:
+        if self.folder is None or (self.folder / "config.json").exists():
             return
-        text = json.dumps({"config": config, **provenance()}, indent=2) + "\n"
         path = self.folder / "config.json"
+        text = json.dumps({"config": config, **provenance()}, indent=2) + "\n"
         try:
             write_whole(path, text.encode())
         except OSError as error:
-            if not path.exists():
-                raise InputError(f"cannot write {str(path)!r}: {error}; make room") from error
-            self.warn(f"cannot write {str(path)!r} ({error}); the one of the first start stays")
+            raise InputError(f"cannot write {str(path)!r}: {error}; make room") from error
 
     def say(self, text: str) -> None:
         if self.folder is not None:
@@ -177,26 +168,24 @@ class Journal:
 
     def open_bar(self, total: int, title: str, done: int = 0) -> None:
         """A progress bar where stderr is a terminal; elsewhere `progress` prints lines."""
-        if self.folder is not None and sys.stderr.isatty():
-            self.bar = tqdm(
-                total=total, initial=done, desc=title, unit="step", dynamic_ncols=True, leave=False
-            )
+        silent = self.folder is None or not sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total, initial=done, desc=title, unit="step", dynamic_ncols=True, leave=False,
+            disable=silent,
+        )  # fmt: skip
 
     def advance(self) -> None:
-        if self.bar is not None:
-            self.bar.update()
+        self.bar.update()
 
     def progress(self, line: str, **shown: str) -> None:
         """The state of an epoch: beside the bar, or as a line of its own."""
-        if self.bar is not None:
-            self.bar.set_postfix(shown, refresh=False)
-        else:
+        if self.bar.disable:
             self.say(line)
+        else:
+            self.bar.set_postfix(shown, refresh=False)
 
     def close_bar(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        self.bar.close()
 
     def close(self) -> None:
         self.close_bar()
