@@ -16,7 +16,7 @@ A shard is one more kind of chunk. With the columns spread, the queries of all p
 gathered, each process sweeps its own columns for all of them, and the sums return to the owners of
 the queries; W and v stay where they are. Alone, the collectives do nothing and the same lines run.
 
-B processes whose queries are here (R when the columns are spread, else 1), V query views, T terms.
+B processes whose queries are here (R, or 1 alone), V query views, T terms, C columns in a chunk.
 """
 
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adco.objective import Contrast, Pair, own_key
-from ops.distributed import ALONE, World, gather_rows, swap_blocks, together
+from adco.objective import Losses, Pair, own_key
+from ops.distributed import ALONE, World, all_to_all_blocks, gather_rows, in_one_message
 
 SHORTEST = 1e-12  # a column shorter than this is not drawn out to length 1, as in directions_of
 FEWEST_COLUMNS = 256  # below this a matrix product becomes slow
@@ -34,85 +34,97 @@ FEWEST_COLUMNS = 256  # below this a matrix product becomes slow
 CHUNK_ON_CPU, CHUNK = 2**19, 2**24
 
 
-class Sums(NamedTuple):
-    """What columns are to queries. First dimension: B, or the shards that the sums came from."""
+class ColumnSums(NamedTuple):
+    """Sums over columns, per query. First dimension: B, or the shards that the sums came from."""
 
     nearest: Tensor  # [B, V, N]  n_i
     log_sums: Tensor  # [B, V, N, number of temperatures]  log z_i
     direction: Tensor  # [B, V, N, D]  the mean direction, at the first temperature
-    nearer: Tensor  # [B, T, N]  number of columns nearer than the own key
+    num_nearer: Tensor  # [B, T, N]  number of columns nearer than the own key
 
 
-class Verdict(NamedTuple):
-    """What one term says of its queries, [N] each."""
+class TermLoss(NamedTuple):
+    """One term's loss and what is logged of it, [N] each."""
 
     loss: Tensor  # at tau, nats, with grad
     mass: Tensor  # softmax mass at tau_a on the keys
     weight: Tensor  # x_i: softmax weight at tau_a of the nearest column
-    nearer: Tensor  # number of keys and columns nearer than the own key
+    num_nearer: Tensor  # number of keys and columns nearer than the own key
 
 
-def contrast(
-    pairs: list[Pair], W: Tensor, moco_t: float, mem_t: float, rank: int = 0, shards: World = ALONE
-) -> Contrast:
-    """Both players' losses and gradients for one round: objective.contrast, faster.
+def losses(
+    pairs: list[Pair],
+    W: Tensor,
+    moco_t: float,
+    mem_t: float,
+    first_key: int = 0,
+    world: World = ALONE,
+) -> Losses:
+    """Both players' losses and gradients for one round: objective.reference_losses, faster.
 
-    W: [D, K]. With shards [D, K / R], the columns of this process; then bank_gradient and attention
-    are those of its columns, already over the queries of all processes.
+    W: [D, K]; of several processes [D, K / R], the columns of this one. Then bank_gradient and
+    attention are those of its columns, already over the queries of all processes.
     """
+    # The keys: logits of every query with all M of them, by autograd.
     queries, view_of = distinct_queries(pairs)  # [V, N, D]
-    target = own_key(queries.shape[1], rank, W.device)
+    target = own_key(queries.shape[1], first_key, W.device)
     positives = [q @ keys.T for q, keys, _ in pairs]  # [N, M] each
     own = [s.gather(1, target[:, None])[:, 0] for s in positives]  # [N] each
-    taus = (moco_t, mem_t)
-    everyone, sums = meet_columns(queries, W, taus, torch.stack(own).detach(), view_of, shards)
 
+    # The columns, first visit: sums over all K of them, at both temperatures.
+    taus = (moco_t, mem_t)
+    all_queries, sums = column_sums(queries, W, taus, torch.stack(own).detach(), view_of, world)
+
+    # The encoder's loss, and the softmax weights by which the columns are pulled.
     total_weight = sum(pair.weight for pair in pairs)
     loss = mass = top1 = top5 = 0
     weights = torch.zeros_like(sums.nearest)  # [V, N]
     for t, (pair, v) in enumerate(zip(pairs, view_of, strict=True)):
-        verdict = judge(
-            positives[t], own[t], sums.nearest[v], sums.log_sums[v], sums.nearer[t], taus
+        term = term_loss(
+            positives[t], own[t], sums.nearest[v], sums.log_sums[v], sums.num_nearer[t], taus
         )
         share = pair.weight / total_weight
-        loss = loss + pair.weight * verdict.loss.mean()
-        mass = mass + share * verdict.mass.mean()
-        top1 = top1 + share * (verdict.nearer < 1).to(W.dtype).mean()
-        top5 = top5 + share * (verdict.nearer < 5).to(W.dtype).mean()
-        weights[v] += share * verdict.weight
+        loss = loss + pair.weight * term.loss.mean()
+        mass = mass + share * term.mass.mean()
+        top1 = top1 + share * (term.num_nearer < 1).to(W.dtype).mean()
+        top5 = top5 + share * (term.num_nearer < 5).to(W.dtype).mean()
+        weights[v] += share * term.weight
 
-    nearest, weights = together(gather_rows, [sums.nearest[None], weights[None]], shards)
-    strength = total_weight / (len(everyone) * len(target))
-    gradient, attention = pull(everyone, W, nearest, weights, mem_t, strength)
-    return Contrast(loss, gradient, mass, top1, top5, attention)
+    # The columns, second visit: the gradient of each.
+    nearest, weights = in_one_message(gather_rows, [sums.nearest[None], weights[None]], world)
+    strength = total_weight / (len(all_queries) * len(target))
+    gradient, attention = pull(all_queries, W, nearest, weights, mem_t, strength)
+    mean_query = queries[view_of[0]].detach().mean(dim=0)
+    return Losses(loss, gradient, mass, top1, top5, attention, mean_query)
 
 
 def own_key_loss(
-    queries: Tensor, own_keys: Tensor, W: Tensor, tau: float, shards: World = ALONE
+    queries: Tensor, own_keys: Tensor, W: Tensor, tau: float, world: World = ALONE
 ) -> Tensor:
-    """L(tau) of queries [N, D] with one positive, the own key [N, D], against all K columns; 0-d.
+    """The loss of the start-up, 0-d: one positive against all K columns, at tau.
 
-    W and shards as in `contrast`. The loss of the start-up.
+    queries, own_keys: [N, D].  W: as in `losses`.
     """
     own = (queries * own_keys).sum(dim=1)  # [N]
-    _, sums = meet_columns(queries[None], W, (tau,), own.detach()[None], [0], shards)
+    _, sums = column_sums(queries[None], W, (tau,), own.detach()[None], [0], world)
     own = (own - sums.nearest[0]) / tau
     return (torch.logaddexp(own, sums.log_sums[0, :, 0]) - own).mean()
 
 
 def distinct_queries(pairs: list[Pair]) -> tuple[Tensor, list[int]]:
-    """Each query view once, [V, N, D], and which of them each term uses: terms that share their
-    queries share all work with the columns.
+    """Each query view once, [V, N, D], and which of them each term uses.
+
+    Terms that share their queries share all work with the columns.
     """
     views = list({id(pair.queries): pair.queries for pair in pairs}.values())
     view_of = [next(v for v, q in enumerate(views) if q is pair.queries) for pair in pairs]
     return torch.stack(views), view_of
 
 
-def judge(
-    positives: Tensor, own: Tensor, nearest: Tensor, log_sums: Tensor, nearer: Tensor, taus
-) -> Verdict:
-    """Bring the keys, positives [N, M], to the sums over the columns."""
+def term_loss(
+    positives: Tensor, own: Tensor, nearest: Tensor, log_sums: Tensor, num_nearer: Tensor, taus
+) -> TermLoss:
+    """Join the keys, positives [N, M] and own [N], with a view's sums over the columns."""
     moco_t, mem_t = taus
     s = positives - nearest[:, None]  # [N, M]
     log_all = torch.logaddexp((s / moco_t).logsumexp(dim=1), log_sums[:, 0])
@@ -121,82 +133,83 @@ def judge(
     with torch.no_grad():
         log_keys = (s / mem_t).logsumexp(dim=1)
         log_all = torch.logaddexp(log_keys, log_sums[:, 1])
-        nearer = nearer + (positives > own[:, None]).sum(dim=1)
-    return Verdict(loss, (log_keys - log_all).exp(), (-log_all).exp(), nearer)
+        num_nearer = num_nearer + (positives > own[:, None]).sum(dim=1)
+    return TermLoss(loss, (log_keys - log_all).exp(), (-log_all).exp(), num_nearer)
 
 
-def meet_columns(
-    queries: Tensor, W: Tensor, taus: tuple, own: Tensor, view_of: list[int], shards: World
-) -> tuple[Tensor, Sums]:
+def column_sums(
+    queries: Tensor, W: Tensor, taus: tuple, own: Tensor, view_of: list[int], world: World
+) -> tuple[Tensor, ColumnSums]:
     """The queries of all processes [B, V, N, D], without a gradient, and the sums over all K
     columns for those of this process, [V, N, D], without dimension B.
 
     own: cosines [T, N] with the own keys.  log_sums has a gradient at the first temperature.
     """
     with torch.no_grad():
-        everyone, owns = together(gather_rows, [queries.detach()[None], own[None]], shards)
-        parts = sweep(everyone, W, taus, owns, view_of)
-        sums = join(Sums(*together(swap_blocks, list(parts), shards)), taus)
+        # Every query goes to every shard, and its sums come back.
+        tensors = [queries.detach()[None], own[None]]
+        all_queries, all_own = in_one_message(gather_rows, tensors, world)
+        swept = sweep(all_queries, W, taus, all_own, view_of)
+        per_shard = ColumnSums(*in_one_message(all_to_all_blocks, list(swept), world))
+        sums = join_shards(per_shard, taus)
         gradient = sums.direction / taus[0]
-    with_gradient = WithGradient.apply(queries, sums.log_sums[..., 0], gradient)
-    log_sums = torch.stack([with_gradient, *sums.log_sums[..., 1:].unbind(-1)], dim=-1)
-    return everyone, sums._replace(log_sums=log_sums)
 
-
-class WithGradient(torch.autograd.Function):
-    """A value [V, N] that depends on the queries [V, N, D] by a gradient that is known already."""
-
-    @staticmethod
-    def forward(ctx, queries: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, upstream: Tensor):
-        (gradient,) = ctx.saved_tensors
-        return upstream[..., None] * gradient, None, None
+    # Value and gradient at the first temperature are known: q - q is 0, and carries the gradient.
+    # (It reaches the second temperature too, which nothing differentiates.)
+    through = ((queries - queries.detach()) * gradient).sum(dim=-1)  # [V, N]
+    return all_queries, sums._replace(log_sums=sums.log_sums + through[..., None])
 
 
 @torch.no_grad()
-def sweep(queries: Tensor, W: Tensor, taus: tuple, own: Tensor, view_of: list[int]) -> Sums:
-    """Sums over the columns of W for queries [B, V, N, D] with own keys at cosines [B, T, N]."""
+def sweep(queries: Tensor, W: Tensor, taus: tuple, own: Tensor, view_of: list[int]) -> ColumnSums:
+    """Sums over the columns of W for queries [B, V, N, D] with own keys at cosines [B, T, N].
+
+    One pass over the chunks, as in an online softmax: the origin n_i may grow with every chunk.
+    """
     rows = queries.flatten(0, 2)  # [B V N, D]
     nearest = rows.new_full((len(rows), 1), -torch.inf)
     z = [torch.zeros_like(nearest) for _ in taus]
     direction = torch.zeros_like(rows)
-    nearer = torch.zeros_like(own)
-    for part, u, s, e in chunks(rows, W):
-        unit_columns(W[:, part], out=u)  # [D, C]
-        torch.mm(rows, u, out=s)  # [B V N, C]
-        by_view, marks = (x.view(*queries.shape[:3], -1) for x in (s, e))
+    num_nearer = torch.zeros_like(own)
+    for columns, u, cosines, weights in chunks(rows, W):
+        unit_columns(W[:, columns], out=u)  # [D, C]
+        torch.mm(rows, u, out=cosines)  # [B V N, C]
+
+        # Count the columns that are nearer than the own key, term by term. 0 or 1 in float: on a
+        # CPU several times as fast as counting booleans. The weights' memory is still free.
+        by_view, marks = (x.view(*queries.shape[:3], -1) for x in (cosines, weights))
         for t, v in enumerate(view_of):
-            # 0 or 1 into e: on a CPU several times as fast as counting booleans.
             closer = torch.gt(by_view[:, v], own[:, t, :, None], out=marks[:, v])  # [B, N, C]
-            nearer[:, t] += closer.sum(dim=-1)
-        before, nearest = nearest, torch.maximum(nearest, s.amax(dim=1, keepdim=True))
-        s.sub_(nearest)
-        for i, tau in reversed(list(enumerate(taus))):
+            num_nearer[:, t] += closer.sum(dim=-1)
+
+        # A nearer column moves the origin, and shrinks what was summed before.
+        before, nearest = nearest, torch.maximum(nearest, cosines.amax(dim=1, keepdim=True))
+        cosines.sub_(nearest)
+        for i, tau in enumerate(taus):
             shrink = ((before - nearest) / tau).exp_()
-            torch.mul(s, 1 / tau, out=e).exp_()
-            z[i] = z[i] * shrink + e.sum(dim=1, keepdim=True)
-        direction.mul_(shrink).addmm_(e, u.T)  # the last e is that of the first temperature
+            torch.mul(cosines, 1 / tau, out=weights).exp_()
+            z[i] = z[i] * shrink + weights.sum(dim=1, keepdim=True)
+            if i == 0:
+                direction.mul_(shrink).addmm_(weights, u.T)
     z = torch.cat(z, dim=1)
-    return Sums(
+    return ColumnSums(
         nearest.view(queries.shape[:3]),
         z.log().view(*queries.shape[:3], -1),
         (direction / z[:, :1]).view_as(queries),
-        nearer,
+        num_nearer,
     )
 
 
-def join(parts: Sums, taus: tuple) -> Sums:
+def join_shards(per_shard: ColumnSums, taus: tuple) -> ColumnSums:
     """Sums over all columns from the sums over each shard: first dimension R to none."""
-    nearest = parts.nearest.amax(dim=0)
-    origin = (parts.nearest - nearest)[..., None] / parts.log_sums.new_tensor(taus)
-    log_parts = parts.log_sums + origin  # [R, V, N, number of temperatures]
+    nearest = per_shard.nearest.amax(dim=0)  # [V, N]
+    # Every shard's sums move to the common origin.
+    moved = [(per_shard.nearest - nearest) / tau for tau in taus]
+    log_parts = per_shard.log_sums + torch.stack(moved, dim=-1)  # [R, V, N, number of taus]
     log_sums = log_parts.logsumexp(dim=0)
     portion = (log_parts - log_sums)[..., :1].exp()  # [R, V, N, 1]
-    return Sums(nearest, log_sums, (portion * parts.direction).sum(dim=0), parts.nearer.sum(dim=0))
+    direction = (portion * per_shard.direction).sum(dim=0)
+    return ColumnSums(nearest, log_sums, direction, per_shard.num_nearer.sum(dim=0))
 
 
 @torch.no_grad()
@@ -210,11 +223,12 @@ def pull(
     rows, nearest, weights = queries.flatten(0, 2), nearest.reshape(-1, 1), weights.flatten()
     weighted = (rows * (-strength * weights[:, None])).T.contiguous()  # [D, B V N]
     gradient, attention = torch.empty_like(W), W.new_empty(W.shape[1])
-    for part, u, s, _ in chunks(rows, W):
-        lengths = unit_columns(W[:, part], out=u)  # [C], of [D, C]
-        p = torch.mm(rows, u, out=s).sub_(nearest).mul_(1 / tau).exp_()  # [B V N, C]  p_ij / x_i
-        torch.mv(p.T, weights, out=attention[part])
-        G = torch.mm(weighted, p, out=gradient[:, part])  # [D, C]
+    for columns, u, cosines, _ in chunks(rows, W):
+        lengths = unit_columns(W[:, columns], out=u)  # [C], of [D, C]
+        p = torch.mm(rows, u, out=cosines).sub_(nearest).mul_(1 / tau).exp_()  # p_ij / x_i
+        torch.mv(p.T, weights, out=attention[columns])
+        G = torch.mm(weighted, p, out=gradient[:, columns])  # [D, C]
+        # Take off the radial part, and divide by |w_j| tau_a.
         G.addcmul_(u, (G * u).sum(dim=0), value=-1).div_(lengths.mul_(tau))
     return gradient, attention
 
@@ -227,16 +241,18 @@ def unit_columns(columns: Tensor, out: Tensor) -> Tensor:
 
 
 def chunks(rows: Tensor, W: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """The columns a chunk at a time, with memory for directions [D, C] and twice for cosines
-    [number of rows, C]: each as many as the machine likes, and the same memory every time.
+    """The columns of W, a chunk at a time: which they are, and memory for their directions u [D, C]
+    and twice for their cosines with the rows [number of rows, C].
+
+    The chunks are sized for the device's cache, and all use the same memory.
     """
-    cosines = CHUNK_ON_CPU if W.device.type == "cpu" else CHUNK
+    most_cosines = CHUNK_ON_CPU if W.device.type == "cpu" else CHUNK
     num_columns = W.shape[1]
-    size = min(num_columns, max(FEWEST_COLUMNS, cosines // len(rows)))
-    memory = [W.new_empty(number * size) for number in (len(W), len(rows), len(rows))]
+    size = min(num_columns, max(FEWEST_COLUMNS, most_cosines // len(rows)))
+    memory = [W.new_empty(height * size) for height in (len(W), len(rows), len(rows))]
     for first in range(0, num_columns, size):
+        # The last chunk may be narrower: it takes the front of the memory, so that its rows too
+        # lie one after the other.
         width = min(size, num_columns - first)
-        yield (
-            slice(first, first + width),
-            *(x[: len(x) // size * width].view(-1, width) for x in memory),
-        )
+        buffers = [flat[: len(flat) // size * width].view(-1, width) for flat in memory]
+        yield slice(first, first + width), *buffers

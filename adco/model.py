@@ -9,25 +9,20 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from adco.encoder import build_encoder
 from ops.distributed import current_world, exchange_rows
-from ops.errors import InputError
 
 HALVES = (torch.float16, torch.bfloat16)
-# Pixels. Where a strided convolution meets a picture of one pixel (the last stage, of pictures so
-# small), the gradient of its filters in bf16 comes out of torch 2.14 on a CPU with memory that was
-# never written in it.
+# Pixels. In pictures so small, the last stage's strided convolutions meet maps of one pixel. In
+# bf16 on a CPU, torch 2.14 leaves parts of their filters' gradient unwritten: any old memory.
 TOO_SMALL_FOR_HALF = 16
 
 
 class AdCo(nn.Module):
     """Both encoders, encoder_q.* and encoder_k.* in the state dict.
 
-    Calling the model embeds queries, so that DistributedDataParallel sees everything with a
-    gradient.
+    Calling the model embeds queries, so that DistributedDataParallel sees all that has a gradient.
     seed: of the batch shuffles, which have to be the same on every process.
-    amp: precision of the encoders' products where float32 is not wanted; embeddings, objective and
-    bank are float32 all the same.
-    bn_splits: parts of what is forwarded at once whose BatchNorm statistics are their own, as if
-    each were on a GPU of its own. Raises InputError where pictures do not split.
+    amp: precision of the encoders' products, None for float32; embeddings, objective and bank are
+    float32 all the same.
     """
 
     def __init__(
@@ -39,53 +34,48 @@ class AdCo(nn.Module):
         stem: str = "imagenet",
         seed: int = 0,
         amp: torch.dtype | None = None,
-        bn_splits: int = 1,
     ):
         super().__init__()
         self.encoder_q = build_encoder(arch, dim, mlp, stem)
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.momentum = momentum
-        self.seed = seed
         self.amp = amp
-        self.bn_splits = bn_splits
-        self.num_shuffles = (
-            0  # shuffles drawn so far: with the seed, the whole state of the randomness
-        )
+        # With the seed, the whole state of the shuffles' randomness.
+        self.seed, self.num_shuffles = seed, 0
         self._ema = get_ema_multi_avg_fn(momentum)
 
     def forward(self, views: list[Tensor]) -> list[Tensor]:
         """Query embeddings [N, D] of unit length, one forward pass per view [N, 3, H, W]."""
-        return [self._embed(self.encoder_q, view, self.bn_splits) for view in views]
+        return [self._embed(self.encoder_q, view) for view in views]
 
     @torch.no_grad()
-    def embed_keys(self, views: list[Tensor], num_parts: int = 1) -> list[Tensor]:
+    def embed_keys(self, views: list[Tensor], accum_steps: int = 1) -> list[Tensor]:
         """Key embeddings [N, D] of this process's pictures, encoded with shuffled BatchNorm.
 
-        num_parts: how many parts of the N are forwarded one after the other.
+        accum_steps: micro-batches in which the N are forwarded, one after the other.
         """
-        return [self._embed_shuffled(view, self.bn_splits * num_parts) for view in views]
+        return [self._embed_shuffled(view, accum_steps) for view in views]
 
-    def _embed_shuffled(self, view: Tensor, num_parts: int) -> Tensor:
+    def _embed_shuffled(self, view: Tensor, accum_steps: int) -> Tensor:
         """Encode a random N of the global batch instead of one's own, in a random order.
 
-        BatchNorm statistics of the own part would tell a query which key belongs to it.
+        BatchNorm statistics over the same pictures would tell a query which key belongs to it.
         """
         world = current_world()
-        if world.size * num_parts == 1:
-            return self._embed(self.encoder_k, view, 1)
+        if world.size * accum_steps == 1:
+            return self._embed(self.encoder_k, view)
         permutation = self._draw_permutation(len(view) * world.size)
-        view = view.to(
-            self._precision(view) or view.dtype
-        )  # as the first layer would: less to move
+        # In the precision of the first layer: there are fewer bytes to move.
+        view = view.to(self._precision(view) or view.dtype)
         shuffled = exchange_rows(view, permutation, world)
-        embedded = self._embed(self.encoder_k, shuffled, num_parts)
-        return exchange_rows(embedded, torch.argsort(permutation), world)
+        parts = [self._embed(self.encoder_k, part) for part in micro_batches(shuffled, accum_steps)]
+        return exchange_rows(torch.cat(parts), torch.argsort(permutation), world)
 
-    def _embed(self, encoder: nn.Module, view: Tensor, num_parts: int) -> Tensor:
+    def _embed(self, encoder: nn.Module, view: Tensor) -> Tensor:
         """Unit rows [N, D], at least float32 (the objective is never computed in half)."""
         half = self._precision(view)
         with torch.autocast(view.device.type, half, enabled=half is not None):
-            embedded = torch.cat([encoder(part) for part in even_parts(view, num_parts)])
+            embedded = encoder(view)
         if embedded.dtype in HALVES:
             embedded = embedded.float()
         return F.normalize(embedded, dim=1)
@@ -100,8 +90,9 @@ class AdCo(nn.Module):
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
-        """theta_k <- m theta_k + (1 - m) theta_q. Parameters only: buffers follow from forward
-        passes.
+        """theta_k <- m theta_k + (1 - m) theta_q.
+
+        Parameters only: the key encoder's buffers follow from its own forward passes.
         """
         self._ema(list(self.encoder_k.parameters()), list(self.encoder_q.parameters()), None)
 
@@ -114,11 +105,11 @@ class AdCo(nn.Module):
             key.copy_(query)
 
 
-def even_parts(view: Tensor, num_parts: int) -> tuple[Tensor, ...]:
-    """Equally many pictures in each. Raises InputError where [N, 3, H, W] does not split so."""
-    if len(view) % num_parts:
-        raise InputError(
-            f"{len(view)} pictures do not split into {num_parts} parts for accum_steps and "
-            f"bn_splits; take a multiple of {num_parts}"
+def micro_batches(view: Tensor, accum_steps: int) -> tuple[Tensor, ...]:
+    """Views [N, 3, H, W] as A views [N / A, 3, H, W]. Raises ValueError where N does not split."""
+    if len(view) % accum_steps:
+        raise ValueError(
+            f"{len(view)} pictures do not split into {accum_steps} micro-batches; take a multiple "
+            f"of {accum_steps}"
         )
-    return view.chunk(num_parts)
+    return view.chunk(accum_steps)

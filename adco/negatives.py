@@ -1,53 +1,36 @@
-"""The learnable adversaries: W, their velocity, their ascent, in one place or spread over
-processes.
-"""
+"""The learnable adversaries: W, their velocity and their ascent, spread over the processes."""
 
 import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from adco.objective import directions_of
-from ops.distributed import ALONE, current_world, gather_rows
-from ops.errors import InputError
+from ops.distributed import current_world, gather_uneven_rows
 
 
 class NegativeBank(nn.Module):
     """K adversaries as columns of W [D, K] with velocity v [D, K], float32 buffers.
 
-    Starts from random normal columns that depend on `seed` alone, so every process has the same.
-    The state dict is {"W", "v"}, as in the published checkpoints.
+    Starts from random normal columns that depend on `seed` alone, whatever the processes.
 
-    shard: of the R processes of the group, which is up already, each keeps the K / R columns that
-    are its own, [D, K / R]. The state dict is whole all the same, on every process, and so is the
-    one to be loaded: both are for all processes to call or for none, and neither cares how many
-    there were before. Raises InputError where K does not split.
+    Where a process group is up, each of its R processes keeps its own K / R columns, [D, K / R]
+    (the first ones one more, where K does not split evenly). The state dict is {"W", "v"}, whole
+    on every process, as in the published checkpoints; the one to be loaded is whole too. Saving and
+    loading are for all processes to call, and their number may change in between.
+    Raises ValueError where a process would have no column.
     """
 
-    def __init__(
-        self, num_negatives: int = 65536, dim: int = 128, seed: int = 0, shard: bool = False
-    ):
+    def __init__(self, num_negatives: int = 65536, dim: int = 128, seed: int = 0):
         super().__init__()
-        world = current_world()
-        self.shards = world if shard else ALONE  # the processes that hold the columns together
-        self.copies = ALONE if shard else world  # the processes that hold the same columns
-        if num_negatives % self.shards.size:
-            raise InputError(
-                f"cluster={num_negatives} columns do not split over {self.shards.size} processes; "
-                f"take a multiple of {self.shards.size}, or --bank replicated"
+        self.num_negatives = num_negatives
+        self.world = current_world()  # the processes that hold the columns together
+        if num_negatives < self.world.size:
+            raise ValueError(
+                f"{num_negatives} negatives for {self.world.size} processes: expected one or more "
+                "for each; take more negatives"
             )
-        generator = torch.Generator().manual_seed(seed)
-        whole = torch.randn(dim, num_negatives, generator=generator)
+        whole = torch.randn(dim, num_negatives, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("W", self._own_columns(whole))
         self.register_buffer("v", torch.zeros_like(self.W))
-
-    @property
-    def num_negatives(self) -> int:
-        """K, those of other processes included."""
-        return self.W.shape[1] * self.shards.size
-
-    def directions(self) -> Tensor:
-        """Unit columns, all that the encoder ever sees: [D, K], of a sharded bank [D, K / R]."""
-        return directions_of(self.W)
 
     @torch.no_grad()
     def ascend_(
@@ -60,8 +43,7 @@ class NegativeBank(nn.Module):
     ) -> None:
         """One step of v <- mu v + g + lambda W, W <- W - eta v  (derived in objective.py).
 
-        gradient: g, of the shape of W, minus the gradient of the objective; the same on every
-        process that holds the same columns.
+        gradient: g, of the shape of W, minus the gradient of the objective.
         dropped: 0-d float32, 1 where W and v are to stay as they are. The device reads it, not the
         host.
         """
@@ -72,33 +54,39 @@ class NegativeBank(nn.Module):
         )  # fmt: skip
 
     @torch.no_grad()
-    def write_columns_(self, keys: Tensor, first: int) -> int:
-        """Write keys [M, D] into the columns from `first` on, round and round. Returns the next
-        column.
+    def write_columns_(self, keys: Tensor, first: int) -> None:
+        """Write keys [M, D] into the columns from `first` on, round and round.
 
-        In place of a key that is not finite the column keeps what it has.
+        A key that is not finite is skipped. If M > K, the last key written to a column wins.
         """
+        # Where each key goes, among all K columns.
         end = first + len(keys)
-        keys = keys[-self.num_negatives :]  # of two keys for one column the later stays
+        keys = keys[-self.num_negatives :]
         columns = torch.arange(end - len(keys), end) % self.num_negatives
-        columns = columns - self.shards.rank * self.W.shape[1]
+
+        # Those that are on this process, counted from its first column. Found on the CPU: a
+        # device would have to be waited for to say how many there are.
+        columns = columns - self._first_column()
         here = ((columns >= 0) & (columns < self.W.shape[1])).nonzero()[:, 0]
-        # Found on the CPU: a device would have to be waited for to say how many there are.
         columns, here = (x.to(keys.device, non_blocking=True) for x in (columns[here], here))
+
         new = keys[here].T.to(self.W.dtype)
         self.W[:, columns] = torch.where(new.isfinite().all(dim=0), new, self.W[:, columns])
-        return end % self.num_negatives
+
+    def _first_column(self) -> int:
+        """Of this process, among all K. As tensor_split has it, the first shards are the wider."""
+        width, wider = divmod(self.num_negatives, self.world.size)
+        return self.world.rank * width + min(self.world.rank, wider)
 
     def _own_columns(self, whole: Tensor) -> Tensor:
         """This process's part [D, K / R] of [D, K]."""
-        return whole.chunk(self.shards.size, dim=1)[self.shards.rank].clone()
+        return whole.tensor_split(self.world.size, dim=1)[self.world.rank].clone()
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, part in self.named_buffers():
-            if self.shards.size > 1:
-                parts = gather_rows(part[None], self.shards)  # [R, D, K / R]
-                destination[prefix + name] = parts.transpose(0, 1).flatten(1)
+        for name, columns in self.named_buffers():
+            whole = gather_uneven_rows(columns.T, self.world).T  # [D, K]
+            destination[prefix + name] = whole.contiguous()
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):
         own = {

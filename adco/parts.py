@@ -52,13 +52,11 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Parts:
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = AdCo(
         config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem, config.seed,
-        amp_dtype(config.amp, device), config.bn_splits,
+        amp_dtype(config.amp, device),
     ).to(device, memory_format=layout)  # fmt: skip
     if config.compile:
         compile_(model.children(), device)
-    bank = NegativeBank(
-        config.cluster, config.moco_dim, config.seed, config.shards_bank(world.size)
-    ).to(device)
+    bank = NegativeBank(config.cluster, config.moco_dim, config.seed).to(device)
     # Both encoders, as in the published checkpoints; the key encoder has no gradient and stays.
     optimizer = SGD(
         model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay,

@@ -5,7 +5,6 @@ from dataclasses import asdict
 import torch
 
 from adco.bad_pictures import BadPictures
-from adco.guard import Streak
 from adco.meter import EpochMeter
 from adco.monitor import knn_score
 from adco.parts import build, describe, play_round
@@ -14,7 +13,7 @@ from adco.resume import Beginning, begin_, log_folder
 from adco.saving import Checkpoints
 from adco.state import pack
 from adco.step import startup_step
-from adco.watch import Watch
+from adco.watch import Streak, Watch
 from ops.device import on_device
 from ops.distributed import (
     Poll,
@@ -124,14 +123,14 @@ class Pretraining:
         while progress.startup_step < num_steps:
             a_pass, first = divmod(progress.startup_step, len(self.loader))
             for views in self.batches(-1 - a_pass, first):
-                loss, _, dropped = startup_step(
+                loss, dropped = startup_step(
                     self.wrapped,
                     self.bank,
                     self.optimizer,
                     views,
                     self.plan[0],
-                    progress.startup_step * self.num_keys % config.cluster,
-                    config.moco_t,
+                    first_column=progress.startup_step * self.num_keys % config.cluster,
+                    moco_t=config.moco_t,
                     accum_steps=config.accum_steps,
                     scaler=self.scaler,
                 )
@@ -283,8 +282,7 @@ class Pretraining:
     def settle_ranks(self) -> None:
         """Give every process rank 0's BatchNorm statistics, and check that all else is equal."""
         broadcast_from_first_(self.model.buffers(), self.world)
-        bank = dict(self.bank.named_buffers()) if self.bank.copies.size > 1 else {}
-        check_ranks_agree({**self.model.state_dict(), **bank}, self.world)
+        check_ranks_agree(self.model.state_dict(), self.world)
 
     def save(self, more_names: tuple[str, ...] = ()) -> bool:
         """Save everything; whether it is on disk, which the first process knows."""

@@ -53,7 +53,6 @@ def rehearse(config: PretrainConfig, world: World, device: torch.device) -> int:
         effective = asdict(config) | {
             "device": str(device),
             "amp": str(parts.model.amp or torch.float32),
-            "bank": "sharded" if parts.bank.shards.size > 1 else "replicated",
             "workers": workers_per_process(config.workers, world) * world.local_size,
         }
         print(json.dumps(effective))
@@ -84,7 +83,7 @@ def findings(
         "processes": f"{world.size} on {device.type} in {parts.model.amp or torch.float32}, "
         f"{num_keys // world.size} pictures each",
         "steps per epoch": f"{len(parts.loader)} of {num_keys} pictures",
-        "adversaries": f"{config.cluster}, {'sharded' if parts.bank.shards.size > 1 else 'whole'}",
+        "adversaries": f"{config.cluster}, {parts.bank.W.shape[1]} on this process",
         "start-up": f"{startup} steps, {startup / len(parts.loader):.2f} passes over the pictures",
         "step": f"{seconds:.3f} s, {num_keys / seconds:.0f} images/s",
         "whole run": f"{duration((startup + steps) * seconds)} for {startup + steps} steps, "

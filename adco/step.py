@@ -1,28 +1,28 @@
-"""One round of min over theta, max over W of the objective, for every training mode.
+"""One step of both players, for every training mode: min over theta, max over W.
 
-The batch may come in A parts, of which one at a time has activations to keep. All keys come first,
-so every part meets all M of them; the game is the same, only BatchNorm sees fewer pictures at once.
+A batch may be taken in A micro-batches, of which one at a time has activations to keep. All keys
+come first, so every micro-batch meets all M of them: the objective is that of the whole batch, only
+BatchNorm sees fewer pictures at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from adco.fused import contrast, own_key_loss
-from adco.guard import Statistics, examine, step_unless_
-from adco.model import even_parts
+from adco.finite import BufferSnapshot, check_finite, step_unless_
+from adco.fused import losses, own_key_loss  # equal to objective.py: tests/test_fused.py
+from adco.model import micro_batches
 from adco.negatives import NegativeBank
-from adco.objective import Contrast, Pair, own_key
+from adco.objective import Losses, Pair, own_key
 from adco.plan import Term, key_views, query_views
 from ops.distributed import (
-    average_gradients_,
     averaging,
     current_world,
     gather_rows,
-    mean_across_ranks_,
+    reduce_gradients_,
     sum_across_ranks_,
     unwrap,
 )
@@ -35,53 +35,10 @@ class Round(NamedTuple):
     mass: Tensor  # softmax mass at mem_t on all keys; 1 = the adversaries get no gradient
     top1: Tensor  # share of queries whose own key is nearest among all keys and adversaries
     top5: Tensor
-    idle: Tensor  # share of adversaries to which no query of any process gives its chance share
+    idle: Tensor  # share of adversaries whose attention, over all queries, is below chance
     spread: Tensor  # 1 - |mean query|^2; 0 = all queries point the same way
     grad_norm: Tensor  # length of the encoder's gradient, averaged over processes
     dropped: Tensor  # 1: something was not finite on some process, and nobody moved; else 0
-
-
-def embed_keys(network, views: list[Tensor], plan: list[Term], num_parts: int) -> dict[int, Tensor]:
-    """Keys [M, D] of all processes, per key view of the plan. The key encoder moves first."""
-    network.update_key_encoder()
-    wanted = key_views(plan)
-    own = network.embed_keys([views[i] for i in wanted], num_parts)
-    return {i: gather_rows(keys, current_world()) for i, keys in zip(wanted, own, strict=True)}
-
-
-def parts_of(
-    model, views: list[Tensor], keys: dict[int, Tensor], plan: list[Term], num_parts: int
-) -> Iterator[tuple[int, list[Pair]]]:
-    """The batch part by part: number of the part among those of all processes, and the plan's
-    terms with the queries [N / A, D] of the part, all keys, and the part's share of the weight.
-
-    Gradients of each part are to be computed before the next is asked for.
-    """
-    wanted = query_views(plan)
-    split = [even_parts(views[i], num_parts) for i in wanted]
-    first = current_world().rank * num_parts
-    for a in range(num_parts):
-        with averaging(model, now=a + 1 == num_parts):
-            queries = dict(zip(wanted, model([view[a] for view in split]), strict=True))
-            yield (
-                first + a,
-                [
-                    Pair(queries[term.query], keys[term.key], term.weight / num_parts)
-                    for term in plan
-                ],
-            )
-
-
-def backpropagate(loss: Tensor, scaler: GradScaler | None) -> None:
-    (scaler.scale(loss) if scaler else loss).backward()
-
-
-def settle_gradients_(model, optimizer: Optimizer, scaler: GradScaler | None) -> None:
-    """Gradients as they are meant: averaged over processes, and not scaled."""
-    average_gradients_(model)
-    if scaler:
-        scaler.unscale_(optimizer)
-        scaler.update()
 
 
 def train_step(
@@ -102,51 +59,42 @@ def train_step(
     """One step of both players from the same embeddings: theta descends, W ascends.
 
     model: AdCo, bare or in DistributedDataParallel.  views: tensors [N, 3, H, W], as `plan`
-    numbers them.  accum_steps: A, the parts in which the N are taken.  scaler: for fp16.
+    numbers them.  accum_steps: A, the micro-batches in which the N are taken.  scaler: for fp16.
     Train or eval mode is the caller's choice (pre-training: train).
     """
-    statistics = Statistics(model)
+    buffers = BufferSnapshot(model)
     optimizer.zero_grad(set_to_none=True)
-    keys = embed_keys(unwrap(model), views, plan, accum_steps)
-    total, mean_query = None, 0
-    for part, pairs in parts_of(model, views, keys, plan, accum_steps):
-        result = contrast(pairs, bank.W, moco_t, mem_t, part, bank.shards)
-        backpropagate(result.loss, scaler)
-        total = add_(total, result)
-        mean_query = mean_query + pairs[0].queries.detach().mean(dim=0) / accum_steps
-    settle_gradients_(model, optimizer, scaler)
 
-    gradient = mean_across_ranks_(total.bank_gradient, bank.copies)
-    grad_norm, dropped = examine(model, total.loss, gradient)
+    # Keys first: every micro-batch meets all M of them.
+    keys = embed_keys(unwrap(model), bank, views, plan, accum_steps)
+
+    # Defender and adversaries, from one forward pass of the queries.
+    def both_losses(pairs: list[Pair], first_key: int) -> Losses:
+        return losses(pairs, bank.W, moco_t, mem_t, first_key, bank.world)
+
+    total = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, both_losses)
+    total = Losses(*total)
+    reduce_gradients_(model)
+    unscale_(optimizer, scaler)
+
+    # Both move, or neither.
+    grad_norm, dropped = check_finite(model, total.loss, total.bank_gradient)
     step_unless_(dropped, optimizer)
-    bank.ascend_(gradient, memory_lr, memory_momentum, mem_wd, dropped)
-    statistics.restore_if_(dropped)
+    bank.ascend_(total.bank_gradient, memory_lr, memory_momentum, mem_wd, dropped)
+    buffers.restore_if_(dropped)
 
+    chance = 1 / (len(keys[plan[0].key]) + bank.num_negatives)
+    num_idle = sum_across_ranks_((total.attention < chance).to(total.mass.dtype).sum(), bank.world)
     return Round(
         loss=total.loss,
         mass=total.mass / accum_steps,
         top1=total.top1 / accum_steps,
         top5=total.top5 / accum_steps,
-        idle=idle_share(total.attention, bank, len(keys[plan[0].key])),
-        spread=1 - mean_query.square().sum(),
+        idle=num_idle / bank.num_negatives,
+        spread=1 - (total.mean_query / accum_steps).square().sum(),
         grad_norm=grad_norm,
         dropped=dropped,
     )
-
-
-def idle_share(attention: Tensor, bank: NegativeBank, num_keys: int) -> Tensor:
-    """Share of all columns whose attention [K] is below chance for every query."""
-    attention = sum_across_ranks_(attention, bank.copies)
-    idle = (attention < 1 / (num_keys + bank.num_negatives)).to(attention.dtype).mean()
-    return mean_across_ranks_(idle, bank.shards)
-
-
-def add_(total: Contrast | None, part: Contrast) -> Contrast:
-    """The sum, without a graph, in the memory of `total`."""
-    part = Contrast(*(x.detach() for x in part))
-    if total is None:
-        return part
-    return Contrast(*(x.add_(y) for x, y in zip(total, part, strict=True)))
 
 
 def startup_step(
@@ -155,30 +103,95 @@ def startup_step(
     optimizer: Optimizer,
     views: list[Tensor],
     term: Term,
-    first: int,
-    moco_t: float,
     *,
+    first_column: int,
+    moco_t: float,
     accum_steps: int = 1,
     scaler: GradScaler | None = None,
-) -> tuple[Tensor, int, Tensor]:
-    """One step against a bank that is not yet playing: descend, then write the keys into it.
+) -> tuple[Tensor, Tensor]:
+    """One step before the adversaries play: the encoder descends, then its keys fill the bank.
 
-    The loss has one positive, the own key, and the K columns as negatives; the others' keys stay
-    out.
-    Returns the loss, 0-d, the next column to write, and whether the step was dropped, as in Round.
+    The loss has one positive, the own key, and the K columns as negatives; the keys of the other
+    pictures stay out. The M keys are written from `first_column` on.
+    Returns the loss, 0-d, and whether the step was dropped, as in Round.
     """
-    statistics = Statistics(model)
+    buffers = BufferSnapshot(model)
     optimizer.zero_grad(set_to_none=True)
-    keys = embed_keys(unwrap(model), views, [term], accum_steps)
-    total = 0
-    for part, ((queries, everyone, _),) in parts_of(model, views, keys, [term], accum_steps):
-        own = everyone[own_key(len(queries), part, everyone.device)]  # [N / A, D]
-        loss = own_key_loss(queries, own, bank.W, moco_t, bank.shards) / accum_steps
-        backpropagate(loss, scaler)
-        total = total + loss.detach()
-    settle_gradients_(model, optimizer, scaler)
+    plan = [term._replace(weight=1.0)]
+    keys = embed_keys(unwrap(model), bank, views, plan, accum_steps)
 
-    _, dropped = examine(model, total)
+    def startup_loss(pairs: list[Pair], first_key: int) -> tuple[Tensor]:
+        ((queries, all_keys, weight),) = pairs
+        own = all_keys[own_key(len(queries), first_key, all_keys.device)]  # [N / A, D]
+        return (weight * own_key_loss(queries, own, bank.W, moco_t, bank.world),)
+
+    (loss,) = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, startup_loss)
+    reduce_gradients_(model)
+    unscale_(optimizer, scaler)
+
+    _, dropped = check_finite(model, loss)
     step_unless_(dropped, optimizer)
-    statistics.restore_if_(dropped)
-    return total, bank.write_columns_(keys[term.key], first), dropped
+    buffers.restore_if_(dropped)
+    bank.write_columns_(keys[term.key], first_column)
+    return loss, dropped
+
+
+def embed_keys(
+    network, bank: NegativeBank, views: list[Tensor], plan: list[Term], accum_steps: int
+) -> dict[int, Tensor]:
+    """Keys [M, D] of all processes, per key view of the plan. The key encoder moves first.
+
+    Raises ValueError where the bank was made before the process group: it would not be shared.
+    """
+    world = current_world()
+    if bank.world != world:
+        raise ValueError(
+            f"the bank was made for {bank.world.size} process(es), here are {world.size}; make it "
+            "after the process group"
+        )
+    network.update_key_encoder()
+    wanted = key_views(plan)
+    own = network.embed_keys([views[i] for i in wanted], accum_steps)
+    return {i: gather_rows(keys, world) for i, keys in zip(wanted, own, strict=True)}
+
+
+def backward_in_micro_batches(
+    model,
+    views: list[Tensor],
+    keys: dict[int, Tensor],
+    plan: list[Term],
+    accum_steps: int,
+    scaler: GradScaler | None,
+    objective: Callable[[list[Pair], int], tuple[Tensor, ...]],
+) -> tuple[Tensor, ...]:
+    """Forward and backward of the queries, one micro-batch after the other.
+
+    objective: from the plan's terms with the queries [N / A, D] of a micro-batch, all M keys and
+    the micro-batch's share of the weight, and from the column of the first query's own key, to
+    tensors of which the first is the loss.  Returns their sums, without a graph.
+    """
+    wanted = query_views(plan)
+    split = [micro_batches(views[i], accum_steps) for i in wanted]
+    rank = current_world().rank
+    total = None
+    for a, batch in enumerate(zip(*split, strict=True)):
+        # Gradients are averaged over processes once, with the last micro-batch.
+        with averaging(model, now=a + 1 == accum_steps):
+            queries = dict(zip(wanted, model(list(batch)), strict=True))
+            pairs = [
+                Pair(queries[term.query], keys[term.key], term.weight / accum_steps)
+                for term in plan
+            ]
+            result = objective(pairs, (rank * accum_steps + a) * len(batch[0]))
+            (scaler.scale(result[0]) if scaler else result[0]).backward()
+        result = [x.detach() for x in result]
+        # In the memory of the first one: a gradient of the bank is large.
+        total = [x.add_(y) for x, y in zip(total, result, strict=True)] if total else result
+    return tuple(total)
+
+
+def unscale_(optimizer: Optimizer, scaler: GradScaler | None) -> None:
+    """Take the scale of fp16 off the gradients, and find the next one."""
+    if scaler:
+        scaler.unscale_(optimizer)
+        scaler.update()

@@ -1,6 +1,12 @@
 """Signs that a run learns nothing, and what to change."""
 
 from math import log
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MOST_DROPPED = 10  # in a row
 
 COLLAPSED = (
     "collapse: {why}. The adversaries push all queries one way. Start them longer (--init_steps, "
@@ -61,3 +67,29 @@ class Watch:
             return False
         self.told.add(sign)
         return True
+
+
+class Streak:
+    """Steps dropped in a row, counted on the device."""
+
+    def __init__(self, device: torch.device):
+        self.now = self.longest = torch.zeros((), device=device)
+
+    def count_(self, dropped: Tensor) -> None:
+        self.now = (self.now + 1) * dropped
+        self.longest = torch.maximum(self.longest, self.now)
+
+    def complaint(self, where: str, last: Path | None) -> str:
+        """A sentence where so many steps in a row were dropped that no weight will ever move again,
+        else nothing. last: the last checkpoint. Waits for the device.
+        """
+        if self.longest.item() < MOST_DROPPED:
+            return ""
+        saved = last and last.exists()
+        advice = (
+            f"go on from {last}, which is good, with" if saved else "nothing is saved yet; take"
+        )
+        return (
+            f"diverged: loss or gradient not finite in {MOST_DROPPED} steps in a row, {where}. "
+            f"None of them reached the weights or the bank; {advice} a lower --lr"
+        )

@@ -153,7 +153,9 @@ def gather_rows(x: Tensor, world: World) -> Tensor:
 
 
 def gather_uneven_rows(x: Tensor, world: World) -> Tensor:
-    """Like gather_rows, with any number of rows on each process."""
+    """Like gather_rows, with any number of rows on each process. Waits for the device."""
+    if world.size == 1:
+        return x
     counts = gather_rows(torch.tensor([len(x)], device=x.device), world).tolist()
     most = max(1, *counts)
     padded = x.new_zeros((most, *x.shape[1:]))
@@ -198,7 +200,7 @@ def exchange_contiguous(x: Tensor, permutation: Tensor, world: World) -> Tensor:
     return exchanged
 
 
-def swap_blocks(x: Tensor, world: World) -> Tensor:
+def all_to_all_blocks(x: Tensor, world: World) -> Tensor:
     """Block s of the result [R, ...] is block r of process s, where r is this process. No gradient.
 
     x: [R, ...], block r for process r. Alone, x itself.
@@ -210,9 +212,10 @@ def swap_blocks(x: Tensor, world: World) -> Tensor:
     return received
 
 
-def together(collective, tensors: list[Tensor], world: World) -> list[Tensor]:
-    """What gather_rows or swap_blocks makes of each of several tensors [B, ...], in one message:
-    small ones cost their number rather than their bytes.
+def in_one_message(collective, tensors: list[Tensor], world: World) -> list[Tensor]:
+    """What gather_rows or all_to_all_blocks makes of each of several tensors [B, ...].
+
+    In one message: small ones cost their number rather than their bytes.
     """
     if world.size == 1:
         return tensors
@@ -273,7 +276,7 @@ def averaging(model: nn.Module, now: bool):
     return model.no_sync() if keeps else nullcontext()
 
 
-def average_gradients_(model: nn.Module) -> None:
+def reduce_gradients_(model: nn.Module) -> None:
     """Average over processes what DistributedDataParallel has not averaged already."""
     world = current_world()
     if world.size > 1 and not isinstance(model, DistributedDataParallel):

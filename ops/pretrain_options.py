@@ -61,12 +61,6 @@ class PretrainConfig(ProcessOptions):
     sym: int = option(0, "1: symmetric loss, both views are query and key", **SWITCH)
     multi_crop: int = option(0, "1: smaller query crops beside the key view", **SWITCH)
     cluster: int = option(65536, "K, the number of learnable negatives")
-    bank: str = option(
-        "auto",
-        "replicated: every process holds all K negatives; sharded: each holds its part, and no "
-        "gradient of them travels; auto: sharded if there are several processes and K splits",
-        choices=("replicated", "sharded", "auto"),
-    )
     moco_dim: int = option(128, "D, width of the embedding")
     moco_m: float = option(0.999, "m, momentum of the key encoder")
     moco_t: float = option(0.12, "tau, temperature of the encoder's loss")
@@ -99,11 +93,6 @@ class PretrainConfig(ProcessOptions):
     tf32: int = option(1, "1: on CUDA, float32 convolutions in TensorFloat-32", **SWITCH)
     channels_last: int = option(1, "1: pictures and filters laid out channels last", **SWITCH)
     compile: int = option(0, "1: compile the encoders; the first steps take long", **SWITCH)
-    bn_splits: int = option(
-        1,
-        "parts of what a process encodes at once that have BatchNorm statistics of their own, as "
-        "on so many GPUs",
-    )
 
     # Optimisation
     epochs: int = option(200, "epochs to train")
@@ -113,8 +102,8 @@ class PretrainConfig(ProcessOptions):
     )
     accum_steps: int = option(
         1,
-        "parts in which a process takes its batch, one after the other: less memory, the same "
-        "objective; BatchNorm sees one part at a time",
+        "micro-batches in which a process takes its batch, one after the other: less memory, the "
+        "same objective; BatchNorm sees one at a time, as on so many GPUs",
     )
     lr: float = option(0.03, "learning rate of the encoder", names=("--learning_rate",))
     lr_final: float = option(0.0006, "learning rate at the end of --cos 1")
@@ -163,7 +152,6 @@ class PretrainConfig(ProcessOptions):
             "batch_size",
             "print_freq",
             "save_freq",
-            "bn_splits",
             "accum_steps",
         )
         at_least(
@@ -194,7 +182,7 @@ class PretrainConfig(ProcessOptions):
             )
         if self.multi_crop:
             check_crops(self)
-        self.check_parts(self.batch_size)
+        self.check_micro_batches(self.batch_size)
 
     def images_per_process(self, local_size: int) -> int:
         """N: the node's batch over its `local_size` processes."""
@@ -205,17 +193,17 @@ class PretrainConfig(ProcessOptions):
                 f"batch_size={self.batch_size} does not split over {local_size} processes; "
                 f"nearest that do: {nearest}"
             )
-        self.check_parts(self.batch_size // local_size)
+        self.check_micro_batches(self.batch_size // local_size)
         return self.batch_size // local_size
 
-    def check_parts(self, num_images: int) -> None:
-        """Refuse a number of pictures that BatchNorm cannot take in the parts that are wanted."""
-        parts = self.accum_steps * self.bn_splits
-        if parts > 1 and (num_images % parts or num_images < 2 * parts):
+    def check_micro_batches(self, num_images: int) -> None:
+        """Refuse a number of pictures that BatchNorm cannot take in the micro-batches wanted."""
+        steps = self.accum_steps
+        if steps > 1 and (num_images % steps or num_images < 2 * steps):
             raise InputError(
-                f"accum_steps={self.accum_steps} x bn_splits={self.bn_splits} parts of "
-                f"{num_images} pictures: expected at least 2 pictures in each, as many in all; "
-                f"take a multiple of {2 * parts} a process with --batch_size, or fewer parts"
+                f"accum_steps={steps} micro-batches of {num_images} pictures: expected at least 2 "
+                f"pictures in each, as many in all; take a multiple of {2 * steps} a process with "
+                "--batch_size, or fewer steps"
             )
 
     def startup_steps(self, num_keys: int) -> int:
@@ -234,18 +222,12 @@ class PretrainConfig(ProcessOptions):
             warmup_epochs=self.warmup_epochs,
         )
 
-    def shards_bank(self, num_processes: int) -> bool:
-        """Whether the columns of the bank are spread over the processes of all nodes."""
-        if self.bank == "auto":
-            return num_processes > 1 and self.cluster % num_processes == 0
-        return self.bank == "sharded"
-
     def changes_numbers(self) -> dict:
         """The options that a resumed run has to share with the one it goes on from."""
         free = {f.name for f in fields(ProcessOptions)}
         free |= {"data", "download", "workers", "save_path", "log_path", "print_freq"}
         free |= {"save_freq", "save_minutes", "save_steps", "check_steps", "dry_run"}
-        free |= {"resume", "bank", "bad_images", "bad_images_max"}
+        free |= {"resume", "bad_images", "bad_images_max"}
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 

@@ -13,7 +13,7 @@ MODES = {"single": (False, False, 2), "symmetric": (True, False, 2),
          "multi-crop": (False, True, 3), "both": (True, True, 3)}  # fmt: skip
 
 
-def parts(dtype=torch.float32, fused: bool = True, shard: bool = False, **options):
+def parts(dtype=torch.float32, fused: bool = True, **options):
     """Model, bank, optimizer."""
     torch.manual_seed(0)
     model = adco.AdCo("resnet10", momentum=0.9, **options)
@@ -24,7 +24,7 @@ def parts(dtype=torch.float32, fused: bool = True, shard: bool = False, **option
     )
     model.encoder_k = copy.deepcopy(model.encoder_q).requires_grad_(False)
     model.to(dtype)
-    bank = adco.NegativeBank(NUM_COLUMNS, DIM, shard=shard).to(dtype)
+    bank = adco.NegativeBank(NUM_COLUMNS, DIM).to(dtype)
     optimizer = torch.optim.SGD(
         model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4, fused=fused
     )

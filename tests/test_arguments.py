@@ -72,8 +72,8 @@ def test_an_option_that_is_given_wins_over_the_data_sets_default():
         "--epochs 0", "--moco_m 1", "--momentum 1", "--start_epoch 200", "--dist_url localhost:1",
         "--rank 1", "--world_size 2 --nodes_num 3", "--min_scale 0", "--knn_freq -1",
         "--multi_crop 1 --nmb_crops 1", "--multi_crop 1 --max_scale_crops 2 2 2 2 2",
-        "--multi_crop 1 --size_crops 0 1 1 1 1", "--bn_splits 0", "--accum_steps 0",
-        "--bn_splits 3", "--accum_steps 3", "-b 8 --bn_splits 8",
+        "--multi_crop 1 --size_crops 0 1 1 1 1", "--accum_steps 0",
+        "--accum_steps 3", "-b 8 --accum_steps 8",
     ],
 )  # fmt: skip
 def test_impossible_values_are_refused_by_name(words):

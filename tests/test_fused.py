@@ -48,12 +48,12 @@ def columns(dtype, decades=0):
     return (unit_rows(NUM_COLUMNS, generator).T * lengths).to(dtype)
 
 
-def after_a_step(contrast, plan, dtype, taus, decades):
+def after_a_step(losses, plan, dtype, taus, decades):
     """Everything a step leaves behind, by name."""
     pairs, queries = embedded(plan, dtype)
     bank = NegativeBank(NUM_COLUMNS, DIM).to(dtype)
     bank.W.copy_(columns(dtype, decades))
-    result = contrast(pairs, bank.W, *taus, rank=RANK)
+    result = losses(pairs, bank.W, *taus, first_key=RANK * NUM_QUERIES)
     bank.ascend_(result.bank_gradient, lr=3.0, momentum=0.9, weight_decay=1e-4)
     return {
         **result._asdict(),
@@ -68,8 +68,8 @@ def after_a_step(contrast, plan, dtype, taus, decades):
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_fused_equals_the_definition_in_float64(plan, taus, decades):
     args = (plan, torch.float64, taus, decades)
-    expected = after_a_step(objective.contrast, *args)
-    for name, ours in after_a_step(fused.contrast, *args).items():
+    expected = after_a_step(objective.reference_losses, *args)
+    for name, ours in after_a_step(fused.losses, *args).items():
         torch.testing.assert_close(ours, expected[name], rtol=1e-10, atol=1e-14, msg=name)
 
 
@@ -78,7 +78,10 @@ def test_fused_equals_the_definition_in_float64(plan, taus, decades):
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_fused_equals_the_definition_in_float32(plan, taus, decades):
     args = (plan, torch.float32, taus, decades)
-    ours, expected = after_a_step(fused.contrast, *args), after_a_step(objective.contrast, *args)
+    ours, expected = (
+        after_a_step(fused.losses, *args),
+        after_a_step(objective.reference_losses, *args),
+    )
     for name in ("loss", "mass", "top1", "top5", "attention", "query gradients"):
         error = (ours[name] - expected[name]).norm()
         assert error <= 1e-5 * expected[name].norm() + 1e-9, (name, error)
@@ -98,7 +101,9 @@ def test_no_cosine_overflows_or_vanishes_at_the_coldest(dtype, key_cosine, colum
     pairs = [Pair(query.requires_grad_(), key_cosine * query.detach(), 1.0)]
     W = (column_cosine * query.detach()[:1].T).repeat(1, NUM_COLUMNS)
     for ours, expected in zip(
-        fused.contrast(pairs, W, *COLDEST), objective.contrast(pairs, W, *COLDEST), strict=True
+        fused.losses(pairs, W, *COLDEST),
+        objective.reference_losses(pairs, W, *COLDEST),
+        strict=True,
     ):
         assert ours.isfinite().all()
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
@@ -106,9 +111,9 @@ def test_no_cosine_overflows_or_vanishes_at_the_coldest(dtype, key_cosine, colum
 
 def test_chunks_of_any_size_give_the_same_result(monkeypatch):
     args = (PLANS["symmetric"], torch.float64, PUBLISHED, 0)
-    in_four = after_a_step(fused.contrast, *args)
+    in_four = after_a_step(fused.losses, *args)
     monkeypatch.setattr(fused, "FEWEST_COLUMNS", NUM_COLUMNS)
-    for name, in_one in after_a_step(fused.contrast, *args).items():
+    for name, in_one in after_a_step(fused.losses, *args).items():
         torch.testing.assert_close(in_four[name], in_one, rtol=1e-12, atol=1e-15, msg=name)
 
 

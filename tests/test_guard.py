@@ -1,12 +1,14 @@
 """What is not finite reaches neither weights, momentum, statistics nor bank."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import adco
-from adco.guard import examine
-from adco.step import startup_step
+from adco.finite import check_finite
+from adco.step import Round, startup_step
 from ops.distributed import World, wrap_encoder
 from tests.gloo import in_processes
 from tests.small import assert_equal, parts, state_of, views_of
@@ -14,7 +16,7 @@ from tests.small import assert_equal, parts, state_of, views_of
 PLAN = adco.view_plan(sym=True)
 
 
-def step(game, views, network=None, **options) -> adco.step.Round:
+def step(game, views, network=None, **options) -> Round:
     model, bank, optimizer = game
     return adco.train_step(
         network or model, bank, optimizer, views, PLAN, mem_t=0.1, memory_lr=0.5, **options
@@ -56,48 +58,51 @@ def test_a_dropped_step_leaves_the_next_one_as_if_it_had_not_been():
 def test_one_number_of_the_banks_gradient_is_enough_to_drop(fault):
     model, bank, _ = parts()
     before, gradient = bank.state_dict()["W"].clone(), torch.ones_like(bank.W)
-    bank.ascend_(gradient, 3.0, 0.9, 1e-4, examine(model, gradient)[1])
+    bank.ascend_(gradient, 3.0, 0.9, 1e-4, check_finite(model, gradient)[1])
     assert not torch.equal(bank.W, before)
     before = {name: value.clone() for name, value in bank.state_dict().items()}
     gradient[2, 7] = fault
-    bank.ascend_(gradient, 3.0, 0.9, 1e-4, examine(model, gradient)[1])
+    bank.ascend_(gradient, 3.0, 0.9, 1e-4, check_finite(model, gradient)[1])
     assert_equal(bank.state_dict(), before)
 
 
-def drop_on_two(world: World) -> list[tuple]:
-    """Sharded and replicated: everything before the NaN on process 1, after it, and a step on."""
-    ends = []
-    for shard in (True, False):
-        game = parts(shard=shard)
-        network = wrap_encoder(game[0], world)
-        step(game, views_of(0, world=world), network)
-        before = state_of(*game)
-        views = with_nan(views_of(1, world=world), world.rank == 1)
-        dropped = step(game, views, network).dropped
-        after = state_of(*game)
-        following = step(game, views_of(2, world=world), network).dropped
-        ends.append((before, after, state_of(*game), dropped, following))
-    return ends
+class Dropped(NamedTuple):
+    """What a NaN on process 1 left behind, and a step after it."""
+
+    before: dict
+    after: dict
+    following: dict
+    dropped: torch.Tensor
+    following_dropped: torch.Tensor
+
+
+def drop_on_two(world: World) -> tuple:
+    game = parts()
+    network = wrap_encoder(game[0], world)
+    step(game, views_of(0, world=world), network)
+    before = state_of(*game)
+    dropped = step(game, with_nan(views_of(1, world=world), world.rank == 1), network).dropped
+    after = state_of(*game)
+    following_dropped = step(game, views_of(2, world=world), network).dropped
+    return before, after, state_of(*game), dropped, following_dropped
 
 
 def test_a_nan_on_one_process_drops_the_step_on_all():
-    for both in zip(*in_processes(drop_on_two, 2), strict=True):
-        for before, after, _, dropped, following in both:
-            assert (dropped, following) == (1, 0)
-            assert_equal(after, before)
-        names = [name for name in both[0][2] if "running" not in name]
-        assert_equal(*({name: end[2][name] for name in names} for end in both))
+    ranks = [Dropped(*values) for values in in_processes(drop_on_two, 2)]
+    for rank in ranks:
+        assert (rank.dropped, rank.following_dropped) == (1, 0)
+        assert_equal(rank.after, rank.before)
+    names = [name for name in ranks[0].following if "running" not in name]
+    assert_equal(*({name: rank.following[name] for name in names} for rank in ranks))
 
 
 def test_start_up_writes_no_key_that_is_not_finite():
     game = parts()
     model, bank, optimizer = game
     before = state_of(*game)
-    _, following, dropped = startup_step(
-        model, bank, optimizer, with_nan(views_of(0)), PLAN[0], 0, 0.12
-    )
+    views = with_nan(views_of(0))
+    _, dropped = startup_step(model, bank, optimizer, views, PLAN[0], first_column=0, moco_t=0.12)
     assert dropped == 1
-    assert following == 8
     assert_equal(state_of(*game), before)
     bank.write_columns_(torch.tensor([[1.0] * 16, [torch.inf] * 16]), 5)
     assert bank.W[:, 5].eq(1).all() and torch.equal(bank.W[:, 6], before["W"][:, 6])
@@ -125,7 +130,7 @@ def test_a_step_makes_no_host_wait_for_its_numbers():
     step(game, views_of(0))
     with NoReads():
         step(game, with_nan(views_of(1)))
-        startup_step(*game, views_of(2), PLAN[0], 0, 0.12)
+        startup_step(*game, views_of(2), PLAN[0], first_column=0, moco_t=0.12)
 
 
 def test_sgd_without_momentum_makes_the_host_wait_for_nothing_ever():

@@ -1,4 +1,4 @@
-"""Precision, layout, parts of a batch, compilation: the same numbers, or as near as they can be."""
+"""Precision, layout, micro-batches, compilation: the same numbers, or as near as they can be."""
 
 import json
 import weakref
@@ -42,9 +42,10 @@ def play(
         MODES[mode][2],
     )
     views = views_of(99, num_views, world, dtype)
-    loss, *_ = startup_step(
-        network, bank, optimizer, views, plan[0], 0, 0.12, accum_steps=accum_steps
-    )
+    loss, _ = startup_step(
+        network, bank, optimizer, views, plan[0],
+        first_column=0, moco_t=0.12, accum_steps=accum_steps,
+    )  # fmt: skip
     reported = {"start-up": loss}
     for i in range(3):
         round_ = adco.train_step(
@@ -59,57 +60,44 @@ def without_statistics(state: dict) -> dict:
     return {name: x for name, x in state.items() if "running" not in name and "num_b" not in name}
 
 
-# ---- parts of a batch
+# ---- micro-batches
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_batch_in_parts_is_the_batch(mode):
-    whole, in_parts = (play(mode=mode, accum_steps=A, eval_mode=True) for A in (1, 4))
-    for found, expected in zip(in_parts, whole, strict=True):
+def test_a_batch_in_micro_batches_is_the_batch(mode):
+    whole, in_micro_batches = (play(mode=mode, accum_steps=A, eval_mode=True) for A in (1, 4))
+    for found, expected in zip(in_micro_batches, whole, strict=True):
         assert_near(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def play_in_parts(world: World) -> list:
-    return [
-        play(world, mode="both", accum_steps=2, eval_mode=True, shard=shard)
-        for shard in (True, False)
-    ]
+def play_in_micro_batches(world: World):
+    return play(world, mode="both", accum_steps=2, eval_mode=True)
 
 
-def test_parts_on_two_processes_are_the_batch_on_one():
+def test_micro_batches_on_two_processes_are_the_batch_on_one():
     alone, _ = play(mode="both", eval_mode=True)
-    for games in in_processes(play_in_parts, 2):
-        for state, _ in games:
-            assert_near(state, alone, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_batchnorm_sees_the_same_pictures_in_parts_and_in_splits(mode):
-    splits, in_parts = play(mode=mode, bn_splits=2), play(mode=mode, accum_steps=2)
-    assert_near(
-        without_statistics(splits[0]), without_statistics(in_parts[0]), rtol=1e-9, atol=1e-11
-    )
-    assert_near(splits[1], in_parts[1], rtol=1e-9, atol=1e-11)
-    assert abs(splits[1]["loss 0"] - play(mode=mode)[1]["loss 0"]) > 1e-4
+    for state, _ in in_processes(play_in_micro_batches, 2):
+        assert_near(state, alone, rtol=1e-9, atol=1e-11)
 
 
 def play_shuffled(world: World):
     return play(world, mode="symmetric")
 
 
-def test_splits_on_one_process_are_so_many_processes():
-    alone, reported = play(mode="symmetric", bn_splits=2)
+def test_micro_batches_on_one_process_are_so_many_processes():
+    alone, reported = play(mode="symmetric", accum_steps=2)
     ranks = in_processes(play_shuffled, 2)
     for state, _ in ranks:
         assert_near(without_statistics(state), without_statistics(alone), rtol=1e-9, atol=1e-11)
     losses = [sum(r[f"loss {i}"] for _, r in ranks) / 2 for i in range(3)]
     torch.testing.assert_close(losses, [reported[f"loss {i}"] for i in range(3)])
+    assert abs(reported["loss 0"] - play(mode="symmetric")[1]["loss 0"]) > 1e-4
 
 
 def test_one_whole_batch_alone_draws_no_shuffle():
-    for options, drawn in (({}, 0), ({"bn_splits": 2}, 1)):
-        model, _, _ = parts(**options)
-        model.embed_keys(views_of(0)[:1])
+    for accum_steps, drawn in ((1, 0), (2, 1)):
+        model, _, _ = parts()
+        model.embed_keys(views_of(0)[:1], accum_steps)
         assert model.num_shuffles == drawn
 
 
@@ -136,18 +124,17 @@ def most_activations(accum_steps: int) -> int:
     return most
 
 
-def test_activations_of_one_part_only_are_kept():
+def test_activations_of_one_micro_batch_only_are_kept():
     assert most_activations(4) < 0.3 * most_activations(1)
 
 
 def test_pictures_that_do_not_split_are_refused():
-    model, _, _ = parts(bn_splits=3)
-    with pytest.raises(InputError, match="8 pictures do not split into 3 parts"):
-        model(views_of(0))
-    with pytest.raises(InputError, match="accum_steps=2 x bn_splits=4"):
-        PretrainConfig(batch_size=12, accum_steps=2, bn_splits=4)
-    with pytest.raises(InputError, match="parts of 4 pictures"):
-        PretrainConfig(batch_size=8, bn_splits=4).images_per_process(2)
+    with pytest.raises(ValueError, match="8 pictures do not split into 3 micro-batches"):
+        adco.train_step(*parts(), views_of(0), adco.view_plan(), accum_steps=3)
+    with pytest.raises(InputError, match="accum_steps=8"):
+        PretrainConfig(batch_size=12, accum_steps=8)
+    with pytest.raises(InputError, match="micro-batches of 4 pictures"):
+        PretrainConfig(batch_size=8, accum_steps=4).images_per_process(2)
 
 
 # ---- half precision
@@ -313,6 +300,6 @@ def test_layout_precision_and_parts_reach_a_whole_run(tmp_path, digit_folder):
     assert filters.is_contiguous(memory_format=torch.channels_last)
     plain, filters = play_run("--amp", "none", "--channels_last", "0")
     assert filters.is_contiguous() and plain == pytest.approx(base, rel=1e-2)
-    for words in ("--amp bf16", "--amp none --bn_splits 2", "--amp none --accum_steps 2"):
+    for words in ("--amp bf16", "--amp none --accum_steps 2"):
         losses, _ = play_run(*words.split())
         assert losses[0] != base[0] and losses[0] == pytest.approx(base[0], rel=0.2), words

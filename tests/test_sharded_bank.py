@@ -1,4 +1,4 @@
-"""A bank spread over processes plays exactly as one that every process holds whole."""
+"""A bank spread over processes plays exactly as one that a single process holds whole."""
 
 import copy
 
@@ -8,27 +8,30 @@ from torch import nn
 
 import adco
 from adco.state import Progress, pack, unpack_
-from adco.step import startup_step
+from adco.step import Round, startup_step
 from ops import checkpoint
 from ops.distributed import World, wrap_encoder
-from ops.errors import InputError
 from ops.pretrain_options import PretrainConfig
 from tests.gloo import in_processes
 
-NUM_PICTURES, NUM_COLUMNS, DIM = 12, 60, 8  # of all processes together
+# Of all processes together. The columns split evenly neither over two nor over three.
+NUM_PICTURES, NUM_COLUMNS, DIM = 12, 61, 8
 SINGLE, EVERYTHING = (False, False, 2), (True, True, 3)
 CONFIG = PretrainConfig(arch="resnet10", moco_dim=DIM, cluster=NUM_COLUMNS)
+MEANS = ("loss", "mass", "top1", "top5")  # of a process's own queries
+COMMON = ("idle", "grad_norm", "dropped")
 
 
-def parts(shard: bool):
-    """A small network in AdCo's frame, in float64: one that twenty steps do not make wait for."""
+def parts():
+    """A small network in AdCo's frame, in float64: one that twenty steps do not make wait for.
+
+    Without BatchNorm, so that a picture's embedding is the same whatever it is encoded with.
+    """
     torch.manual_seed(0)
     model = adco.AdCo("resnet10", momentum=0.9)
-    model.encoder_q = nn.Sequential(
-        nn.Flatten(), nn.Linear(48, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, DIM)
-    )
+    model.encoder_q = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, DIM))
     model.encoder_k = copy.deepcopy(model.encoder_q).requires_grad_(False)
-    bank = adco.NegativeBank(NUM_COLUMNS, DIM, shard=shard).double()
+    bank = adco.NegativeBank(NUM_COLUMNS, DIM).double()
     return model.double(), bank, torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
 
 
@@ -40,23 +43,24 @@ def views_of(step: int, world, num_views: int):
     return list(pictures.chunk(world.size, dim=1)[world.rank])
 
 
-def play(world, shard: bool, mode, steps: range, resume=None, path=None) -> dict:
+def play(world, mode, steps: range, resume=None, path=None) -> dict:
     """The steps, after start-up or from the checkpoint `resume`, and what they leave behind."""
-    model, bank, optimizer = parts(shard)
+    model, bank, optimizer = parts()
     network, plan = wrap_encoder(model, world), adco.view_plan(*mode)
-    losses, first = [], 0
+    losses = []
     if resume:
         unpack_(checkpoint.load(resume), "the checkpoint", model, bank, optimizer, "resnet10")
-    for step in range(0 if resume else 6):  # 6 x 12 keys: round the 60 columns and on
+    for step in range(0 if resume else 6):  # 6 x 12 keys: round the 61 columns and on
         views = views_of(1000 + step, world, mode[2])
-        loss, first, _ = startup_step(network, bank, optimizer, views, plan[0], first, 0.12)
+        first_column = step * NUM_PICTURES % NUM_COLUMNS
+        loss, _ = startup_step(
+            network, bank, optimizer, views, plan[0], first_column=first_column, moco_t=0.12
+        )
         losses.append(loss)
     rounds = [
-        torch.stack(
-            adco.train_step(
-                network, bank, optimizer, views_of(step, world, mode[2]), plan, mem_t=0.05
-            )
-        )
+        adco.train_step(
+            network, bank, optimizer, views_of(step, world, mode[2]), plan, mem_t=0.05
+        )._asdict()
         for step in steps
     ]
     state = pack(model, bank, optimizer, Progress(), CONFIG)
@@ -71,72 +75,68 @@ def play(world, shard: bool, mode, steps: range, resume=None, path=None) -> dict
     }
 
 
-def assert_same_game(ours: dict, theirs: dict) -> None:
-    for name in ("losses", "rounds", "bank", "model"):
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-7, atol=1e-9, msg=name)
+def assert_one_game(ranks: list[dict], alone: dict) -> None:
+    """Means over processes and common values are those of one process on the whole batch."""
+    assert set(MEANS + COMMON) | {"spread"} == set(Round._fields)
+
+    def same(found, expected, name):
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9, msg=name)
+
+    for rank in ranks:
+        for name in ("bank", "model"):
+            same(dict(rank[name]), dict(alone[name]), name)
+    for i, loss in enumerate(alone["losses"]):
+        same(sum(rank["losses"][i] for rank in ranks) / len(ranks), loss, f"start-up {i}")
+    for i, expected in enumerate(alone["rounds"]):
+        for name in MEANS:
+            found = sum(rank["rounds"][i][name] for rank in ranks) / len(ranks)
+            same(found, expected[name], f"{name} {i}")
+        for name in COMMON:
+            for rank in ranks:
+                same(rank["rounds"][i][name], expected[name], f"{name} {i}")
 
 
-def play_all(world) -> list[tuple[dict, dict]]:
-    """Both modes, sharded and replicated."""
-    return [
-        tuple(play(world, shard, mode, range(20)) for shard in (True, False))
-        for mode in (SINGLE, EVERYTHING)
-    ]
+def play_all(world) -> list[dict]:
+    return [play(world, mode, range(20)) for mode in (SINGLE, EVERYTHING)]
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_sharded_equals_replicated_over_twenty_steps(size):
-    for games in in_processes(play_all, size):
-        for sharded, replicated in games:
-            assert sharded["kept"] == NUM_COLUMNS // size
-            assert_same_game(sharded, replicated)
+def test_a_bank_on_several_processes_is_the_bank_on_one_over_twenty_steps(size):
+    of_mode = list(zip(*in_processes(play_all, size), strict=True))
+    for ranks, alone in zip(of_mode, play_all(World()), strict=True):
+        assert sum(rank["kept"] for rank in ranks) == NUM_COLUMNS
+        assert max(rank["kept"] for rank in ranks) == -(-NUM_COLUMNS // size)
+        assert_one_game(ranks, alone)
 
 
-def resume_both(world, steps: range, folder, begin: str | None, end: str) -> list[dict]:
-    """Sharded and replicated, each from its checkpoint `begin` to its checkpoint `end`."""
-    games = []
-    for shard in (True, False):
-        resume = begin and folder / f"{begin}_{shard}"
-        games.append(play(world, shard, SINGLE, steps, resume, folder / f"{end}_{shard}"))
-    return games
+def resume(world, steps: range, folder, begin: str | None, end: str) -> dict:
+    """From the checkpoint `begin` to the checkpoint `end`."""
+    return play(world, SINGLE, steps, begin and folder / begin, folder / end)
 
 
-def test_a_sharded_run_resumes_on_other_numbers_of_processes(tmp_path):
-    in_processes(resume_both, 3, range(4), tmp_path, None, "on three")
-    in_processes(resume_both, 2, range(4, 8), tmp_path, "on three", "on two")
-    sharded, replicated = resume_both(World(), range(8, 12), tmp_path, "on two", "alone")
-    assert_same_game(sharded, replicated)
+def test_a_run_resumes_on_other_numbers_of_processes(tmp_path):
+    in_processes(resume, 3, range(4), tmp_path, None, "on three")
+    in_processes(resume, 2, range(4, 8), tmp_path, "on three", "on two")
+    resumed = resume(World(), range(8, 12), tmp_path, "on two", "alone")
+    whole = play(World(), SINGLE, range(12))
+    whole = {**whole, "losses": [], "rounds": whole["rounds"][8:]}
+    assert_one_game([resumed], whole)
 
 
 def beginnings(world) -> tuple:
-    with pytest.raises(InputError) as error:
-        adco.NegativeBank(NUM_COLUMNS + 1, DIM, shard=True)
-    bank = adco.NegativeBank(NUM_COLUMNS, DIM, shard=True)
-    return str(error.value), bank.num_negatives, bank.state_dict()
+    with pytest.raises(ValueError, match="1 negatives for 2 processes"):
+        adco.NegativeBank(1, DIM)
+    bank = adco.NegativeBank(NUM_COLUMNS, DIM)
+    model, _, optimizer = parts()
+    bank.world = World()  # as if it had been made before the process group
+    with pytest.raises(ValueError, match="after the process group"):
+        adco.train_step(model, bank, optimizer, views_of(0, world, 2), adco.view_plan())
+    bank.world = world
+    return bank.num_negatives, bank.state_dict()
 
 
-@pytest.fixture(scope="module")
-def begun():
-    return in_processes(beginnings, 2)
-
-
-def test_columns_that_do_not_split_are_refused(begun):
-    for sentence, *_ in begun:
-        assert "61" in sentence and "2 processes" in sentence and "--bank replicated" in sentence
-
-
-def test_a_sharded_bank_starts_from_the_columns_of_its_seed(begun):
+def test_a_bank_starts_from_the_columns_of_its_seed_on_any_number_of_processes():
     alone = adco.NegativeBank(NUM_COLUMNS, DIM)
-    for _, num_negatives, state in begun:
+    for num_negatives, state in in_processes(beginnings, 2):
         assert num_negatives == NUM_COLUMNS
         torch.testing.assert_close(dict(state), dict(alone.state_dict()), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("bank", "num_processes", "sharded"),
-    [("auto", 1, False), ("auto", 2, True), ("auto", 7, False), ("sharded", 2, True),
-     ("replicated", 2, False)],
-)  # fmt: skip
-def test_auto_shards_where_there_is_something_to_share(bank, num_processes, sharded):
-    config = PretrainConfig(bank=bank, cluster=NUM_COLUMNS)
-    assert config.shards_bank(num_processes) is sharded
