@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Score a pre-trained trunk: linear probe, kNN, logistic regression, fine-tuning.
+r"""Score a pre-trained trunk: linear probe, kNN, logistic regression, fine-tuning.
 
 python3 lincls.py --data=./datasets/imagenet2012 --pretrained=input.pth.tar
-python3 lincls.py --dataset=Place205 --sgdr=1 --data=./datasets/places205 --lr=5
---pretrained=input.pth.tar
+python3 lincls.py --dataset=Place205 --sgdr=1 --data=./datasets/places205 --lr=5 \
+    --pretrained=input.pth.tar
 python3 lincls.py --dataset digits --head knn --pretrained checkpoint_last.pth.tar
 """
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Pre-train an encoder against learnable adversaries (AdCo, arXiv:2011.08435).
+r"""Pre-train an encoder against learnable adversaries (AdCo, arXiv:2011.08435).
 
-python3 main_adco.py --sym=1 --lr=0.03 --memory_lr=3 --moco_t=0.12 --mem_t=0.02
---data=./datasets/imagenet2012
+python3 main_adco.py --sym=1 --lr=0.03 --memory_lr=3 --moco_t=0.12 --mem_t=0.02 \
+    --data=./datasets/imagenet2012
 python3 main_adco.py --dataset digits          # embedded data, minutes on a CPU
 torchrun --nproc_per_node 8 main_adco.py --data ./datasets/imagenet2012
 """
@@ -13,6 +13,7 @@ from ops.arguments import parse
 from ops.errors import reported
 from ops.options import choose_gpus
 from ops.pretrain_options import PRESETS, PretrainConfig
+from ops.signals import end_by_interrupts
 
 
 def main(argv=None) -> int:
@@ -26,4 +27,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+    end_by_interrupts()
     sys.exit(main())

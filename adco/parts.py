@@ -14,7 +14,7 @@ from adco.negatives import NegativeBank
 from adco.plan import Term, view_plan
 from adco.step import Round, train_step
 from adco.views import Recipe, training_recipes
-from ops.device import amp_dtype, compile_, has_fused_sgd, tune
+from ops.device import amp_dtype, compile_, tune
 from ops.distributed import World, wrap_encoder
 from ops.pretrain_options import PretrainConfig
 
@@ -60,7 +60,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Parts:
     # Both encoders, as in the published checkpoints; the key encoder has no gradient and stays.
     optimizer = SGD(
         model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay,
-        fused=has_fused_sgd(device),
+        fused=True,
     )  # fmt: skip
     scaler = GradScaler(device.type, enabled=model.amp is torch.float16)
     plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))

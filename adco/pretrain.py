@@ -16,7 +16,7 @@ from adco.step import startup_step
 from adco.watch import Streak, Watch
 from ops.device import on_device
 from ops.distributed import (
-    Poll,
+    AsyncFlags,
     World,
     broadcast_from_first_,
     check_ranks_agree,
@@ -27,6 +27,8 @@ from ops.journal import Journal, new_run_folder
 from ops.pretrain_options import PretrainConfig
 from ops.schedule import set_rate
 from ops.signals import StopRequest
+
+CHECK_STEPS = 1000  # between two checks that all processes hold the same numbers
 
 
 def run(config: PretrainConfig, world: World, device: torch.device) -> int:
@@ -66,8 +68,8 @@ class Pretraining:
         self.layout = parts.layout
         self.num_keys = self.loader.batches.global_size  # M
 
-        self.poll = Poll(world)
-        beginning = begin_(parts, config, self.poll)
+        self.flags = AsyncFlags(world)
+        beginning = begin_(parts, config, self.flags)
         self.progress, kept = beginning.progress, beginning.kept
         self.goes_on = beginning.source is not None
         if "scaler" in kept:
@@ -198,7 +200,7 @@ class Pretraining:
         done = progress.epoch + 1
         self.settle_ranks()
         scored = bool(config.knn_freq) and (done % config.knn_freq == 0 or done == config.epochs)
-        if scored and any(self.poll.ask_now(self.world.first and self.saves.age() > 1)):
+        if scored and self.flags.any_process(self.world.first and self.saves.age() > 1):
             self.save()  # on a large data set the score takes a while
         self.meter.log_epoch(progress.step)
         self.meter = self.meter_state = None
@@ -212,7 +214,7 @@ class Pretraining:
             names.append(f"checkpoint_{done - 1:04d}.pth.tar")
         if not self.save(tuple(names)):
             progress.best_acc = best_before  # the best is what is on disk
-        if done < config.epochs and any(self.poll.ask_now(self.stop.received is not None)):
+        if done < config.epochs and self.flags.any_process(self.stop.received is not None):
             self.leave()
 
     def knn_score(self) -> float | None:
@@ -234,15 +236,13 @@ class Pretraining:
 
     def between_steps(self) -> None:
         """Whatever is due: broken pictures, a check that the processes agree, a save, a stop."""
-        config = self.config
         steps = self.progress.startup_step + self.progress.step
         asked, time_is_up = self.stop.received is not None, self.world.first and self.saves.due()
-        stop, save, news = self.poll.ask(asked, time_is_up, len(self.loader.news))
+        stop, save, news = self.flags.exchange(asked, time_is_up, len(self.loader.news))
         if news:
             self.note_bad_pictures()
             self.stop_if_too_many_are_broken()
-        save = save or (config.save_steps and steps % config.save_steps == 0)
-        if save or stop or (config.check_steps and steps % config.check_steps == 0):
+        if save or stop or steps % CHECK_STEPS == 0:
             self.settle_ranks()
         if save or stop:
             self.save()
@@ -251,27 +251,27 @@ class Pretraining:
 
     def between_batches(self) -> None:
         """While features are scored: a stop, without a save, for the score is taken again."""
-        if self.poll.ask(self.stop.received is not None, 0, 0)[0]:
+        if self.flags.exchange(self.stop.received is not None, 0, 0)[0]:
             self.leave()
 
     def note_bad_pictures(self) -> None:
         """Name and count what the processes have met."""
-        for news in self.poll.gather(self.loader.take_news()):
+        for news in self.flags.gather(self.loader.take_news()):
             for sentence in self.bad_pictures.add(news):
                 self.journal.warn(sentence)
 
     def stop_if_too_many_are_broken(self) -> None:
         complaint = self.bad_pictures.complaint(self.journal.folder) if self.world.first else ""
-        if complaint := self.poll.gather(complaint)[0]:
+        if complaint := self.flags.gather(complaint)[0]:
             self.save()
-            self.poll.gather(None)  # nobody ends before it is written
+            self.flags.gather(None)  # nobody ends before it is written
             raise InputError(complaint)
 
     def stop_if_diverged(self) -> None:
         """The first process knows what is saved; all end with its sentence."""
         last = self.saves.last if self.saves else None
         if complaint := self.streak.complaint(self.progress.where(), last):
-            raise RunFailed(self.poll.gather(complaint)[0])
+            raise RunFailed(self.flags.gather(complaint)[0])
 
     def leave(self) -> None:
         saved = "" if not (self.saves and self.saves.failed) else ", BUT NOT SAVED"

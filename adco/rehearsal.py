@@ -7,12 +7,12 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from datetime import timedelta
 from math import sqrt
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from adco.loader import workers_per_process
 from adco.parts import Parts, build, play_round
@@ -20,7 +20,7 @@ from adco.pictures import Pictures
 from adco.resume import begin_, log_folder
 from adco.state import Progress, pack
 from ops.device import on_device
-from ops.distributed import Poll, World
+from ops.distributed import AsyncFlags, World
 from ops.errors import InputError
 from ops.pretrain_options import PretrainConfig
 
@@ -34,12 +34,16 @@ def rehearse(config: PretrainConfig, world: World, device: torch.device) -> int:
     split, a folder that cannot be written, too small a disk.
     """
     parts = build(config, world, device)
-    beginning = begin_(parts, config, Poll(world))
+    beginning = begin_(parts, config, AsyncFlags(world))
     progress = beginning.progress
     broken = read_sample(parts.splits.train, config)
-    folder = writable_folder(config)
     seconds = time_steps(parts, config, device)
-    size = num_bytes(pack(parts.model, parts.bank, parts.optimizer, progress, config))
+    state = pack(parts.model, parts.bank, parts.optimizer, progress, config)
+    if not world.first:
+        return 0
+
+    folder = existing_folder(log_folder(config))
+    size = written_size(state, folder)
     # The last two, the best, the one being written, and the numbered ones to come.
     num_files = 4 + (config.epochs - progress.epoch) // config.save_freq
     free = shutil.disk_usage(folder).free
@@ -49,24 +53,23 @@ def rehearse(config: PretrainConfig, world: World, device: torch.device) -> int:
             f"GB that are free in {str(folder)!r}; make room, choose another --save_path, or raise "
             "--save_freq"
         )
-    if world.first:
-        effective = asdict(config) | {
-            "device": str(device),
-            "amp": str(parts.model.amp or torch.float32),
-            "workers": workers_per_process(config.workers, world) * world.local_size,
-        }
-        print(json.dumps(effective))
-        print("\n".join([*beginning.warnings, beginning.note]).strip())
-        total = len(parts.splits.train)
-        rows = {
-            "pictures": f"{total}; of {min(total, SAMPLE)} tried {broken} are broken",
-            **findings(config, world, device, parts, progress, seconds),
-            "checkpoints": f"{num_files} of {size / 1e9:.2f} GB in {folder}, "
-            f"{free / 1e9:.1f} GB free",
-        }
-        for name, text in rows.items():
-            print(f"{name + ':':17}{text}")
-        print("dry run: everything is there", flush=True)
+
+    effective = asdict(config) | {
+        "device": str(device),
+        "amp": str(parts.model.amp or torch.float32),
+        "workers": workers_per_process(config.workers, world) * world.local_size,
+    }
+    print(json.dumps(effective))
+    print("\n".join([*beginning.warnings, beginning.note]).strip())
+    total = len(parts.splits.train)
+    rows = {
+        "pictures": f"{total}; of {min(total, SAMPLE)} tried {broken} are broken",
+        **findings(config, world, device, parts, progress, seconds),
+        "checkpoints": f"{num_files} of {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free",
+    }
+    for name, text in rows.items():
+        print(f"{name + ':':17}{text}")
+    print("dry run: everything is there", flush=True)
     return 0
 
 
@@ -79,6 +82,7 @@ def findings(
     if config.ad_init and not progress.playing:
         startup = config.startup_steps(num_keys) - progress.startup_step
     steps = (config.epochs - progress.epoch) * len(parts.loader) - progress.epoch_step
+    whole = timedelta(seconds=round((startup + steps) * seconds))
     return {
         "processes": f"{world.size} on {device.type} in {parts.model.amp or torch.float32}, "
         f"{num_keys // world.size} pictures each",
@@ -86,8 +90,7 @@ def findings(
         "adversaries": f"{config.cluster}, {parts.bank.W.shape[1]} on this process",
         "start-up": f"{startup} steps, {startup / len(parts.loader):.2f} passes over the pictures",
         "step": f"{seconds:.3f} s, {num_keys / seconds:.0f} images/s",
-        "whole run": f"{duration((startup + steps) * seconds)} for {startup + steps} steps, "
-        "the kNN scores aside",
+        "whole run": f"{whole} for {startup + steps} steps, the kNN scores aside",
         "peak memory": f"{peak_memory(device) / 1e9:.2f} GB per process, loader processes aside",
     }
 
@@ -119,26 +122,25 @@ def read_sample(pictures: Pictures, config: PretrainConfig) -> int:
     return len(broken)
 
 
-def writable_folder(config: PretrainConfig) -> Path:
-    """The log folder, or what exists of the way to it, after a file could be written there."""
-    folder = log_folder(config).absolute()
+def existing_folder(folder: Path) -> Path:
+    """The folder, or what exists of the way to it."""
+    folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
+    return folder
+
+
+def written_size(state: dict, folder: Path) -> int:
+    """Bytes of a checkpoint, by writing one. Raises InputError where that cannot be done."""
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            torch.save(state, file)
+            return file.tell()
+    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
         raise InputError(
-            f"cannot write in {str(folder)!r}: {error}; choose another --save_path"
+            f"cannot write a checkpoint in {str(folder)!r}: {error}; make room or choose another "
+            "--save_path"
         ) from error
-
-
-def num_bytes(state) -> int:
-    """Of all tensors in nested dictionaries and lists."""
-    if isinstance(state, Tensor):
-        return state.numel() * state.element_size()
-    parts = state.values() if isinstance(state, dict) else state
-    return sum(map(num_bytes, parts)) if isinstance(state, (dict, list, tuple)) else 0
 
 
 def time_steps(parts: Parts, config: PretrainConfig, device: torch.device) -> float:
@@ -159,8 +161,3 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min {seconds:02d} s"

@@ -7,7 +7,7 @@ from pathlib import Path
 from adco.parts import Parts
 from adco.state import KEPT, Progress, unpack_
 from ops import checkpoint
-from ops.distributed import Poll, current_world
+from ops.distributed import AsyncFlags, current_world
 from ops.errors import InputError, shown
 from ops.pretrain_options import PretrainConfig
 
@@ -27,7 +27,7 @@ class Beginning:
     warnings: list[str] = field(default_factory=list)
 
 
-def begin_(parts: Parts, config: PretrainConfig, poll: Poll) -> Beginning:
+def begin_(parts: Parts, config: PretrainConfig, flags: AsyncFlags) -> Beginning:
     """Fill `parts` from the checkpoint that --resume names, or with auto from the newest usable one
     of this configuration; leave them as they are where there is none.
     """
@@ -45,7 +45,7 @@ def begin_(parts: Parts, config: PretrainConfig, poll: Poll) -> Beginning:
         path, state = None, None
         if first:
             path, state, beginning.warnings = newest_with(config, log_folder(config))
-        name = poll.gather(path and str(path))[0]
+        name = flags.gather(path and str(path))[0]
         if name is None:
             beginning.note = f"no run with these options in {log_folder(config)}: starting anew"
             return beginning

@@ -50,10 +50,6 @@ def tune(device: torch.device, tf32: bool) -> None:
         torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
-def has_fused_sgd(device: torch.device) -> bool:
-    return device.type in ("cpu", "cuda")
-
-
 def compile_(modules: Iterable[nn.Module], device: torch.device) -> None:
     """Have the modules compiled, in place: names in their state dicts stay.
 

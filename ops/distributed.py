@@ -46,7 +46,7 @@ def join_group(world: World, url: str, backend: str):
     """
     if world.size == 1:
         return None
-    # A launcher that restarts processes keeps its store: what dead ones wrote is not for us.
+    # After a restart by torchrun, its store still holds the keys of the attempt before.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         store, _, _ = next(dist.rendezvous(url, world.rank, world.size))
@@ -89,39 +89,36 @@ def is_lost_connection(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-class Poll:
-    """Numbers that any process may raise, summed over all and known to all at the same step.
-
-    Nobody waits: with several processes the answer to a question is that to the question before,
-    over a group of its own on the CPU. Alone it is the question itself.
-    """
+class AsyncFlags:
+    """Small numbers that processes tell one another without waiting, over a group on the CPU."""
 
     def __init__(self, world: World):
         self.group = dist.new_group(backend="gloo") if world.size > 1 else None
-        self.asked: tuple | None = None
+        self.under_way: tuple | None = None  # the work and the sums of the last exchange
 
-    def ask(self, *numbers: int) -> list[int]:
-        """Sums of what the processes gave when they last asked (the first time: zeros)."""
+    def exchange(self, *numbers: int) -> list[int]:
+        """Start this step's all-reduce, and return the sums of the previous step's.
+
+        Never blocks for long, and every process acts on the same values, one step late. The first
+        time: zeros. Alone: the numbers themselves.
+        """
         if self.group is None:
             return list(numbers)
-        before = self.asked
-        question = torch.tensor(numbers)
-        self.asked = dist.all_reduce(question, group=self.group, async_op=True), question
+        before = self.under_way
+        sums = torch.tensor(numbers)
+        self.under_way = dist.all_reduce(sums, group=self.group, async_op=True), sums
         if before is None:
             return [0] * len(numbers)
-        work, answer = before
+        work, sums = before
         work.wait()
-        return answer.tolist()
+        return sums.tolist()
 
-    def ask_now(self, *numbers: int) -> list[int]:
-        """Sums of what the processes give now, for which each waits."""
-        question = torch.tensor(numbers)
-        if self.group is not None:
-            dist.all_reduce(question, group=self.group)
-        return question.tolist()
+    def any_process(self, flag: bool) -> bool:
+        """Whether it holds on any process now, for which each waits."""
+        return any(self.gather(flag))
 
     def gather(self, thing) -> list:
-        """What each process gives, plain values, in the order of the ranks."""
+        """What each process gives, plain values, in the order of the ranks. Waits for all."""
         if self.group is None:
             return [thing]
         everything = [None] * dist.get_world_size()
@@ -168,7 +165,7 @@ def exchange_rows(x: Tensor, permutation: Tensor, world: World) -> Tensor:
     """Rows permutation[rN : (r+1)N] of the joined batch, where each process r holds N rows of it.
 
     x: [N, ...].  permutation: [R N] int64 on the CPU, the same on every process. Only rows that
-    change process travel. Undone by exchanging with argsort(permutation). Pictures that are laid
+    change process travel. Exchanging with argsort(permutation) undoes it. Pictures that are laid
     out channels last stay so.
     """
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
@@ -178,22 +175,33 @@ def exchange_rows(x: Tensor, permutation: Tensor, world: World) -> Tensor:
 
 
 def exchange_contiguous(x: Tensor, permutation: Tensor, world: World) -> Tensor:
-    """exchange_rows, of rows that are sent as they come."""
+    """exchange_rows, of rows that are sent as they come.
+
+    An example: two processes hold the rows a b and c d. The permutation 3 0 2 1 gives d a to the
+    first and c b to the second: d and b travel, a and c stay (sent to oneself).
+    """
     if world.size == 1:
         return x[permutation.to(x.device, non_blocking=True)]
     num_rows = len(x)
+
+    # Who is to hold which row, and who has it now.
     wanted = permutation.view(world.size, num_rows)  # [R, N]  row s: what process s is to hold
     owner = wanted // num_rows
+
+    # What this process sends: of each process's wish list the rows that are here, in its order.
     outgoing = [
         row[own == world.rank] - world.rank * num_rows
         for row, own in zip(wanted, owner, strict=True)
     ]
-    send_counts = [len(rows) for rows in outgoing]
-    receive_counts = torch.bincount(owner[world.rank], minlength=world.size).tolist()
-
     sent = x[torch.cat(outgoing).to(x.device, non_blocking=True)].contiguous()
-    received = torch.empty_like(sent)  # [N, ...]  grouped by owner
+    send_counts = [len(rows) for rows in outgoing]
+
+    # What it receives comes grouped by owner, and within an owner in the order of the wish list.
+    receive_counts = torch.bincount(owner[world.rank], minlength=world.size).tolist()
+    received = torch.empty_like(sent)  # [N, ...]
     dist.all_to_all_single(received, sent, receive_counts, send_counts)
+
+    # Undo the grouping: the stable sort of the owners says where each received row belongs.
     place = torch.argsort(owner[world.rank], stable=True).to(x.device, non_blocking=True)
     exchanged = torch.empty_like(received)
     exchanged[place] = received

@@ -1,6 +1,4 @@
-"""From a command to processes: one, one per GPU, several on the CPU, torchrun's, or several
-nodes'.
-"""
+"""From a command to processes: one, one per GPU, several on the CPU, torchrun's, several nodes."""
 
 import multiprocessing as mp
 import os
@@ -17,16 +15,22 @@ import torch
 
 from ops.distributed import World, is_lost_connection, join_group, leave_group, wait_for_all
 from ops.errors import EXIT_CODES, EXIT_STOPPED, InputError, RunFailed
-from ops.lifeline import Lifeline, follow_parent
+from ops.heartbeat import Heartbeat, follow_parent
 from ops.options import ProcessOptions
-from ops.signals import StopRequest, let_requests_through, requests_held
+from ops.signals import (
+    REQUESTS,
+    StopRequest,
+    ignore_requests,
+    requests_blocked,
+    unblock_requests,
+)
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-LAST_WORDS = 5.0  # seconds that the other processes have when one has failed
+GRACE_SECONDS = 5.0  # that the other processes have when one has failed
 
 
 @dataclass(frozen=True)
-class Seats:
+class NodeLayout:
     """The processes of this node among all."""
 
     first_rank: int
@@ -42,21 +46,22 @@ def launch(run, config: ProcessOptions) -> int:
     One process runs here, without a process group. Under torchrun nothing is spawned.
     """
     kind = device_kind(config.device)
+
+    # torchrun has started this process, and says which one it is.
     if all(name in os.environ for name in TORCHRUN):
         rank, size, local_rank = (int(os.environ[name]) for name in TORCHRUN)
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        return take_seat(
-            local_rank, run, config, Seats(rank - local_rank, local_size, size, "env://", kind)
-        )
+        layout = NodeLayout(rank - local_rank, local_size, size, "env://", kind)
+        return run_worker(local_rank, run, config, layout)
 
+    # One process is this one; several are started from here.
     local_size = processes_here(config, kind)
-    size = local_size * config.num_nodes()
-    seats = Seats(
-        config.this_node() * local_size, local_size, size, meeting_place(config, size), kind
-    )
+    size = local_size * config.world_size
+    url = rendezvous_url(config, size)
+    layout = NodeLayout(config.rank * local_size, local_size, size, url, kind)
     if local_size == 1:
-        return take_seat(0, run, config, seats)
-    return spawn(run, config, seats)
+        return run_worker(0, run, config, layout)
+    return spawn(run, config, layout)
 
 
 def device_kind(wanted: str) -> str:
@@ -88,20 +93,20 @@ def processes_here(config: ProcessOptions, kind: str) -> int:
     return 1
 
 
-def meeting_place(config: ProcessOptions, size: int) -> str:
+def rendezvous_url(config: ProcessOptions, size: int) -> str:
     """URL at which all processes meet. Node 0 opens it, so there it has to be free."""
     if config.dist_url == "env://":
         return config.dist_url
     if config.dist_url:
         url = config.dist_url
-    elif config.num_nodes() == 1:
+    elif config.world_size == 1:
         return f"tcp://127.0.0.1:{free_port()}"
     else:
         url = f"tcp://{config.master_addr}:{config.master_port}"
     port = urlparse(url).port
     if port is None:
         raise InputError(f"dist_url={url!r} names no port; expected tcp://host:port")
-    if size > 1 and config.this_node() == 0 and not port_is_free(port):
+    if size > 1 and config.rank == 0 and not port_is_free(port):
         raise InputError(
             f"port {port} of {url} is in use; choose another with --dist_url tcp://host:port"
         )
@@ -124,102 +129,124 @@ def port_is_free(port: int) -> bool:
             return False
 
 
-def take_seat(local_rank: int, run, config: ProcessOptions, seats: Seats) -> int:
+def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout) -> int:
     """Be one process of the run, from its device to the end of its process group."""
-    world = World(seats.first_rank + local_rank, seats.size, seats.local_size)
-    device = torch.device(seats.kind)
-    if seats.kind == "cuda":
+    world = World(layout.first_rank + local_rank, layout.size, layout.local_size)
+    device = torch.device(layout.kind)
+    if layout.kind == "cuda":
         device = torch.device("cuda", local_rank if config.gpu is None else config.gpu)
         torch.cuda.set_device(device)
     elif world.local_size > 1:
         torch.set_num_threads(max(1, os.cpu_count() // world.local_size))
-    backend = config.dist_backend if seats.kind == "cuda" else "gloo"
-    store = join_group(world, seats.url, backend)
-    let_requests_through()
+    backend = config.dist_backend if layout.kind == "cuda" else "gloo"
+    store = join_group(world, layout.url, backend)
+    unblock_requests()
     if store is None:
-        return run(config, world, device)
+        code = run(config, world, device)
+        ignore_requests()
+        return code
 
-    lifeline = Lifeline(store, world)
-    lifeline.start()
+    heartbeat = Heartbeat(store, world)
+    heartbeat.start()
     try:
         code = run(config, world, device)
+        ignore_requests()
         wait_for_all(store, world)
     except RuntimeError as error:
-        if is_lost_connection(error) and lifeline.someone_is_lost():
-            raise RunFailed(lifeline.message()) from error
+        if is_lost_connection(error) and heartbeat.someone_is_lost():
+            raise RunFailed(heartbeat.message()) from error
         raise
-    lifeline.stop()
+    heartbeat.stop()
     leave_group(store, world)
     return code
 
 
-def spawn(run, config: ProcessOptions, seats: Seats) -> int:
+def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
     """Start this node's processes and wait for them; requests to stop are passed on.
 
-    If one fails the others are given a moment and then ended.
+    If one fails, the others have GRACE_SECONDS to end by themselves.
     """
     context = mp.get_context("spawn")
-    processes, reasons = [], []
-    with requests_held():  # the processes keep them back until they can answer
-        for local_rank in range(seats.local_size):
-            reason, speak = context.Pipe(duplex=False)
-            process = context.Process(target=sit_down, args=(local_rank, run, config, seats, speak))
-            process.start()
-            processes.append(process)
-            reasons.append(reason)
+    processes, error_pipes = [], []
 
     def ask_to_stop():
         for process in processes:
             process.terminate()
 
     with StopRequest(ask_to_stop) as stop:
-        failed, said = first_failure(processes, reasons)
-        deadline = time.monotonic() + LAST_WORDS
+        # The children inherit the blocked signals, and unblock them when they can answer.
+        with requests_blocked():
+            for local_rank in range(layout.local_size):
+                receive, send = context.Pipe(duplex=False)
+                arguments = (local_rank, run, config, layout, send)
+                process = context.Process(target=worker_main, args=arguments)
+                process.start()
+                processes.append(process)
+                error_pipes.append(receive)
+        failed, errors = first_failure(processes, error_pipes)
+        deadline = time.monotonic() + GRACE_SECONDS
         for process in processes:
             process.join(max(0, deadline - time.monotonic()))
             process.kill()
             process.join()
+    ignore_requests()
+    return exit_code(processes, failed, errors, stop, layout.first_rank)
+
+
+def exit_code(processes: list, failed: int | None, errors: list, stop, first_rank: int) -> int:
+    """What the processes' ends mean for the run. Raises the error of the one that failed first."""
     if failed is None:
-        return max(process.exitcode for process in processes)
+        return max(process.exitcode for process in processes)  # 0, or 75 where it was stopped
     code = processes[failed].exitcode
+    if -code in REQUESTS:
+        # The request came before the process could answer: there was nothing to save. A shell
+        # calls the end by signal n 128 + n; it is that of the signal that the run was sent.
+        return 128 + (stop.received or -code)
     if code < 0:
-        if stop.received and code == -signal.SIGTERM:  # nothing in it that would have saved
-            return 128 + signal.SIGTERM
         name = signal.Signals(-code).name
         raise RunFailed(
-            f"process {seats.first_rank + failed} was ended by {name}; the others were stopped"
+            f"process {first_rank + failed} was ended by {name}; the others were stopped"
         )
-    if said:  # the first to speak; the others may only have missed it
-        kind, sentence = said[0]
+    if errors:
+        # The first error. Later ones are its consequences.
+        kind, sentence = errors[0]
         raise kind(sentence)
     return code
 
 
-def first_failure(processes: list, reasons: list) -> tuple[int | None, list]:
-    """Wait until all have ended well, or one has not: its number, and what was said until then."""
+def first_failure(processes: list, error_pipes: list) -> tuple[int | None, list]:
+    """Wait until all have ended well, or one has not: its number, and the errors sent by then."""
     running = {process.sentinel: number for number, process in enumerate(processes)}
-    listening, said = set(reasons), []
+    listening, errors = set(error_pipes), []
     while running:
         for ready in wait([*running, *listening]):
             if ready in listening:
                 listening.remove(ready)
-                with suppress(EOFError):
-                    said.append(ready.recv())
+                errors += received(ready)
                 continue
             number = running.pop(ready)
             processes[number].join()
             if processes[number].exitcode not in (0, EXIT_STOPPED):
-                said += [reason.recv() for reason in listening if reason.poll()]
-                return number, said
-    return None, said
+                for pipe in listening:
+                    errors += received(pipe)
+                return number, errors
+    return None, errors
 
 
-def sit_down(local_rank: int, run, config: ProcessOptions, seats: Seats, speak) -> None:
-    """What a started process does: its seat, and an exit code of its own."""
+def received(pipe) -> list:
+    """The error that a process has sent, or nothing: a pipe whose other end is closed is ready."""
+    with suppress(EOFError, OSError):
+        if pipe.poll():
+            return [pipe.recv()]
+    return []
+
+
+def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout, send) -> None:
+    """What a started process does: run, tell an error to the parent, and end with its code."""
     follow_parent()
     try:
-        code = take_seat(local_rank, run, config, seats)
+        code = run_worker(local_rank, run, config, layout)
     except tuple(EXIT_CODES) as error:
-        speak.send((type(error), str(error)))
+        send.send((type(error), str(error)))
         code = EXIT_CODES[type(error)]
     sys.exit(code)

@@ -39,10 +39,8 @@ class ProcessOptions:
     multiprocessing_distributed: int = option(
         1, "1: one process per GPU; 0: one process in all", **SWITCH
     )
-    world_size: int = option(1, "number of nodes")
-    rank: int = option(0, "number of this node, from 0")
-    nodes_num: int = option(1, "number of nodes (another name of --world_size)")
-    node_rank: int = option(0, "number of this node (another name of --rank)")
+    world_size: int = option(1, "number of nodes", names=("--nodes_num",))
+    rank: int = option(0, "number of this node, from 0", names=("--node_rank",))
     master_addr: str = option("127.0.0.1", "address of node 0, where --dist_url is not given")
     master_port: int = option(
         1234, "port of node 0, where --dist_url is not given and there are more nodes"
@@ -58,27 +56,17 @@ class ProcessOptions:
     )
 
     def __post_init__(self):
-        at_least(self, 1, "nproc", "ngpu", "world_size", "nodes_num")
-        at_least(self, 0, "rank", "node_rank")
+        at_least(self, 1, "nproc", "ngpu", "world_size")
+        at_least(self, 0, "rank")
         if self.gpu is not None:
             at_least(self, 0, "gpu")
-        for one, other, alone in (("world_size", "nodes_num", 1), ("rank", "node_rank", 0)):
-            a, b = getattr(self, one), getattr(self, other)
-            if alone not in (a, b) and a != b:
-                raise InputError(f"{one}={a} and {other}={b} name one thing; give one of them")
-        if self.this_node() >= self.num_nodes():
+        if self.rank >= self.world_size:
             raise InputError(
-                f"rank={self.this_node()}: expected this node, 0 to {self.num_nodes() - 1}, "
-                f"with {self.num_nodes()} node(s)"
+                f"rank={self.rank}: expected the number of this node, 0 to {self.world_size - 1}, "
+                f"with {self.world_size} node(s)"
             )
         if self.dist_url and not self.dist_url.startswith(("tcp://", "env://")):
             raise InputError(f"dist_url={self.dist_url!r}: expected tcp://host:port or env://")
-
-    def num_nodes(self) -> int:
-        return max(self.world_size, self.nodes_num)
-
-    def this_node(self) -> int:
-        return max(self.rank, self.node_rank)
 
 
 def choose_gpus(config) -> None:

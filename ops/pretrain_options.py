@@ -127,10 +127,6 @@ class PretrainConfig(ProcessOptions):
     save_minutes: float = option(
         15.0, "minutes between two checkpoints inside an epoch; 0: only after epochs"
     )
-    save_steps: int = option(0, "steps between two checkpoints inside an epoch; 0: by minutes only")
-    check_steps: int = option(
-        1000, "steps between two checks that all processes hold the same numbers; 0: only at saves"
-    )
     dry_run: int = option(
         0, "1: check all that the run needs, take two steps, say how long it will take", **SWITCH
     )
@@ -157,8 +153,7 @@ class PretrainConfig(ProcessOptions):
         at_least(
             self, 0, "workers", "init_steps", "start_epoch", "warmup_epochs", "knn_freq", "seed"
         )
-        at_least(self, 0, "save_minutes", "save_steps", "check_steps")
-        at_least(self, 0, "memory_lr", "mem_wd", "lr_final", "weight_decay")
+        at_least(self, 0, "save_minutes", "memory_lr", "mem_wd", "lr_final", "weight_decay")
         above_zero(self, "moco_t", "mem_t", "lr")
         if not 0 <= self.moco_m < 1:
             raise InputError(
@@ -226,7 +221,7 @@ class PretrainConfig(ProcessOptions):
         """The options that a resumed run has to share with the one it goes on from."""
         free = {f.name for f in fields(ProcessOptions)}
         free |= {"data", "download", "workers", "save_path", "log_path", "print_freq"}
-        free |= {"save_freq", "save_minutes", "save_steps", "check_steps", "dry_run"}
+        free |= {"save_freq", "save_minutes", "dry_run"}
         free |= {"resume", "bad_images", "bad_images_max"}
         return {name: value for name, value in asdict(self).items() if name not in free}
 

@@ -10,8 +10,11 @@ REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # sent to whole proc
 
 
 @contextmanager
-def requests_held():
-    """Requests to stop that come during the block are answered after it."""
+def requests_blocked():
+    """Requests to stop that come during the block are answered after it.
+
+    A process that is started in the block inherits this, until it calls unblock_requests.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -22,10 +25,27 @@ def requests_held():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def let_requests_through() -> None:
-    """Undo what a parent that held them has left to this process."""
+def unblock_requests() -> None:
+    """Answer the requests that the process's parent has blocked."""
+    if parent_process() is not None:
+        end_by_interrupts()
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
+
+
+def end_by_interrupts() -> None:
+    """Let Ctrl-C end this process at once, as SIGTERM does, without a traceback.
+
+    For the time before training, in which there is nothing to save.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def ignore_requests() -> None:
+    """For the time in which there is nothing left to do but to end."""
+    if threading.current_thread() is threading.main_thread():
+        for request in REQUESTS:
+            signal.signal(request, signal.SIG_IGN)
 
 
 class StopRequest:
@@ -56,10 +76,11 @@ class StopRequest:
             signal.signal(request, handler)
 
     def _keep(self, number: int, _) -> None:
-        self.received = self.received or signal.Signals(number)  # what a launcher adds is an echo
+        # Keep the first one: launchers often send a second signal.
+        self.received = self.received or signal.Signals(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            if parent_process() is None:  # one voice is enough
+            if parent_process() is None:  # one message is enough
                 print("stopping soon; Ctrl-C again stops at once", file=sys.stderr, flush=True)
         if self.pass_on:
             self.pass_on()

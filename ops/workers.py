@@ -7,7 +7,7 @@ import threading
 
 from torch.utils.data import DataLoader
 
-from ops.signals import REQUESTS, requests_held
+from ops.signals import REQUESTS, requests_blocked
 
 LOOK = 2.0  # seconds between two looks whether the parent is alive
 
@@ -19,7 +19,7 @@ class ParentsLoader(DataLoader):
         super().__init__(*arguments, worker_init_fn=obey_parent_only, **keywords)
 
     def __iter__(self):
-        with requests_held():  # the processes start here, and keep them blocked
+        with requests_blocked():  # the processes start here, and keep them blocked
             return super().__iter__()
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from ops.signals import REQUESTS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -57,6 +60,7 @@ def run_main(*words, cwd: Path, **env) -> subprocess.CompletedProcess:
     out, err = StringIO(), StringIO()
     with ExitStack() as held:
         held.enter_context(one_thread())
+        held.enter_context(signals_kept())
         held.enter_context(torch.random.fork_rng(devices=[]))
         held.enter_context(mock.patch.dict(os.environ, env))
         held.enter_context(mock.patch.object(sys, "argv", [str(ROOT / script), *options]))
@@ -81,6 +85,17 @@ def one_thread():
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def signals_kept():
+    """What a script does with signals at its end is undone."""
+    before = {number: signal.getsignal(number) for number in REQUESTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def test_defaults_are_those_of_the_published_run():
     expected = dict(
         data="data", log_path="train_log", save_path=".", arch="resnet50", workers=32, epochs=200,
         start_epoch=0, batch_size=256, lr=0.03, lr_final=0.0006, schedule=(120, 160), momentum=0.9,
-        weight_decay=1e-4, print_freq=10, resume="", world_size=1, rank=0, nodes_num=1, node_rank=0,
+        weight_decay=1e-4, print_freq=10, resume="", world_size=1, rank=0,
         ngpu=8, master_addr="127.0.0.1", master_port=1234, dist_backend="nccl", moco_dim=128,
         moco_m=0.999, moco_t=0.12, mlp=1, cos=1, dataset="ImageNet", cluster=65536, memory_lr=3.0,
         mem_t=0.02, mem_wd=1e-4, ad_init=1, sym=0, multi_crop=0, multiprocessing_distributed=1,
@@ -70,7 +70,7 @@ def test_an_option_that_is_given_wins_over_the_data_sets_default():
     [
         "--cluster 0", "--moco_t 0", "--mem_t -1", "--moco_t nan", "--lr 0", "--batch_size 0",
         "--epochs 0", "--moco_m 1", "--momentum 1", "--start_epoch 200", "--dist_url localhost:1",
-        "--rank 1", "--world_size 2 --nodes_num 3", "--min_scale 0", "--knn_freq -1",
+        "--rank 1", "--rank 2 --nodes_num 2", "--min_scale 0", "--knn_freq -1",
         "--multi_crop 1 --nmb_crops 1", "--multi_crop 1 --max_scale_crops 2 2 2 2 2",
         "--multi_crop 1 --size_crops 0 1 1 1 1", "--accum_steps 0",
         "--accum_steps 3", "-b 8 --accum_steps 8",

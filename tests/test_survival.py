@@ -209,7 +209,7 @@ def test_a_run_told_to_stop_saves_and_ends_with_code_75(tmp_path, digit_folder, 
 
 
 def test_two_runs_never_share_a_folder(tmp_path, digit_folder):
-    words = ["--data", digit_folder, "--epochs", 400, "--knn_freq", 0, "--save_steps", 2]
+    words = ["--data", digit_folder, "--epochs", 400, "--knn_freq", 0, "--save_minutes", 0.001]
     running = Running(tmp_path, *words)
     running.wait_for_a_step()
     while not list(tmp_path.rglob(checkpoint.LAST)):
@@ -280,7 +280,7 @@ def test_resuming_takes_back_what_was_logged_after_the_save(tmp_path):
 
 
 def test_ten_steps_in_a_row_that_are_not_finite_stop_the_run(tmp_path, digit_folder):
-    words = [*TINY, "--data", digit_folder, "--epochs", 40, "--lr", 1e30, "--save_steps", 1]
+    words = [*TINY, "--data", digit_folder, "--epochs", 40, "--lr", 1e30, "--save_minutes", 1e-6]
     result = run_script("main_adco.py", *words, "--ad_init", 0, "--knn_freq", 0, cwd=tmp_path)
     assert result.returncode == EXIT_FAILED, (result.stdout, result.stderr)
     assert (
@@ -370,7 +370,7 @@ def test_torchrun_restarts_a_run_after_a_process_was_killed(tmp_path, digit_fold
         str(free_port()),
         str(ROOT / "main_adco.py"),
     ]
-    command += [*TINY, "--data", str(digit_folder), "--knn_freq", "0", "--save_steps", "3"]
+    command += [*TINY, "--data", str(digit_folder), "--knn_freq", "0", "--save_minutes", "0.001"]
     with subprocess.Popen(
         [*command, "--resume", "auto", "--epochs", "8"],
         cwd=tmp_path, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},

@@ -13,7 +13,7 @@ from adco.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.pictures import ArrayPictures
 from adco.views import Recipe
 from ops.distributed import World
-from ops.workers import REQUESTS, requests_held
+from ops.signals import REQUESTS, requests_blocked
 from tests.conftest import ROOT
 
 PICTURES = np.zeros((40, 8, 8, 3), np.uint8)
@@ -44,7 +44,7 @@ def test_a_request_that_comes_while_workers_start_is_answered_by_the_parent():
     heard = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
     try:
-        with requests_held():
+        with requests_blocked():
             os.kill(os.getpid(), signal.SIGUSR1)
         assert heard == [signal.SIGUSR1]
     finally:

@@ -1,4 +1,4 @@
-"""Who is still alive: a process that dies or hangs is missed by the others within a minute."""
+"""Heartbeats: a process that dies is missed by the others within a minute."""
 
 import os
 import sys
@@ -14,11 +14,11 @@ PATIENCE = 25.0  # seconds without one after which a process counts as lost
 GRACE = 10.0  # seconds in which the main thread may find out and stop by itself
 
 
-class Lifeline(threading.Thread):
+class Heartbeat(threading.Thread):
     """Gives a sign of life through the store, and watches the next process and the store itself.
 
-    Who misses a process tells all the others its rank, so that every message names the same one.
-    A main thread that hangs in a collective meanwhile is ended with exit code 70.
+    A process that misses another writes its rank into the store, so that every message names the
+    same one. A main thread that still hangs in a collective is then ended with exit code 70.
     """
 
     def __init__(self, store, world: World):
@@ -31,7 +31,7 @@ class Lifeline(threading.Thread):
 
     def run(self) -> None:
         neighbour = (self.world.rank + 1) % self.world.size
-        # Counted in own beats: a machine that was suspended has missed none.
+        # Count our own beats, not seconds: a suspended machine must not look dead.
         beats, missed = None, 0
         while self.lost is None:
             try:
