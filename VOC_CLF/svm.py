@@ -1,18 +1,15 @@
 """The field's protocol: one linear SVM per class on frozen features of the whole picture."""
 
-from functools import partial
-
 import numpy as np
-from PIL import Image
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
-from torch import Tensor
 
+from adco.loader import check_loader
 from adco.probe import extract_features
-from adco.views import check_view, normalised
+from ops.distributed import World
 from ops.journal import Journal
-from VOC_CLF.dataset import CLASSES, FixedViews, Voc, VocSplit
-from VOC_CLF.linear import loader
+from VOC_CLF.dataset import CLASSES, Voc, VocSplit
+from VOC_CLF.linear import num_workers
 from VOC_CLF.options import VocConfig
 
 FOLDS = 3
@@ -47,13 +44,10 @@ def svm_scores(
 
 def features(config: VocConfig, model, split: VocSplit, device) -> np.ndarray:
     """[n, d] trunk features, unit length, of the view that ImageNet scores are computed on."""
-    views = FixedViews(split, partial(trunk_view, size=config.picture_size()))
-    return extract_features(model, loader(config, views), device).rows.cpu().numpy()
-
-
-def trunk_view(picture: Image.Image, size: int) -> Tensor:
-    """[3, size, size]"""
-    return normalised([check_view(picture, size)])[0]
+    views = check_loader(
+        split.pictures, config.picture_size(), config.batch_size, num_workers(config), World()
+    )
+    return extract_features(model, views, device).rows.cpu().numpy()
 
 
 def fit_svm(x: np.ndarray, positive: np.ndarray, config: VocConfig):

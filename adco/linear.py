@@ -9,16 +9,9 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from adco.encoder import Trunk
-from adco.loader import workers_per_process
+from adco.loader import EpochBatches, batch_loader, workers_per_process
 from adco.probe import extract_features
-from adco.probe_data import (
-    ProbeBatches,
-    ProbeSets,
-    ProbeViews,
-    probe_loader,
-    probe_recipe,
-    scoring_loader,
-)
+from adco.probe_data import ProbeSets, ProbeViews, probe_recipe, scoring_loader
 from ops.distributed import (
     World,
     broadcast_from_first_,
@@ -141,17 +134,14 @@ class LinearProbe:
 
     def start_training(self) -> None:
         config = self.config
-        recipe = probe_recipe(config)
+        views = ProbeViews(
+            self.sets.train, probe_recipe(config), bool(config.randcrop), config.seed
+        )
         batch_size = config.batch_size * self.world.size // self.world.local_size
-        self.batches = ProbeBatches(
-            len(self.sets.train), batch_size, self.world, config.seed, least=1 if self.frozen else 2
-        )
-        self.loader = probe_loader(
-            ProbeViews(self.sets.train, recipe, bool(config.randcrop), config.seed),
-            self.batches,
-            workers_per_process(config.workers, self.world),
-            self.device.type == "cuda",
-        )
+        least = 1 if self.frozen else 2  # BatchNorm in train mode needs two pictures
+        self.batches = EpochBatches(len(views), batch_size, self.world, config.seed, least)
+        workers = workers_per_process(config.workers, self.world)
+        self.loader = batch_loader(views, self.batches, workers, self.device.type == "cuda")
         self.wrapped = wrap_encoder(self.model, self.world)
 
     def rates(self, epoch: float) -> list[float]:
@@ -188,7 +178,7 @@ class LinearProbe:
                 group["lr"] = rate
             labels = labels.to(self.device, non_blocking=True)
             scores = self.wrapped(pictures.to(self.device, non_blocking=True))
-            losses += self.step(scores, labels, self.batches.total(i))
+            losses += self.step(scores, labels, self.batches.sizes[i])
             counts += torch.stack([count_right(of_head.detach(), labels) for of_head in scores])
             seconds += watch.lap()
             self.journal.advance()

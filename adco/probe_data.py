@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
-from torchvision.transforms import functional as VF
+from torch.utils.data import Dataset
 
 from adco.data import load_splits
 from adco.lists import SquaredPictures, listed_part, load_places, share_of_each_class
@@ -77,7 +77,10 @@ def load_probe_sets(config: ProbeConfig, holdout: float) -> ProbeSets:
 
 
 class ProbeViews(Dataset):
-    """(training view [3, S, S], label) of a picture. Indexed by (epoch, index)."""
+    """(training view [3, S, S], label) of each picture, in whole batches.
+
+    randcrop: a view is a window of the picture at full resolution.
+    """
 
     def __init__(self, pictures: Pictures, recipe: Recipe, randcrop: bool, seed: int):
         self.pictures, self.recipe, self.randcrop, self.seed = pictures, recipe, randcrop, seed
@@ -85,27 +88,30 @@ class ProbeViews(Dataset):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, position: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = position
+    def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """[n, 3, S, S], [n], of pairs (epoch, index)."""
+        views = [self._render(epoch, index) for epoch, index in positions]
+        labels = self.pictures.labels[[index for _, index in positions]]
+        return normalised(views), torch.as_tensor(labels)
+
+    def _render(self, epoch: int, index: int) -> np.ndarray:
         picture, size = self.pictures.picture(index), self.recipe.size
-        if self.randcrop:
-            picture = padded(picture, size)
         draw = draw_view(self.recipe, *picture.size, view_rng(self.seed, epoch, index, 0))
         if self.randcrop:
             rng = view_rng(self.seed, epoch, index, CROP_VIEW)
-            left, top = (int(rng.integers(length - size + 1)) for length in picture.size)
+            left, top = (window_start(length, size, rng) for length in picture.size)
             draw = draw._replace(box=(left, top, size, size))
-        (view,) = normalised([render(picture, draw, size)])
-        return view, int(self.pictures.labels[index])
+        return render(picture, draw, size)
 
 
-def padded(picture: Image.Image, size: int) -> Image.Image:
-    """The picture with black borders on all sides where it is smaller than size x size."""
-    across, down = (max(0, size - length) for length in picture.size)
-    if not across and not down:
-        return picture
-    sides = [across // 2, down // 2, across - across // 2, down - down // 2]
-    return VF.pad(picture, sides)
+def window_start(length: int, size: int, rng: np.random.Generator) -> int:
+    """Where a random window of `size` pixels begins, on a side of `length` pixels.
+
+    A side that is shorter lies in the middle of its window: Pillow crops black outside a picture.
+    """
+    if length < size:
+        return -((size - length) // 2)
+    return int(rng.integers(length - size + 1))
 
 
 def probe_recipe(config: ProbeConfig) -> Recipe:
@@ -115,53 +121,6 @@ def probe_recipe(config: ProbeConfig) -> Recipe:
         return recipe
     return Recipe(
         recipe.size, recipe.min_scale, jitter_p=0, gray_p=0, blur_p=0, flip_p=recipe.flip_p
-    )
-
-
-class ProbeBatches(Sampler):
-    """This process's batches of (epoch, index), a pure function of (seed, epoch).
-
-    A global batch is up to `size` consecutive pictures of the epoch's permutation, dealt out to the
-    processes in turn; the last one may be smaller. One that gives a process fewer than `least`
-    pictures is left out (BatchNorm in train mode needs two).
-    """
-
-    def __init__(self, num_pictures: int, size: int, world: World, seed: int, least: int = 1):
-        self.num_pictures, self.world, self.seed, self.epoch = num_pictures, world, seed, 0
-        parts = [(start, min(start + size, num_pictures)) for start in range(0, num_pictures, size)]
-        self.parts = [(start, end) for start, end in parts if end - start >= least * world.size]
-        if not self.parts:
-            raise InputError(
-                f"a batch of {min(size, num_pictures)} of {num_pictures} training pictures gives "
-                f"{world.size} process(es) fewer than {least} each; raise --batch_size or lower "
-                "--nproc"
-            )
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def total(self, step: int) -> int:
-        """Pictures of a step over all processes."""
-        start, end = self.parts[step]
-        return end - start
-
-    def __iter__(self):
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_pictures)
-        for start, end in self.parts:
-            mine = order[start:end][self.world.rank :: self.world.size]
-            yield [(self.epoch, int(index)) for index in mine]
-
-
-def probe_loader(
-    views: ProbeViews, batches: ProbeBatches, workers: int, pin: bool
-) -> ParentsLoader:
-    """Batches of (views [n, 3, S, S], labels [n]); set `batches.epoch` before each epoch."""
-    return ParentsLoader(
-        views,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=pin,
-        persistent_workers=workers > 0,
     )
 
 

@@ -15,9 +15,9 @@ from probe_pictures import COLOURS, class_folders, paint, small_config, trunk_fi
 
 from adco.evaluate import run
 from adco.lists import load_places, share_of_each_class
+from adco.loader import EpochBatches
 from adco.pictures import ArrayPictures
 from adco.probe_data import (
-    ProbeBatches,
     ProbeViews,
     load_probe_sets,
     probe_recipe,
@@ -173,17 +173,30 @@ def test_train_and_val_with_other_classes_are_refused(tmp_path):
 
 def test_the_processes_share_out_every_batch_whatever_their_number():
     def steps(size):
-        ranks = [list(ProbeBatches(11, 4, World(r, size, size), seed=3)) for r in range(size)]
-        return [sorted(chain(*parts)) for parts in zip(*ranks, strict=True)]
+        ranks = [list(EpochBatches(11, 4, World(r, size, size), seed=3)) for r in range(size)]
+        return [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
 
     assert steps(1) == steps(2) == steps(3)
     assert [len(step) for step in steps(1)] == [4, 4, 3]
+    assert sorted(chain(*steps(1))) == [(0, index) for index in range(11)]
+
+
+@pytest.mark.parametrize(("least", "sizes"), [(1, [4, 4, 3]), (2, [4, 4])])
+def test_a_batch_that_gives_a_process_too_few_pictures_is_left_out(least, sizes):
+    batches = EpochBatches(11, 4, World(1, 2, 2), seed=3, least=least)
+    assert batches.sizes == sizes and len(list(batches)) == len(sizes)
+
+
+def test_an_epoch_without_a_batch_is_refused():
+    with pytest.raises(InputError, match="3 pictures do not fill a batch of 2 for each of 2"):
+        EpochBatches(3, 4, World(1, 2, 2), seed=3, least=2)
 
 
 def test_a_random_crop_shows_the_picture_at_full_resolution_and_pads_a_small_one():
     pixels = np.arange(20 * 20 * 3, dtype=np.uint8).reshape(1, 20, 20, 3)
     config = small_config(".", "random", randcrop=1, image_size=8, flip=0)
-    view, _ = ProbeViews(ArrayPictures(pixels, [0]), probe_recipe(config), True, 0)[(0, 0)]
+    views = ProbeViews(ArrayPictures(pixels, [0]), probe_recipe(config), True, 0)
+    (view,), _ = views.__getitems__([(0, 0)])
     windows = [
         as_view(Image.fromarray(pixels[0, y : y + 8, x : x + 8]))
         for x in range(13)
@@ -191,9 +204,10 @@ def test_a_random_crop_shows_the_picture_at_full_resolution_and_pads_a_small_one
     ]
     assert sum(torch.allclose(view, window, atol=1e-5) for window in windows) == 1
 
-    config = small_config(".", "random", randcrop=1, image_size=30, flip=0)
-    view, _ = ProbeViews(ArrayPictures(pixels, [0]), probe_recipe(config), True, 0)[(0, 0)]
-    framed = Image.new("RGB", (30, 30))
+    config = small_config(".", "random", randcrop=1, image_size=31, flip=0)
+    views = ProbeViews(ArrayPictures(pixels, [0]), probe_recipe(config), True, 0)
+    (view,), _ = views.__getitems__([(0, 0)])
+    framed = Image.new("RGB", (31, 31))
     framed.paste(Image.fromarray(pixels[0]), (5, 5))
     torch.testing.assert_close(view, as_view(framed), atol=1e-5, rtol=0)
 
