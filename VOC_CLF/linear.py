@@ -2,7 +2,6 @@
 
 import copy
 from functools import partial
-from math import cos, pi
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from adco.loader import EpochBatches, batch_loader, workers_per_process
 from ops import checkpoint
 from ops.distributed import World
 from ops.journal import Journal
-from ops.schedule import set_rate
+from ops.schedule import cosine, set_rate
 from VOC_CLF.dataset import (
     CLASSES,
     FixedViews,
@@ -54,7 +53,7 @@ def fit(config: VocConfig, model, voc: Voc, device, journal: Journal) -> None:
     optimizer = torch.optim.SGD(model.fc.parameters(), lr=config.lr, momentum=config.momentum)
     best, best_state = -1.0, None
     for epoch in range(config.epochs):
-        lr = 0.5 * config.lr * (1 + cos(pi * (epoch + 1) / 12))
+        lr = cosine(epoch + 1, 12, config.lr)
         set_rate(optimizer, lr)
         batches.epoch = epoch
         loss = train_epoch(model, train_loader, optimizer, bool(config.bn_adapt), device)

@@ -22,7 +22,6 @@ from ops.distributed import (
 from ops.journal import Journal, Stopwatch
 from ops.metrics import Accuracy, accuracies, count_right, lead
 from ops.probe_options import ProbeConfig
-from ops.schedule import probe_rate
 
 KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
@@ -146,22 +145,8 @@ class LinearProbe:
 
     def rates(self, epoch: float) -> list[float]:
         """Learning rate of each parameter group; a trunk's falls as its head's does."""
-        config = self.config
-        rates = [
-            probe_rate(
-                epoch,
-                epochs=config.epochs,
-                lr=lr,
-                cosine=bool(config.cos),
-                final_lr=config.final_lr,
-                milestones=config.schedule,
-                sgdr=config.sgdr,
-                sgdr_t0=config.sgdr_t0,
-                sgdr_t_mult=config.sgdr_t_mult,
-            )
-            for lr in self.lrs
-        ]
-        return rates if self.frozen else [*rates, rates[0] / self.lrs[0] * config.trunk_lr]
+        rates = [self.config.rate(epoch, lr) for lr in self.lrs]
+        return rates if self.frozen else [*rates, rates[0] / self.lrs[0] * self.config.trunk_lr]
 
     def train_epoch(self) -> None:
         config, num_steps = self.config, len(self.batches)

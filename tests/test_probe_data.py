@@ -28,7 +28,6 @@ from ops.arguments import parse
 from ops.distributed import World
 from ops.errors import InputError
 from ops.probe_options import PROBE_PRESETS, ProbeConfig
-from ops.schedule import probe_rate
 from tests.conftest import assert_refused, run_main
 
 ROOT = "data/vision/torralba/deeplearning/images256"
@@ -223,7 +222,8 @@ def test_strong_views_have_colour_and_blur_and_plain_ones_have_none():
 
 
 def test_sgdr_1_is_a_cosine_of_period_24_over_30_epochs():
-    rates = [probe_rate(e / 2, epochs=30, lr=5, sgdr=1) for e in range(60)]
+    config = ProbeConfig(pretrained="random", epochs=30, sgdr=1)
+    rates = [config.rate(e / 2, lr=5) for e in range(60)]
     assert rates == pytest.approx([2.5 * (1 + cos(pi * e / 24)) for e in range(60)])
     assert rates[24] == pytest.approx(0) and rates[48] == pytest.approx(5)
 
@@ -231,23 +231,20 @@ def test_sgdr_1_is_a_cosine_of_period_24_over_30_epochs():
 def test_sgdr_2_is_that_of_torch():
     from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
+    config = ProbeConfig(pretrained="random", sgdr=2, sgdr_t0=3, sgdr_t_mult=2)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=5)
     theirs = CosineAnnealingWarmRestarts(optimizer, T_0=3, T_mult=2)
     for epoch in np.arange(0, 25, 0.25):
         theirs.step(epoch)
-        ours = probe_rate(epoch, epochs=30, lr=5, sgdr=2, sgdr_t0=3, sgdr_t_mult=2)
-        assert ours == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert config.rate(epoch, lr=5) == pytest.approx(optimizer.param_groups[0]["lr"])
 
 
 def test_the_published_schedules_hold_still_within_an_epoch():
-    def cosine(epoch):
-        return probe_rate(epoch, epochs=100, lr=10)
-
-    def steps(epoch):
-        return probe_rate(epoch, epochs=100, lr=10, cosine=False)
-
-    assert cosine(50.9) == cosine(50) == pytest.approx(0.01 + 0.5 * 9.99)
-    assert [steps(e) for e in (14.9, 15, 25, 30)] == pytest.approx([10, 1, 0.1, 0.01])
+    cosine = ProbeConfig(pretrained="random")
+    assert cosine.rate(50.9, 10) == cosine.rate(50, 10) == pytest.approx(0.01 + 0.5 * 9.99)
+    steps = ProbeConfig(pretrained="random", cos=0)
+    rates = [steps.rate(epoch, 10) for epoch in (14.9, 15, 25, 30)]
+    assert rates == pytest.approx([10, 1, 0.1, 0.01])
 
 
 def test_the_published_commands_are_understood_in_both_spellings():
