@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
-from adco.data import FolderPictures, some
+from adco.data import some
+from adco.pictures import FolderPictures
 from adco.views import view_rng
 from ops.errors import InputError
 

@@ -7,14 +7,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import BatchSampler
+from torch.utils.data import Dataset
 
 from adco.encoder import Trunk
-from adco.loader import EpochBatches, batch_loader, workers_per_process
+from adco.loader import EpochBatches, batch_loader, check_loader, workers_per_process
 from ops import checkpoint
 from ops.distributed import World
 from ops.journal import Journal
 from ops.schedule import cosine, set_rate
+from ops.workers import ParentsLoader
 from VOC_CLF.dataset import (
     CLASSES,
     FixedViews,
@@ -41,7 +42,8 @@ def linear_scores(
     nn.init.zeros_(model.fc.bias)
     model.to(device)
     fit(config, model, voc, device, journal)
-    return predict(model, scoring_loader(config, scored, five_crops), device)
+    crops = FixedViews(scored, partial(five_crops, size=config.picture_size()))
+    return predict(model, in_order(config, crops), device)
 
 
 def fit(config: VocConfig, model, voc: Voc, device, journal: Journal) -> None:
@@ -49,7 +51,8 @@ def fit(config: VocConfig, model, voc: Voc, device, journal: Journal) -> None:
     views = TrainingViews(voc.train, config.picture_size(), config.seed)
     batches = EpochBatches(len(views), config.batch_size, World(), config.seed)
     train_loader = batch_loader(views, batches, num_workers(config))
-    val_loader = scoring_loader(config, voc.val, middle)
+    middles = FixedViews(voc.val, partial(middle, size=config.picture_size()))
+    val_loader = in_order(config, middles)
     optimizer = torch.optim.SGD(model.fc.parameters(), lr=config.lr, momentum=config.momentum)
     best, best_state = -1.0, None
     for epoch in range(config.epochs):
@@ -106,11 +109,9 @@ def predict(model, batches, device) -> np.ndarray:
     return torch.cat(outputs).numpy()
 
 
-def scoring_loader(config: VocConfig, split: VocSplit, view):
-    """Batches of (view(picture, size), labels), every picture once, in the order of the list."""
-    views = FixedViews(split, partial(view, size=config.picture_size()))
-    batches = BatchSampler(range(len(views)), config.batch_size, drop_last=False)
-    return batch_loader(views, batches, num_workers(config))
+def in_order(config: VocConfig, views: Dataset) -> ParentsLoader:
+    """Batches of all views in the order of the list."""
+    return check_loader(views, config.batch_size, num_workers(config), World())
 
 
 def num_workers(config: VocConfig) -> int:

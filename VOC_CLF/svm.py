@@ -4,12 +4,11 @@ import numpy as np
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from adco.loader import check_loader
+from adco.loader import CheckViews
 from adco.probe import extract_features
-from ops.distributed import World
 from ops.journal import Journal
 from VOC_CLF.dataset import CLASSES, Voc, VocSplit
-from VOC_CLF.linear import num_workers
+from VOC_CLF.linear import in_order
 from VOC_CLF.options import VocConfig
 
 FOLDS = 3
@@ -44,10 +43,8 @@ def svm_scores(
 
 def features(config: VocConfig, model, split: VocSplit, device) -> np.ndarray:
     """[n, d] trunk features, unit length, of the view that ImageNet scores are computed on."""
-    views = check_loader(
-        split.pictures, config.picture_size(), config.batch_size, num_workers(config), World()
-    )
-    return extract_features(model, views, device).rows.cpu().numpy()
+    loader = in_order(config, CheckViews(split.pictures, config.picture_size()))
+    return extract_features(model, loader, device).rows.cpu().numpy()
 
 
 def fit_svm(x: np.ndarray, positive: np.ndarray, config: VocConfig):

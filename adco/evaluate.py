@@ -57,7 +57,7 @@ def introduce(
     journal.say(
         f"{config.arch} from {source}: {len(sets.train)} pictures to train on, "
         f"{len(sets.held_out) if sets.held_out else 0} held out, {len(sets.val)} in val, "
-        f"{len(sets.classes)} classes, {world.size} process(es) on {device.type}"
+        f"{len(sets.train.classes)} classes, {world.size} process(es) on {device.type}"
     )
     if source == RANDOM:
         journal.say("random weights: this score is the baseline")

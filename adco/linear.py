@@ -89,7 +89,7 @@ class LinearProbe:
         self.lrs = config.rates()
         torch.manual_seed(config.seed)
         self.model = Probe(
-            self.encoder, len(sets.classes), len(self.lrs), config.dropout, self.frozen
+            self.encoder, len(sets.train.classes), len(self.lrs), config.dropout, self.frozen
         ).to(device)
         self.trunk_before = self.trunk_checksums()
         self.optimizer = self.build_optimizer()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
-from adco import fast_views, views
+from adco import fast_views
+from adco import views as pil_views
 from adco.pictures import Pictures
 from adco.views import Recipe, draw_view, normalised, view_rng
 from ops.distributed import World
@@ -51,7 +52,7 @@ class TrainingViews(Dataset):
         """uint8 [S, S, 3] per recipe, from one decoding."""
         picture = self._picture(epoch, index, broken_)
         height, width = picture.shape[:2] if self.fast else picture.size[::-1]
-        render = fast_views.render if self.fast else views.render
+        render = fast_views.render if self.fast else pil_views.render
         rendered = []
         for view, recipe in enumerate(self.recipes):
             draw = draw_view(recipe, width, height, view_rng(self.seed, epoch, index, view))
@@ -83,14 +84,21 @@ class TrainingViews(Dataset):
 class CheckViews(Dataset):
     """(test view [3, S, S], label) of each picture, in whole batches.
 
-    skip_broken: pictures that cannot be read are left out; otherwise they raise InputError.
+    skip_broken: pictures that cannot be read are left out, so that a batch may be smaller, even
+    empty; otherwise they raise InputError.
+    square: whatever a picture's shape, a square is made of it.
     """
 
     def __init__(
-        self, pictures: Pictures, size: int, augment: str = "pil", skip_broken: bool = False
+        self,
+        pictures: Pictures,
+        size: int,
+        augment: str = "pil",
+        skip_broken: bool = False,
+        square: bool = False,
     ):
         self.pictures, self.size, self.fast = pictures, size, augment == "fast"
-        self.skip_broken = skip_broken
+        self.skip_broken, self.square = skip_broken, square
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -111,8 +119,8 @@ class CheckViews(Dataset):
 
     def _render(self, index: int) -> np.ndarray:
         if self.fast:
-            return fast_views.check_view(self.pictures.pixels(index), self.size)
-        return views.check_view(self.pictures.picture(index), self.size)
+            return fast_views.check_view(self.pictures.pixels(index), self.size, self.square)
+        return pil_views.check_view(self.pictures.picture(index), self.size, self.square)
 
 
 def as_it_is(batch):
@@ -156,7 +164,9 @@ class EpochBatches(Sampler):
             yield [(self.epoch, int(index)) for index in mine]
 
 
-def batch_loader(dataset: Dataset, batches, workers: int, pin_memory: bool = False):
+def batch_loader(
+    dataset: Dataset, batches: Sampler, workers: int, pin_memory: bool = False
+) -> ParentsLoader:
     """A loader of the batches that `dataset` makes of each list of positions in `batches`."""
     return ParentsLoader(
         dataset,
@@ -200,21 +210,13 @@ class TrainingLoader:
         return news
 
 
-def check_loader(
-    pictures: Pictures,
-    size: int,
-    batch_size: int,
-    workers: int,
-    world: World,
-    augment: str = "pil",
-    skip_broken: bool = False,
-) -> ParentsLoader:
-    """(views, labels) of this process's share of the pictures, in order: every picture once over
-    all processes. With skip_broken a batch may be smaller, even empty.
+def check_loader(views: Dataset, batch_size: int, workers: int, world: World) -> ParentsLoader:
+    """Batches of this process's share of the views, in order.
+
+    Over all processes every picture comes once.
     """
-    share = range(world.rank, len(pictures), world.size)
-    batches = BatchSampler(share, batch_size, drop_last=False)
-    return batch_loader(CheckViews(pictures, size, augment, skip_broken), batches, workers)
+    share = range(world.rank, len(views), world.size)
+    return batch_loader(views, BatchSampler(share, batch_size, drop_last=False), workers)
 
 
 def workers_per_process(workers: int, world: World) -> int:

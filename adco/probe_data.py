@@ -5,13 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from adco.data import load_splits
-from adco.lists import SquaredPictures, listed_part, load_places, share_of_each_class
-from adco.loader import check_loader
+from adco.lists import listed_part, load_places, share_of_each_class
+from adco.loader import CheckViews, check_loader
 from adco.pictures import Pictures
 from adco.views import Recipe, draw_view, normalised, render, view_rng
 from ops.distributed import World
@@ -22,27 +21,12 @@ from ops.workers import ParentsLoader
 CROP_VIEW = 1  # number of the view that --randcrop draws its place with; view 0 is all else
 
 
-class Part:
-    """Some pictures of a data set, in a given order."""
-
-    def __init__(self, pictures: Pictures, positions: np.ndarray):
-        self.pictures, self.positions = pictures, positions
-        self.labels, self.classes = pictures.labels[positions], pictures.classes
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def picture(self, index: int) -> Image.Image:
-        return self.pictures.picture(int(self.positions[index]))
-
-
 class ProbeSets(NamedTuple):
     """Labelled pictures. `held_out` is None where everything is trained on."""
 
     train: Pictures
     held_out: Pictures | None
     val: Pictures
-    classes: list[str]
 
 
 def load_probe_sets(config: ProbeConfig, holdout: float) -> ProbeSets:
@@ -66,14 +50,14 @@ def load_probe_sets(config: ProbeConfig, holdout: float) -> ProbeSets:
     held_out = None
     if holdout:
         apart = share_of_each_class(train.labels[positions], holdout, config.seed)
-        held_out = Part(train, positions[apart])
+        held_out = train.part(positions[apart])
         positions = np.delete(positions, apart)
         if len(positions) == 0:
             raise InputError(
                 f"holdout={holdout} leaves no picture to train on (of {len(apart)}, at least one "
                 "of each class is held out); give more pictures or --holdout 0"
             )
-    return ProbeSets(Part(train, positions), held_out, val, train.classes)
+    return ProbeSets(train.part(positions), held_out, val)
 
 
 class ProbeViews(Dataset):
@@ -128,6 +112,5 @@ def scoring_loader(
     pictures: Pictures, config: ProbeConfig, batch_size: int, workers: int, world: World
 ) -> ParentsLoader:
     """Test views and labels of this process's share. Places205 is made square first."""
-    if config.dataset in PLACES:
-        pictures = SquaredPictures(pictures, round(config.image_size * 256 / 224))
-    return check_loader(pictures, config.image_size, batch_size, workers, world)
+    views = CheckViews(pictures, config.image_size, square=config.dataset in PLACES)
+    return check_loader(views, batch_size, workers, world)

@@ -102,7 +102,7 @@ def score_saved_head(bench: Bench) -> Outcome:
 def vote(bench: Bench) -> Outcome:
     """kNN on frozen features."""
     config, sets, world = bench.config, bench.sets, bench.world
-    num_classes = len(sets.classes)
+    num_classes = len(sets.train.classes)
     train, held_out, val = features_of(bench)
     train = gather_features(train, world)
     found = knn_accuracies(train, held_out or val, num_classes, config.knn_k, world)
@@ -123,7 +123,7 @@ def vote(bench: Bench) -> Outcome:
 
 def regress(bench: Bench) -> Outcome:
     """Logistic regression on frozen features of unit length."""
-    world, num_classes = bench.world, len(bench.sets.classes)
+    world, num_classes = bench.world, len(bench.sets.train.classes)
     train, held_out, val = features_of(bench)
     cost, found = logistic.choose_cost(train, held_out, num_classes, world)
     table = [{"cost": c, "acc1": of_c.acc1, "acc5": of_c.acc5} for c, of_c in found]

@@ -17,7 +17,7 @@ import torch
 
 from adco.data import Splits, load_splits
 from adco.encoder import read_trunk
-from adco.loader import check_loader
+from adco.loader import CheckViews, check_loader
 from adco.probe import extract_features
 from ops.arguments import argument, from_dict, option, parse
 from ops.distributed import World
@@ -76,7 +76,9 @@ def draw_neighbours(splits: Splits, checkpoint: Path, size: int, path: Path) -> 
     """
     encoder = read_trunk(str(checkpoint)).build()
     train, val = (
-        extract_features(encoder, check_loader(part, size, 256, 0, World()), torch.device("cpu"))
+        extract_features(
+            encoder, check_loader(CheckViews(part, size), 256, 0, World()), torch.device("cpu")
+        )
         for part in (splits.labelled, splits.val)
     )
     classes = np.unique(splits.val.labels)[:NUM_QUERIES]

@@ -255,7 +255,8 @@ def test_a_score_copes_with_batches_that_come_back_empty(folder):
     names = [GOOD[0], *BROKEN, GOOD[1]]
     some = FolderPictures(folder, names, list(range(len(names))))
     trunk = build_trunk("resnet10").eval()
-    pairs = check_loader(some, 32, 3, 0, World(), "fast", skip_broken=True)
+    views = CheckViews(some, 32, "fast", skip_broken=True)
+    pairs = check_loader(views, 3, 0, World())
     features = extract_features(trunk, pairs, torch.device("cpu"))
     assert features.labels.tolist() == [0, len(names) - 1]
     assert knn_accuracy(features, features, World()) > 0
@@ -263,7 +264,8 @@ def test_a_score_copes_with_batches_that_come_back_empty(folder):
 
 def test_a_score_of_nothing_is_zero(folder):
     some = FolderPictures(folder, list(BROKEN), [0] * len(BROKEN))
-    pairs = check_loader(some, 32, 3, 0, World(), "fast", skip_broken=True)
+    views = CheckViews(some, 32, "fast", skip_broken=True)
+    pairs = check_loader(views, 3, 0, World())
     features = extract_features(build_trunk("resnet10"), pairs, torch.device("cpu"))
     assert knn_accuracy(features, features, World()) == 0
 
