@@ -21,7 +21,7 @@ PROTOCOLS = {"linear": linear_scores, "svm": svm_scores}
 def run(config: VocConfig) -> int:
     """Train, score and write as configured. Returns the exit code."""
     device = torch.device(device_kind(config.device))
-    model = read_trunk(config.pretrained, config.encoder).build(config.arch)
+    model = read_trunk(config.pretrained, config.encoder, config.arch).build()
     voc = load_voc(config.data)
     scored = voc.test or voc.val
     folder = new_run_folder(Path(config.save_path) / config.log_path / "VOC2007")
