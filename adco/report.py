@@ -108,8 +108,9 @@ def table(run: Path, records: dict[str, list[dict]]) -> str:
     scores = records.get("knn", [])
     seconds = sum(record["seconds"] for record in records.get("epoch", []))
     rows = [("epochs", f"{len(records.get('epoch', []))} in {seconds:.0f} s")]
-    if scores:
+    if scores and scores[0]["epoch"] == 0:  # a run that goes on from a file has no such score
         rows.append(("kNN accuracy, random weights", f"{scores[0]['accuracy']:.1f} %"))
+    if scores:
         rows.append(("kNN accuracy, pre-trained", f"{scores[-1]['accuracy']:.1f} %"))
     rows.append(("checkpoint", str(run / "checkpoint_last.pth.tar")))
     rows.append(("log folder", str(run)))
