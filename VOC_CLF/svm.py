@@ -11,6 +11,7 @@ from VOC_CLF.dataset import CLASSES, Voc, VocSplit
 from VOC_CLF.linear import in_order
 from VOC_CLF.options import VocConfig
 
+COSTS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C, of which cross-validation chooses one a class
 FOLDS = 3
 
 
@@ -31,7 +32,7 @@ def svm_scores(
 
     scores = np.zeros((len(queries), len(CLASSES)))
     for number, name in enumerate(CLASSES):
-        svm, cost = fit_svm(x, labels[:, number], config)
+        svm, cost = fit_svm(x, labels[:, number], config.seed)
         if svm is None:
             journal.warn(f"{name}: no picture to train on; all its scores are 0")
             continue
@@ -47,7 +48,7 @@ def features(config: VocConfig, model, split: VocSplit, device) -> np.ndarray:
     return extract_features(model, loader, device).rows.cpu().numpy()
 
 
-def fit_svm(x: np.ndarray, positive: np.ndarray, config: VocConfig):
+def fit_svm(x: np.ndarray, positive: np.ndarray, seed: int):
     """(SVM, cost), the cost by cross-validated average precision; (None, 0) with one label only.
 
     A class with one positive cannot be cross-validated and takes the middle one of the costs.
@@ -55,12 +56,11 @@ def fit_svm(x: np.ndarray, positive: np.ndarray, config: VocConfig):
     rarest = min(positive.sum(), (~positive).sum())
     if rarest == 0:
         return None, 0.0
-    costs = sorted(config.svm_costs)
     svm = LinearSVC(class_weight={True: 2, False: 1}, dual=False)  # the primal converges here
-    if rarest == 1 or len(costs) == 1:
-        cost = costs[len(costs) // 2]
+    if rarest == 1:
+        cost = COSTS[len(COSTS) // 2]
         return svm.set_params(C=cost).fit(x, positive), cost
-    folds = StratifiedKFold(min(FOLDS, int(rarest)), shuffle=True, random_state=config.seed)
-    search = GridSearchCV(svm, {"C": costs}, scoring="average_precision", cv=folds)
+    folds = StratifiedKFold(min(FOLDS, int(rarest)), shuffle=True, random_state=seed)
+    search = GridSearchCV(svm, {"C": COSTS}, scoring="average_precision", cv=folds)
     search.fit(x, positive)
     return search.best_estimator_, search.best_params_["C"]
