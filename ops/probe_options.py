@@ -158,23 +158,18 @@ class ProbeConfig(ProcessOptions):
 
     def check_head(self):
         """Refuse combinations in which an option would have no effect."""
-        faults = {
-            "--lr_sweep needs a frozen trunk (--trainable fc): heads cannot share one that moves": (
-                self.trainable == "all" and self.lr_sweep
-            ),
-            f"--head {self.head} trains no linear head: leave out --trainable all, --lr_sweep, "
-            "--evaluate, --resume and --dropout": self.head != "linear"
-            and (
-                self.trainable == "all"
-                or self.lr_sweep
-                or self.evaluate
-                or self.resume
-                or self.dropout
-            ),
-        }
-        for sentence, present in faults.items():
-            if present:
-                raise InputError(sentence)
+        moves_trunk = self.trainable == "all"
+        if moves_trunk and self.lr_sweep:
+            raise InputError(
+                "--lr_sweep needs a frozen trunk (--trainable fc): "
+                "heads cannot share one that moves"
+            )
+        of_linear = (moves_trunk, self.lr_sweep, self.evaluate, self.resume, self.dropout)
+        if self.head != "linear" and any(of_linear):
+            raise InputError(
+                f"--head {self.head} trains no linear head: leave out --trainable all, --lr_sweep, "
+                "--evaluate, --resume and --dropout"
+            )
 
     def rates(self) -> tuple[float, ...]:
         """The learning rate of each head."""
