@@ -271,12 +271,6 @@ def test_without_a_holdout_the_output_says_that_the_choice_was_made_on_val(
 # ---- bad input
 
 
-def test_another_architecture_is_refused(pictures):
-    folder, trunk = pictures
-    with pytest.raises(InputError, match="holds a resnet10, not a resnet18"):
-        run(small_config(folder, trunk, arch="resnet18"), World(), CPU)
-
-
 def test_a_head_for_other_classes_is_refused(pictures, tmp_path):
     folder, _ = pictures
     file = tmp_path / "imagenet.pth"

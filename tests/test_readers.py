@@ -95,11 +95,7 @@ def test_keys_missing_and_left_over_are_named(tmp_path):
     with pytest.raises(InputError) as refusal:
         read_trunk(write(tmp_path, weights), arch="resnet10").build()
     assert "missing: layer1.0.conv1.weight; left over: layer1.0.other.weight" in str(refusal.value)
-
-
-def test_weights_of_another_architecture_are_refused_by_key(tmp_path):
-    with pytest.raises(InputError, match=r"missing: .*layer1\.1\.bn1\.bias.*check --arch"):
-        read_trunk(write(tmp_path, encoder_weights("")), arch="resnet18").build()
+    assert "check --arch" in str(refusal.value)
 
 
 def test_an_architecture_other_than_the_files_is_refused(tmp_path):
@@ -128,20 +124,6 @@ def test_a_missing_key_encoder_is_refused(tmp_path):
 def test_a_file_without_an_encoder_is_refused(tmp_path, content):
     with pytest.raises(InputError, match=r"expected|dictionary"):
         read_trunk(write(tmp_path, content))
-
-
-def test_a_text_file_is_refused(tmp_path):
-    path = tmp_path / "input.pth.tar"
-    path.write_text("weights follow")
-    with pytest.raises(InputError, match=r"no checkpoint|no torch file"):
-        read_trunk(path)
-
-
-def test_a_truncated_file_is_refused(tmp_path):
-    path = write(tmp_path, adco_file())
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(InputError, match="damaged"):
-        read_trunk(path)
 
 
 class Trap:
