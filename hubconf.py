@@ -17,6 +17,6 @@ def adco_resnet50(weights: str, encoder: str = "query"):
 
     from adco.encoder import read_trunk
 
-    model = read_trunk(weights, encoder).build("resnet50")
+    model = read_trunk(weights, encoder, "resnet50").build()
     model.fc = nn.Identity()
     return model.eval()

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
-from adco.data import FolderPictures, some
+from adco.data import some
+from adco.pictures import FolderPictures
 from adco.views import view_rng
 from ops.errors import InputError
 
@@ -76,9 +77,8 @@ def read_split(root: Path, name: str) -> VocSplit:
     labels = np.array([read_labels(root / "Annotations" / f"{i}.xml") for i in ids])
     if not (labels == 1).any():
         raise InputError(f"no picture of {str(listing)!r} shows an object of the 20 classes")
-    return VocSplit(
-        name, ids, FolderPictures(root / "JPEGImages", [f"{i}.jpg" for i in ids]), labels
-    )
+    pictures = FolderPictures(root / "JPEGImages", [f"{i}.jpg" for i in ids], labels)
+    return VocSplit(name, ids, pictures, labels)
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -101,7 +101,7 @@ def read_labels(path: Path) -> np.ndarray:
 
 
 class TrainingViews(Dataset):
-    """(view [3, S, S], labels [20] of 0 and 1), indexed by (epoch, picture)."""
+    """(view [3, S, S], labels [20] of 0 and 1) of each picture, in whole batches."""
 
     def __init__(self, split: VocSplit, size: int, seed: int):
         self.split, self.size, self.seed = split, size, seed
@@ -109,15 +109,22 @@ class TrainingViews(Dataset):
     def __len__(self) -> int:
         return len(self.split.ids)
 
-    def __getitem__(self, position: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = position
-        picture = self.split.pictures.picture(index)
-        view = training_view(picture, self.size, view_rng(self.seed, epoch, index, view=0))
-        return view, torch.from_numpy(self.split.labels[index] == 1).float()
+    def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """[n, 3, S, S], [n, 20], of pairs (epoch, index)."""
+        views = [
+            training_view(
+                self.split.pictures.picture(index),
+                self.size,
+                view_rng(self.seed, epoch, index, view=0),
+            )
+            for epoch, index in positions
+        ]
+        labels = self.split.labels[[index for _, index in positions]]
+        return torch.stack(views), torch.from_numpy(labels == 1).float()
 
 
 class FixedViews(Dataset):
-    """(view(picture), labels [20] int8) of each picture, in the order of the list."""
+    """(view(picture), labels [20] int8) of each picture, in whole batches."""
 
     def __init__(self, split: VocSplit, view):
         self.split, self.view = split, view
@@ -125,8 +132,10 @@ class FixedViews(Dataset):
     def __len__(self) -> int:
         return len(self.split.ids)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, np.ndarray]:
-        return self.view(self.split.pictures.picture(index)), self.split.labels[index]
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """[n, ...], [n, 20]"""
+        views = [self.view(self.split.pictures.picture(index)) for index in indices]
+        return torch.stack(views), torch.from_numpy(self.split.labels[list(indices)])
 
 
 def training_view(picture: Image.Image, size: int, rng: np.random.Generator) -> Tensor:

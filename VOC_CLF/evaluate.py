@@ -21,28 +21,30 @@ PROTOCOLS = {"linear": linear_scores, "svm": svm_scores}
 def run(config: VocConfig) -> int:
     """Train, score and write as configured. Returns the exit code."""
     device = torch.device(device_kind(config.device))
-    model = read_trunk(config.pretrained, config.encoder).build(config.arch)
+    model = read_trunk(config.pretrained, arch=config.arch).build()
     voc = load_voc(config.data)
-    scored = voc.test or voc.val
-    folder = new_run_folder(Path(config.save_path) / config.log_path / "VOC2007")
+    split = voc.test or voc.val  # the one that is scored
+    folder = new_run_folder(Path(config.save_path) / "train_log" / "VOC2007")
     journal = Journal(folder)
     try:
         journal.write_config(asdict(config))
         journal.say(
             f"{config.pretrained} on VOC2007 ({len(voc.train.ids)} train, {len(voc.val.ids)} val, "
-            f"{len(scored.ids)} {scored.name} to score), protocol {config.protocol}, {device.type}"
+            f"{len(split.ids)} {split.name} to score), protocol {config.protocol}, {device.type}"
         )
         if voc.test is None:
             journal.say(
                 "no ImageSets/Main/test.txt: scored on val, which is no result to compare with "
-                "those on test" + " (val also chooses the epoch)" * (config.protocol == "linear")
+                "those on test"
             )
-        scores = PROTOCOLS[config.protocol](config, model, voc, scored, device, journal)
-        result = score(scores, scored.labels)
-        write_scores(folder / "scores.csv", scored, scores)
-        write_curves(folder / "precision_recall.png", scored, scores, result)
-        write_results(folder / "results.json", config, scored, result)
-        say_table(journal, scored, result)
+            if config.protocol == "linear":
+                journal.say("val also chooses the epoch")
+        outputs = PROTOCOLS[config.protocol](config, model, voc, split, device, journal)
+        result = score(outputs, split.labels)
+        write_scores(folder / "scores.csv", split, outputs)
+        write_curves(folder / "precision_recall.png", split, outputs, result)
+        write_results(folder / "results.json", config, split, result)
+        say_table(journal, split, result)
         journal.say(f"finished: {folder}")
     finally:
         journal.close()

@@ -2,20 +2,20 @@
 
 import copy
 from functools import partial
-from math import cos, pi
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 
 from adco.encoder import Trunk
-from adco.loader import workers_per_process
+from adco.loader import EpochBatches, batch_loader, check_loader, workers_per_process
 from ops import checkpoint
 from ops.distributed import World
 from ops.journal import Journal
-from ops.schedule import set_rate
+from ops.schedule import cosine, set_rate
+from ops.workers import ParentsLoader
 from VOC_CLF.dataset import (
     CLASSES,
     FixedViews,
@@ -43,21 +43,23 @@ def linear_scores(
     model.to(device)
     fit(config, model, voc, device, journal)
     crops = FixedViews(scored, partial(five_crops, size=config.picture_size()))
-    return predict(model, loader(config, crops), device)
+    return predict(model, in_order(config, crops), device)
 
 
 def fit(config: VocConfig, model, voc: Voc, device, journal: Journal) -> None:
     """Train fc, and leave the model as it was after the epoch with the best mAP on val."""
     views = TrainingViews(voc.train, config.picture_size(), config.seed)
-    val_loader = loader(config, FixedViews(voc.val, partial(middle, size=config.picture_size())))
+    batches = EpochBatches(len(views), config.batch_size, World(), config.seed)
+    train_loader = batch_loader(views, batches, num_workers(config))
+    middles = FixedViews(voc.val, partial(middle, size=config.picture_size()))
+    val_loader = in_order(config, middles)
     optimizer = torch.optim.SGD(model.fc.parameters(), lr=config.lr, momentum=config.momentum)
     best, best_state = -1.0, None
     for epoch in range(config.epochs):
-        lr = 0.5 * config.lr * (1 + cos(pi * (epoch + 1) / 12))
+        lr = cosine(epoch + 1, 12, config.lr)
         set_rate(optimizer, lr)
-        order = batches(len(views), config.batch_size, config.seed, epoch)
-        epoch_loader = DataLoader(views, batch_sampler=order, num_workers=num_workers(config))
-        loss = train_epoch(model, epoch_loader, optimizer, bool(config.bn_adapt), device)
+        batches.epoch = epoch
+        loss = train_epoch(model, train_loader, optimizer, bool(config.bn_adapt), device)
         mean_ap = 100 * score(predict(model, val_loader, device), voc.val.labels).mean_ap
         journal.say(f"epoch {epoch}: lr {lr:.5f}, loss {loss:.4f}, val mAP {mean_ap:.2f}")
         journal.record("epoch", epoch, {"lr": lr, "loss": loss, "val_map": mean_ap})
@@ -107,15 +109,9 @@ def predict(model, batches, device) -> np.ndarray:
     return torch.cat(outputs).numpy()
 
 
-def batches(num_pictures: int, batch_size: int, seed: int, epoch: int):
-    """Every picture once, in an order that (seed, epoch) decides, as lists of (epoch, picture)."""
-    order = np.random.default_rng((seed, epoch)).permutation(num_pictures)
-    positions = [(epoch, int(index)) for index in order]
-    return [positions[i : i + batch_size] for i in range(0, num_pictures, batch_size)]
-
-
-def loader(config: VocConfig, views) -> DataLoader:
-    return DataLoader(views, batch_size=config.batch_size, num_workers=num_workers(config))
+def in_order(config: VocConfig, views: Dataset) -> ParentsLoader:
+    """Batches of all views in the order of the list."""
+    return check_loader(views, config.batch_size, num_workers(config), World())
 
 
 def num_workers(config: VocConfig) -> int:

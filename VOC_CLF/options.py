@@ -13,9 +13,6 @@ class VocConfig:
 
     data: str = option("data", "folder that holds VOCdevkit/VOC2007")
     pretrained: str = option("", "checkpoint of the encoder (AdCo, MoCo or torchvision names)")
-    encoder: str = option(
-        "query", "which encoder, where the file holds two", choices=("query", "key")
-    )
     arch: str = option(
         None,
         "architecture, where the file does not name it (resnet50)",
@@ -27,12 +24,6 @@ class VocConfig:
         "linear: one layer, trained on augmented pictures; svm: linear SVMs on features",
         choices=("linear", "svm"),
     )
-    svm_costs: tuple = option(
-        (0.01, 0.1, 1.0, 10.0, 100.0),
-        "svm: costs C, of which cross-validation chooses one for each class",
-        type=float,
-        nargs="+",
-    )
     bn_adapt: int = option(
         0, "linear: 1 lets BatchNorm take the statistics of VOC, as published", **SWITCH
     )
@@ -42,8 +33,7 @@ class VocConfig:
     lr: float = option(0.05, "linear: learning rate", names=("--learning_rate",))
     momentum: float = option(0.9, "linear: SGD momentum")
     workers: int = option(32, "loader processes, at most the cores", names=("-j",))
-    save_path: str = option(".", "folder below which logs are written")
-    log_path: str = option("train_log", "name of the log folder below --save_path")
+    save_path: str = option(".", "folder below which train_log is written")
     device: str = option(
         "auto",
         "where to compute; auto: cuda, else mps, else cpu",
@@ -62,8 +52,6 @@ class VocConfig:
             at_least(self, 32, "image_size")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum={self.momentum}: SGD momentum lies in [0, 1)")
-        if min(self.svm_costs) <= 0:
-            raise InputError(f"svm_costs={self.svm_costs}: expected numbers above 0")
         if self.bn_adapt and self.protocol == "svm":
             raise InputError("bn_adapt=1 belongs to --protocol linear; SVMs train no trunk")
 

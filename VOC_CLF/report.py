@@ -1,7 +1,6 @@
 """What a run leaves behind: the table, scores.csv, precision_recall.png, results.json."""
 
 import csv
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
 from ops.checkpoint import sha256
+from ops.files import write_json
 from ops.journal import Journal, provenance
 from VOC_CLF.dataset import CLASSES, IGNORED, VocSplit
 from VOC_CLF.options import VocConfig
@@ -75,7 +75,7 @@ def write_results(path: Path, config: VocConfig, split: VocSplit, result: VocSco
         "config": asdict(config),
         **provenance(),
     }
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(path, results)
 
 
 def percent(share: float) -> float | None:

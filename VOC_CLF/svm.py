@@ -1,20 +1,17 @@
 """The field's protocol: one linear SVM per class on frozen features of the whole picture."""
 
-from functools import partial
-
 import numpy as np
-from PIL import Image
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
-from torch import Tensor
 
+from adco.loader import CheckViews
 from adco.probe import extract_features
-from adco.views import check_view, normalised
 from ops.journal import Journal
-from VOC_CLF.dataset import CLASSES, FixedViews, Voc, VocSplit
-from VOC_CLF.linear import loader
+from VOC_CLF.dataset import CLASSES, Voc, VocSplit
+from VOC_CLF.linear import in_order
 from VOC_CLF.options import VocConfig
 
+COSTS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C, of which cross-validation chooses one a class
 FOLDS = 3
 
 
@@ -35,7 +32,7 @@ def svm_scores(
 
     scores = np.zeros((len(queries), len(CLASSES)))
     for number, name in enumerate(CLASSES):
-        svm, cost = fit_svm(x, labels[:, number], config)
+        svm, cost = fit_svm(x, labels[:, number], config.seed)
         if svm is None:
             journal.warn(f"{name}: no picture to train on; all its scores are 0")
             continue
@@ -47,16 +44,11 @@ def svm_scores(
 
 def features(config: VocConfig, model, split: VocSplit, device) -> np.ndarray:
     """[n, d] trunk features, unit length, of the view that ImageNet scores are computed on."""
-    views = FixedViews(split, partial(trunk_view, size=config.picture_size()))
-    return extract_features(model, loader(config, views), device).rows.cpu().numpy()
+    loader = in_order(config, CheckViews(split.pictures, config.picture_size()))
+    return extract_features(model, loader, device).rows.cpu().numpy()
 
 
-def trunk_view(picture: Image.Image, size: int) -> Tensor:
-    """[3, size, size]"""
-    return normalised([check_view(picture, size)])[0]
-
-
-def fit_svm(x: np.ndarray, positive: np.ndarray, config: VocConfig):
+def fit_svm(x: np.ndarray, positive: np.ndarray, seed: int):
     """(SVM, cost), the cost by cross-validated average precision; (None, 0) with one label only.
 
     A class with one positive cannot be cross-validated and takes the middle one of the costs.
@@ -64,12 +56,11 @@ def fit_svm(x: np.ndarray, positive: np.ndarray, config: VocConfig):
     rarest = min(positive.sum(), (~positive).sum())
     if rarest == 0:
         return None, 0.0
-    costs = sorted(config.svm_costs)
     svm = LinearSVC(class_weight={True: 2, False: 1}, dual=False)  # the primal converges here
-    if rarest == 1 or len(costs) == 1:
-        cost = costs[len(costs) // 2]
+    if rarest == 1:
+        cost = COSTS[len(COSTS) // 2]
         return svm.set_params(C=cost).fit(x, positive), cost
-    folds = StratifiedKFold(min(FOLDS, int(rarest)), shuffle=True, random_state=config.seed)
-    search = GridSearchCV(svm, {"C": costs}, scoring="average_precision", cv=folds)
+    folds = StratifiedKFold(min(FOLDS, int(rarest)), shuffle=True, random_state=seed)
+    search = GridSearchCV(svm, {"C": COSTS}, scoring="average_precision", cv=folds)
     search.fit(x, positive)
     return search.best_estimator_, search.best_params_["C"]

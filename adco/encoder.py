@@ -60,19 +60,17 @@ class TrunkWeights:
 
     weights: dict[str, Tensor]
     source: str  # the file
-    arch: str | None = None  # None: the file does not say
+    arch: str
     stem: str = "imagenet"
     epoch: int | None = None  # epochs trained
     ours: bool = False  # whether this program made the file
 
-    def build(self, arch: str | None = None) -> ResNet:
-        """A ResNet with these weights and a fresh `fc`. arch: for files that do not name theirs.
+    def build(self) -> ResNet:
+        """A ResNet with these weights and a fresh `fc`.
 
         Raises InputError naming the keys that are missing, left over or of another shape.
         """
-        if arch and self.arch and arch != self.arch:
-            raise InputError(f"{self.source} holds a {self.arch}, not a {arch}: --arch {self.arch}")
-        trunk = build_trunk(self.arch or arch or "resnet50", self.stem)
+        trunk = build_trunk(self.arch, self.stem)
         # Old torchvision files lack the counters, which a BatchNorm with a momentum never reads.
         fresh = {
             name: value
@@ -83,18 +81,22 @@ class TrunkWeights:
         return trunk
 
 
-def read_trunk(path: str, encoder: str = "query") -> TrunkWeights:
+PREFIXES = {"query": "encoder_q.", "key": "encoder_k."}
+
+
+def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> TrunkWeights:
     """The trunk in a checkpoint of ours, the published AdCo, MoCo v1 or v2, or torchvision.
 
     encoder: query or key, where the file holds both.
+    arch: of a file that does not name its own; resnet50 by default.
     """
     state = checkpoint.load(path)
     names = state.get("state_dict", state)
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path!r} holds no state_dict; expected a dictionary of named tensors")
     names = checkpoint.without_module(names)
-    prefix = f"encoder_{encoder[0]}."
-    if any(name.startswith(("encoder_q.", "encoder_k.")) for name in names):
+    prefix = PREFIXES[encoder]
+    if any(name.startswith(tuple(PREFIXES.values())) for name in names):
         names = {
             n.removeprefix(prefix): value for n, value in names.items() if n.startswith(prefix)
         }
@@ -106,10 +108,17 @@ def read_trunk(path: str, encoder: str = "query") -> TrunkWeights:
             f"found {', '.join(map(str, list(state)[:5])) or 'nothing'}"
         )
     weights = {name: value.contiguous() for name, value in weights.items()}  # not channels last
+    named = state.get("arch")
+    if arch and named and arch != named:
+        raise InputError(f"{path} holds a {named}, not a {arch}: --arch {named}")
     config = own_config(state)
-    stem = config.get("stem", "imagenet")
     return TrunkWeights(
-        weights, str(path), state.get("arch"), stem, state.get("epoch"), ours=bool(config)
+        weights,
+        source=str(path),
+        arch=named or arch or "resnet50",
+        stem=config.get("stem", "imagenet"),
+        epoch=state.get("epoch"),
+        ours=bool(config),
     )
 
 

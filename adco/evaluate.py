@@ -1,6 +1,5 @@
 """A run of `lincls.py`: what is read, which protocol scores it, and what is reported."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from adco.protocols import PROTOCOLS, Bench, Outcome
 from ops import checkpoint
 from ops.distributed import World
 from ops.errors import InputError
+from ops.files import write_json
 from ops.journal import Journal, new_run_folder, provenance
 from ops.probe_options import RANDOM, ProbeConfig
 
@@ -57,7 +57,7 @@ def introduce(
     journal.say(
         f"{config.arch} from {source}: {len(sets.train)} pictures to train on, "
         f"{len(sets.held_out) if sets.held_out else 0} held out, {len(sets.val)} in val, "
-        f"{len(sets.classes)} classes, {world.size} process(es) on {device.type}"
+        f"{len(sets.train.classes)} classes, {world.size} process(es) on {device.type}"
     )
     if source == RANDOM:
         journal.say("random weights: this score is the baseline")
@@ -88,5 +88,5 @@ def report(outcome: Outcome, bench: Bench) -> None:
         "config": asdict(config),
         **provenance(),
     }
-    (journal.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(journal.folder / "results.json", results)
     journal.say(f"finished: {journal.folder / 'results.json'}")

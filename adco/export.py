@@ -1,12 +1,11 @@
 """Encoders for other programs: python3 -m adco.export CHECKPOINT OUT --to FORMAT.
 
 torchvision  a state dict for torchvision.models.resnet50() with fc = nn.Identity()
-timm         the same names as a timm checkpoint: timm.create_model("resnet50", num_classes=0)
+timm         the same, for timm.create_model("resnet50", num_classes=0, checkpoint_path=OUT)
 safetensors  the same names in a file without pickle, what they are in its header
 detectron2   the pickle that detectron2 reads, with its names
 """
 
-import os
 import pickle
 import re
 import sys
@@ -19,6 +18,7 @@ from adco.encoder import TrunkWeights, read_trunk
 from ops import checkpoint
 from ops.arguments import argument, option, parse
 from ops.errors import InputError, reported
+from ops.files import write_whole
 from ops.journal import provenance
 from ops.options import ARCHITECTURES
 
@@ -46,34 +46,31 @@ class ExportConfig:
 
 def export(config: ExportConfig) -> int:
     """Write the file and return how many tensors it holds. Nothing is written on InputError."""
-    trunk = read_trunk(config.checkpoint, config.encoder)
-    arch = trunk.arch or config.arch or "resnet50"
-    full = trunk.build(config.arch).state_dict()
+    trunk = read_trunk(config.checkpoint, config.encoder, config.arch)
+    full = trunk.build().state_dict()
     weights = {name: full[name] for name in full if not name.startswith("fc.")}
     if config.to != "safetensors" and trunk.stem != "imagenet":
         raise InputError(
             f"{config.checkpoint} has the stem for small pictures, which no {config.to} model has; "
             "use --to safetensors"
         )
-    if config.to == "timm" and arch == "resnet10":
+    if config.to == "timm" and trunk.arch == "resnet10":
         raise InputError("timm has no resnet10 of this kind; use --to torchvision or safetensors")
     out = Path(config.out)
-    if config.to == "torchvision":
+    if config.to in ("torchvision", "timm"):
         checkpoint.save(weights, out)
-    elif config.to == "timm":
-        checkpoint.save({"arch": arch, "state_dict": weights}, out)
     elif config.to == "safetensors":
-        write_whole(safetensors_file(weights, header(trunk, arch)), out)
+        write_whole(out, safetensors_file(weights, header(trunk)))
     else:
-        write_whole(detectron2_pickle(weights), out)
+        write_whole(out, detectron2_pickle(weights))
     return len(weights)
 
 
-def header(trunk: TrunkWeights, arch: str) -> dict[str, str]:
+def header(trunk: TrunkWeights) -> dict[str, str]:
     """What travels with the weights: what they are, where they come from, who may use them."""
     return {
         "format": "pt",
-        "arch": arch,
+        "arch": trunk.arch,
         "stem": trunk.stem,
         "epoch": "unknown" if trunk.epoch is None else str(trunk.epoch),
         "commit": provenance()["commit"] or "unknown",  # of the program that exported
@@ -106,13 +103,6 @@ def detectron2_name(name: str) -> str:
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def write_whole(content: bytes, out: Path) -> None:
-    """The file as it was, or all of `content`: never a part."""
-    partial = out.with_name(out.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, out)
 
 
 def main(argv=None, program: str = "adco.export") -> int:

@@ -51,12 +51,14 @@ def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
     return cv2.cvtColor(view, cv2.COLOR_GRAY2RGB) if draw.gray else view
 
 
-def check_view(pixels: np.ndarray, size: int) -> np.ndarray:
+def check_view(pixels: np.ndarray, size: int, square: bool = False) -> np.ndarray:
     """The view that scores are computed on, as in views.py: uint8 [size, size, 3]."""
     height, width = pixels.shape[:2]
     if (height, width) == (size, size):
         return pixels
     side, short = round(size * 256 / 224), min(height, width)
+    if square:
+        height = width = short
     view = resized(pixels, side * height // short, side * width // short)
     top, left = (round((edge - size) / 2) for edge in view.shape[:2])
     return view[top : top + size, left : left + size]

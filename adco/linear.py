@@ -3,22 +3,16 @@
 from contextlib import nullcontext
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from adco.encoder import Trunk
-from adco.loader import workers_per_process
-from adco.probe import extract_features
-from adco.probe_data import (
-    ProbeBatches,
-    ProbeSets,
-    ProbeViews,
-    probe_loader,
-    probe_recipe,
-    scoring_loader,
-)
+from adco.loader import EpochBatches, batch_loader, workers_per_process
+from adco.probe import Features, extract_features
+from adco.probe_data import ProbeSets, ProbeViews, probe_recipe, scoring_loader
 from ops.distributed import (
     World,
     broadcast_from_first_,
@@ -29,16 +23,15 @@ from ops.distributed import (
 from ops.journal import Journal, Stopwatch
 from ops.metrics import Accuracy, accuracies, count_right, lead
 from ops.probe_options import ProbeConfig
-from ops.schedule import probe_rate
 
 KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
 
 class Probe(nn.Module):
-    """A trunk under linear heads that start equal: pictures [n, 3, H, W] to a list of scores
-    [n, C].
+    """A trunk under linear heads that start equal.
 
-    One dropout mask serves all heads. A frozen trunk stays in eval mode and gets no gradient.
+    Pictures [n, 3, H, W] to a list of scores [n, C], one a head. One dropout mask serves all heads.
+    A frozen trunk stays in eval mode and gets no gradient.
     """
 
     def __init__(
@@ -97,14 +90,14 @@ class LinearProbe:
         self.lrs = config.rates()
         torch.manual_seed(config.seed)
         self.model = Probe(
-            self.encoder, len(sets.classes), len(self.lrs), config.dropout, self.frozen
+            self.encoder, len(sets.train.classes), len(self.lrs), config.dropout, self.frozen
         ).to(device)
         self.trunk_before = self.trunk_checksums()
         self.optimizer = self.build_optimizer()
         self.epoch = config.start_epoch
         self.best: Best | None = None
         self.peaks: list[tuple[Accuracy, int]] = []  # of each head: its best score, and when
-        self.cached: dict[str, list] = {}
+        self.cached: dict[str, Features] = {}
 
     # ---- the trunk and the heads as one network
 
@@ -141,56 +134,40 @@ class LinearProbe:
 
     def start_training(self) -> None:
         config = self.config
-        recipe = probe_recipe(config)
+        views = ProbeViews(
+            self.sets.train, probe_recipe(config), bool(config.randcrop), config.seed
+        )
         batch_size = config.batch_size * self.world.size // self.world.local_size
-        self.batches = ProbeBatches(
-            len(self.sets.train), batch_size, self.world, config.seed, least=1 if self.frozen else 2
-        )
-        self.loader = probe_loader(
-            ProbeViews(self.sets.train, recipe, bool(config.randcrop), config.seed),
-            self.batches,
-            workers_per_process(config.workers, self.world),
-            self.device.type == "cuda",
-        )
+        least = 1 if self.frozen else 2  # BatchNorm in train mode needs two pictures
+        self.batches = EpochBatches(len(views), batch_size, self.world, config.seed, least)
+        workers = workers_per_process(config.workers, self.world)
+        self.loader = batch_loader(views, self.batches, workers, self.device.type == "cuda")
         self.wrapped = wrap_encoder(self.model, self.world)
 
     def rates(self, epoch: float) -> list[float]:
         """Learning rate of each parameter group; a trunk's falls as its head's does."""
-        config = self.config
-        rates = [
-            probe_rate(
-                epoch,
-                epochs=config.epochs,
-                lr=lr,
-                cosine=bool(config.cos),
-                final_lr=config.final_lr,
-                milestones=config.schedule,
-                sgdr=config.sgdr,
-                sgdr_t0=config.sgdr_t0,
-                sgdr_t_mult=config.sgdr_t_mult,
-            )
-            for lr in self.lrs
-        ]
-        return rates if self.frozen else [*rates, rates[0] / self.lrs[0] * config.trunk_lr]
+        rates = [self.config.rate(epoch, lr) for lr in self.lrs]
+        return rates if self.frozen else [*rates, rates[0] / self.lrs[0] * self.config.trunk_lr]
 
     def train_epoch(self) -> None:
         config, num_steps = self.config, len(self.batches)
-        torch.manual_seed((config.seed * 1_000_003 + self.epoch) * 4099 + self.world.rank)
+        rng = np.random.default_rng((config.seed, self.epoch, self.world.rank))
+        torch.manual_seed(int(rng.integers(2**63)))  # of dropout
         self.model.train()
         self.batches.epoch = self.epoch
         self.journal.open_bar(num_steps, f"epoch {self.epoch}")
         losses = torch.zeros(len(self.lrs), dtype=torch.double, device=self.device)
         counts = torch.zeros(len(self.lrs), 3, dtype=torch.long, device=self.device)
-        watch, seconds = Stopwatch(), 0.0
+        stopwatch, seconds = Stopwatch(), 0.0
         for i, (pictures, labels) in enumerate(self.loader):
             rates = self.rates(self.epoch + i / num_steps)
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             labels = labels.to(self.device, non_blocking=True)
             scores = self.wrapped(pictures.to(self.device, non_blocking=True))
-            losses += self.step(scores, labels, self.batches.total(i))
+            losses += self.step(scores, labels, self.batches.sizes[i])
             counts += torch.stack([count_right(of_head.detach(), labels) for of_head in scores])
-            seconds += watch.lap()
+            seconds += stopwatch.lap()
             self.journal.advance()
             if i % config.print_freq == 0 or i + 1 == num_steps:
                 self.log(i, num_steps, seconds / (i + 1), rates, losses, counts)
@@ -243,16 +220,13 @@ class LinearProbe:
     def feature_batches(self, pictures, name: str):
         """(features, labels) of this process's share. Those of a frozen trunk are computed once."""
         if name in self.cached:
-            return self.cached[name]
+            return self.cached[name].batches()
         workers = workers_per_process(self.config.workers, self.world)
         size = max(1, self.config.batch_size // self.world.local_size)
         loader = scoring_loader(pictures, self.config, size, workers, self.world)
         if self.frozen:
-            features = extract_features(self.encoder, loader, self.device, unit=False)
-            self.cached[name] = list(
-                zip(features.rows.split(1024), features.labels.split(1024), strict=True)
-            )
-            return self.cached[name]
+            self.cached[name] = extract_features(self.encoder, loader, self.device, unit=False)
+            return self.cached[name].batches()
         device = self.device
         return ((self.model.trunk(views.to(device)), labels.to(device)) for views, labels in loader)
 

@@ -5,30 +5,14 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from adco.data import FolderPictures, Pictures, Splits, some
+from adco.data import Splits, pictures_below, some
+from adco.pictures import FolderPictures, Pictures
 from ops.errors import InputError
 
 PLACES_PICTURES = "data/vision/torralba/deeplearning/images256"
 PLACES_LISTS = "trainvalsplit_places205"
 PLACES_CLASSES = 205
-
-
-class SquaredPictures:
-    """Pictures of a data set, all resized to side x side pixels whatever their shape."""
-
-    def __init__(self, pictures: Pictures, side: int):
-        self.pictures, self.side = pictures, side
-        self.labels, self.classes = pictures.labels, pictures.classes
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def picture(self, index: int) -> Image.Image:
-        return self.pictures.picture(index).resize(
-            (self.side, self.side), Image.Resampling.BILINEAR
-        )
 
 
 def load_places(data: str, train_list: str = "") -> Splits:
@@ -45,12 +29,13 @@ def load_places(data: str, train_list: str = "") -> Splits:
         )
     train = Path(train_list) if train_list else root / PLACES_LISTS / "train_places205.csv"
     val = root / PLACES_LISTS / "val_places205.csv"
-    train, val = (read_places(path, pictures) for path in (train, val))
+    present = set(pictures_below(pictures))
+    train, val = (read_places(path, pictures, present) for path in (train, val))
     return Splits(train, train, val)
 
 
-def read_places(path: Path, root: Path) -> FolderPictures:
-    """The pictures that a list names, one 'path label' a line; every one is known to be there."""
+def read_places(path: Path, root: Path, present: set[str]) -> FolderPictures:
+    """The pictures that a list names, one 'path label' a line; each has to be among `present`."""
     names, labels = [], []
     for number, line in read_lines(path):
         match = re.fullmatch(r"(.*\S)\s+(\d+)", line)
@@ -63,7 +48,7 @@ def read_places(path: Path, root: Path) -> FolderPictures:
         labels.append(int(match[2]))
     if not names:
         raise InputError(f"{str(path)!r} names no picture; expected 'path label' on each line")
-    missing = absent(names, root)
+    missing = sorted(set(names) - present)
     if missing:
         raise InputError(
             f"{len(missing)} of {len(names)} pictures of {str(path)!r} are not in {str(root)!r}: "
@@ -98,32 +83,11 @@ def inside(name: str, where: str) -> str:
     return relative
 
 
-def absent(names: list[str], root: Path) -> list[str]:
-    """The names that are no files below root; each folder is listed once."""
-    present: dict[str, set[str]] = {}
-    missing = []
-    for name in names:
-        folder, file = os.path.split(name)
-        if folder not in present:
-            present[folder] = files_in(root / folder)
-        if file not in present[folder]:
-            missing.append(name)
-    return missing
-
-
-def files_in(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
-        return set()
-
-
 def listed_part(pictures: Pictures, path: Path) -> list[int]:
     """Positions of the pictures that a file names, one a line.
 
-    A line is a path below the training folder, or the bare name of the file; it may end in the
-    number of the class, which then has to be the right one. Raises InputError naming those missing.
+    A line is a path below the training folder, or the bare name of the file. Raises InputError
+    naming those missing.
     """
     if not isinstance(pictures, FolderPictures):
         raise InputError("--train_list names files; this data set has none (use --train_fraction)")
@@ -134,28 +98,19 @@ def listed_part(pictures: Pictures, path: Path) -> list[int]:
     position |= {name: i for i, name in enumerate(paths)}
     chosen, missing = [], []
     for number, line in read_lines(path):
-        name, label = line.strip(), None
-        match = re.fullmatch(r"(.*\S)\s+(\d+)", name)
-        if inside(name, f"line {number} of {str(path)!r}") not in position and match:
-            name, label = match[1], int(match[2])
-        name = inside(name, f"line {number} of {str(path)!r}")
+        name = inside(line.strip(), f"line {number} of {str(path)!r}")
         found = position.get(name, position.get(name.removeprefix("train/")))
         if found is None:
             missing.append(name)
-        elif label is not None and label != pictures.labels[found]:
-            raise InputError(
-                f"line {number} of {str(path)!r} gives {name!r} the label {label}; its folder is "
-                f"number {pictures.labels[found]}"
-            )
         else:
             chosen.append(found)
-    if missing or not chosen:
+    if missing:
         raise InputError(
             f"{len(missing)} pictures of {str(path)!r} are not in {str(pictures.root)!r}: "
             f"{some(missing)}"
-            if missing
-            else f"{str(path)!r} names no picture"
         )
+    if not chosen:
+        raise InputError(f"{str(path)!r} names no picture; expected a file name on each line")
     return sorted(set(chosen))
 
 

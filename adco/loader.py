@@ -5,9 +5,10 @@ import os
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, Subset
+from torch.utils.data import BatchSampler, Dataset, Sampler
 
-from adco import fast_views, views
+from adco import fast_views
+from adco import views as pil_views
 from adco.pictures import Pictures
 from adco.views import Recipe, draw_view, normalised, view_rng
 from ops.distributed import World
@@ -41,11 +42,6 @@ class TrainingViews(Dataset):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, position: tuple[int, int]) -> list[Tensor]:
-        """[3, S, S] per recipe."""
-        views, _ = self.__getitems__([position])
-        return [batch[0] for batch in views]
-
     def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[list[Tensor], dict[str, str]]:
         """A whole batch at once: [n, 3, S, S] per recipe; and why which pictures were replaced."""
         broken: dict[str, str] = {}
@@ -56,7 +52,7 @@ class TrainingViews(Dataset):
         """uint8 [S, S, 3] per recipe, from one decoding."""
         picture = self._picture(epoch, index, broken_)
         height, width = picture.shape[:2] if self.fast else picture.size[::-1]
-        render = fast_views.render if self.fast else views.render
+        render = fast_views.render if self.fast else pil_views.render
         rendered = []
         for view, recipe in enumerate(self.recipes):
             draw = draw_view(recipe, width, height, view_rng(self.seed, epoch, index, view))
@@ -88,14 +84,21 @@ class TrainingViews(Dataset):
 class CheckViews(Dataset):
     """(test view [3, S, S], label) of each picture, in whole batches.
 
-    skip_broken: pictures that cannot be read are left out; otherwise they raise InputError.
+    skip_broken: pictures that cannot be read are left out, so that a batch may be smaller, even
+    empty; otherwise they raise InputError.
+    square: whatever a picture's shape, a square is made of it.
     """
 
     def __init__(
-        self, pictures: Pictures, size: int, augment: str = "pil", skip_broken: bool = False
+        self,
+        pictures: Pictures,
+        size: int,
+        augment: str = "pil",
+        skip_broken: bool = False,
+        square: bool = False,
     ):
         self.pictures, self.size, self.fast = pictures, size, augment == "fast"
-        self.skip_broken = skip_broken
+        self.skip_broken, self.square = skip_broken, square
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -116,8 +119,8 @@ class CheckViews(Dataset):
 
     def _render(self, index: int) -> np.ndarray:
         if self.fast:
-            return fast_views.check_view(self.pictures.pixels(index), self.size)
-        return views.check_view(self.pictures.picture(index), self.size)
+            return fast_views.check_view(self.pictures.pixels(index), self.size, self.square)
+        return pil_views.check_view(self.pictures.picture(index), self.size, self.square)
 
 
 def as_it_is(batch):
@@ -128,35 +131,51 @@ def as_it_is(batch):
 class EpochBatches(Sampler):
     """This process's batches of (epoch, index), a pure function of (seed, epoch).
 
-    A global batch is M consecutive pictures of the epoch's permutation; process r takes the r-th N
-    of them. What does not fill a last batch waits for the next epoch. `first` is the number of the
-    batch to begin with; the length is the whole epoch's.
+    A global batch is `global_size` consecutive pictures of the epoch's permutation; process r takes
+    the r-th of `world.size` equal parts of it. The last batch may be smaller. One that gives a
+    process fewer than `least` pictures is left out: these wait for the next epoch.
+
+    Set `epoch` before each epoch, and `first` to begin inside it; the length is the whole epoch's.
     """
 
-    def __init__(self, num_pictures: int, images_per_process: int, world: World, seed: int):
-        self.num_pictures, self.images, self.world, self.seed = (
-            num_pictures,
-            images_per_process,
-            world,
-            seed,
-        )
+    def __init__(
+        self, num_pictures: int, global_size: int, world: World, seed: int, least: int = 1
+    ):
+        self.num_pictures, self.global_size = num_pictures, global_size
+        self.world, self.seed = world, seed
         self.epoch = self.first = 0
-
-    @property
-    def global_size(self) -> int:
-        """M, pictures per step over all processes."""
-        return self.images * self.world.size
+        sizes = [min(global_size, num_pictures - i) for i in range(0, num_pictures, global_size)]
+        self.sizes = [size for size in sizes if size >= least * world.size]
+        if not self.sizes:
+            raise InputError(
+                f"{min(global_size, num_pictures)} pictures do not fill a batch of {least} for "
+                f"each of {world.size} process(es); give more pictures, or change --batch_size"
+            )
 
     def __len__(self) -> int:
-        return self.num_pictures // self.global_size
+        return len(self.sizes)
 
     def __iter__(self):
-        order = np.random.default_rng((self.seed, self.epoch % 2**32)).permutation(
-            self.num_pictures
-        )
+        rng = np.random.default_rng((self.seed, self.epoch % 2**32))
+        order = rng.permutation(self.num_pictures)
         for step in range(self.first, len(self)):
-            start = (step * self.world.size + self.world.rank) * self.images
-            yield [(self.epoch, int(index)) for index in order[start : start + self.images]]
+            batch = order[step * self.global_size :][: self.global_size]
+            mine = np.array_split(batch, self.world.size)[self.world.rank]
+            yield [(self.epoch, int(index)) for index in mine]
+
+
+def batch_loader(
+    dataset: Dataset, batches: Sampler, workers: int, pin_memory: bool = False
+) -> ParentsLoader:
+    """A loader of the batches that `dataset` makes of each list of positions in `batches`."""
+    return ParentsLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        collate_fn=as_it_is,
+    )
 
 
 class TrainingLoader:
@@ -165,22 +184,12 @@ class TrainingLoader:
     news: broken pictures of the batches handed out since take_news(), name to reason.
     """
 
-    def __init__(self, views: TrainingViews, batches: EpochBatches, workers: int, pin_memory: bool):
-        if len(batches) == 0:
-            raise InputError(
-                f"{len(views)} pictures do not fill a batch of {batches.global_size}; "
-                "lower --batch_size or give more pictures"
-            )
+    def __init__(
+        self, dataset: TrainingViews, batches: EpochBatches, workers: int, pin_memory: bool
+    ):
         self.batches = batches
         self.news: dict[str, str] = {}
-        self.loader = ParentsLoader(
-            views,
-            batch_sampler=batches,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            persistent_workers=workers > 0,
-            collate_fn=as_it_is,
-        )
+        self.loader = batch_loader(dataset, batches, workers, pin_memory)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -201,23 +210,13 @@ class TrainingLoader:
         return news
 
 
-def check_loader(
-    pictures: Pictures,
-    size: int,
-    batch_size: int,
-    workers: int,
-    world: World,
-    augment: str = "pil",
-    skip_broken: bool = False,
-) -> ParentsLoader:
-    """(views, labels) of this process's share of the pictures, in order: every picture once over
-    all processes. With skip_broken a batch may be smaller, even empty.
+def check_loader(views: Dataset, batch_size: int, workers: int, world: World) -> ParentsLoader:
+    """Batches of this process's share of the views, in order.
+
+    Over all processes every picture comes once.
     """
-    share = Subset(
-        CheckViews(pictures, size, augment, skip_broken),
-        range(world.rank, len(pictures), world.size),
-    )
-    return ParentsLoader(share, batch_size, num_workers=workers, collate_fn=as_it_is)
+    share = range(world.rank, len(views), world.size)
+    return batch_loader(views, BatchSampler(share, batch_size, drop_last=False), workers)
 
 
 def workers_per_process(workers: int, world: World) -> int:

@@ -6,7 +6,7 @@ from math import ceil
 import torch
 
 from adco.data import Splits
-from adco.loader import check_loader, workers_per_process
+from adco.loader import CheckViews, check_loader, workers_per_process
 from adco.model import AdCo
 from adco.probe import extract_features, knn_accuracy
 from ops.distributed import World
@@ -33,9 +33,8 @@ def knn_score(
     skip_broken = config.bad_images == "skip"
     features = []
     for pictures in (splits.labelled, splits.val):
-        loader = check_loader(
-            pictures, config.image_size, images, workers, world, config.augment, skip_broken
-        )
+        views = CheckViews(pictures, config.image_size, config.augment, skip_broken)
+        loader = check_loader(views, images, workers, world)
         features.append(extract_features(model.encoder_q, called(loader, between), device))
         longest = ceil(ceil(len(pictures) / world.size) / images)  # batches of the largest share
         for _ in range(longest - len(loader)):

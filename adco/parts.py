@@ -44,7 +44,7 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Parts:
         TrainingViews(
             splits.train, recipes, config.seed, config.augment, config.bad_images == "skip"
         ),
-        EpochBatches(len(splits.train), images, world, config.seed),
+        EpochBatches(len(splits.train), images * world.size, world, config.seed, least=images),
         workers_per_process(config.workers, world),
         pin_memory=device.type == "cuda",
     )

@@ -1,14 +1,38 @@
 """Pictures in files or in memory, whole, by index: for Pillow, and as arrays."""
 
 import os
+from copy import copy
 from io import BytesIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from adco import fast_views
 from ops.errors import InputError
+
+
+class Pictures(Protocol):
+    """Pictures by index, what their labels are (None: they have none) and the classes' names."""
+
+    labels: np.ndarray | None
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def picture(self, index: int) -> Image.Image:
+        """Picture `index` in RGB, decoded by Pillow."""
+
+    def pixels(self, index: int) -> np.ndarray:
+        """The same picture, uint8 [H, W, 3], decoded the fast way."""
+
+    def name(self, index: int) -> str:
+        """What to call it in a message."""
+
+    def part(self, positions: np.ndarray) -> "Pictures":
+        """The pictures at `positions`, in that order."""
+
 
 UNREADABLE = "cannot read the picture {path}: {reason}; remove or replace it"
 
@@ -24,9 +48,8 @@ class FolderPictures:
         self, root: Path, names: list[str], labels: list[int] | None = None, classes: list[str] = ()
     ):
         self.root = root
-        self.names = np.array(
-            [os.fsencode(name) for name in names]
-        )  # one block: workers share it unchanged
+        # One block of memory: loader processes share it unchanged.
+        self.names = np.array([os.fsencode(name) for name in names])
         self.labels = None if labels is None else np.array(labels)
         self.classes = classes
 
@@ -34,16 +57,19 @@ class FolderPictures:
         return len(self.names)
 
     def picture(self, index: int) -> Image.Image:
-        """Picture `index` in RGB, decoded by Pillow."""
         return self._read(index, decoded)
 
     def pixels(self, index: int) -> np.ndarray:
-        """The same picture, uint8 [H, W, 3], decoded the fast way."""
         return self._read(index, fast_views.decode)
 
     def name(self, index: int) -> str:
         """Its path below the folder; bytes that are no text are written as \\x.."""
         return bytes(self.names[index]).decode(errors="backslashreplace")
+
+    def part(self, positions: np.ndarray) -> "FolderPictures":
+        part = copy(self)
+        part.names, part.labels = self.names[positions], labels_at(self.labels, positions)
+        return part
 
     def _read(self, index: int, decode):
         path = self.root / os.fsdecode(bytes(self.names[index]))
@@ -90,5 +116,13 @@ class ArrayPictures:
     def pixels(self, index: int) -> np.ndarray:
         return self.array[index]
 
+    def name(self, index: int) -> str:
+        return f"number {index}"
 
-Pictures = FolderPictures | ArrayPictures
+    def part(self, positions: np.ndarray) -> "ArrayPictures":
+        labels = labels_at(self.labels, positions)
+        return ArrayPictures(self.array[positions], labels, self.classes)
+
+
+def labels_at(labels: np.ndarray | None, positions: np.ndarray) -> np.ndarray | None:
+    return None if labels is None else labels[positions]

@@ -15,6 +15,10 @@ class Features(NamedTuple):
     rows: Tensor  # [n, d]
     labels: Tensor  # [n] int64
 
+    def batches(self, size: int = 1024):
+        """(rows [size, d], labels [size]) in order; the last batch may be smaller."""
+        return zip(self.rows.split(size), self.labels.split(size), strict=True)
+
 
 @torch.no_grad()
 def extract_features(encoder, loader, device, unit: bool = True) -> Features:
@@ -38,9 +42,7 @@ def extract_features(encoder, loader, device, unit: bool = True) -> Features:
 def knn_votes(
     queries: Tensor, train: Features, num_classes: int, k: int = 200, tau: float = 0.07
 ) -> Tensor:
-    """Class votes [n, classes]: each of the k nearest train features votes with exp(cosine /
-    tau).
-    """
+    """Class votes [n, classes]: each of the k nearest train features gives exp(cosine / tau)."""
     k = min(k, len(train.rows))
     cosine, nearest = (queries @ train.rows.T).topk(k, dim=1)  # [n, k]
     votes = queries.new_zeros(len(queries), num_classes)
@@ -48,8 +50,10 @@ def knn_votes(
 
 
 def gather_features(share: Features, world: World) -> Features:
-    """Features of all processes, where process r holds pictures r, r + R, r + 2R, ..., in order
-    (nearly so where broken ones are left out).
+    """Features of all processes in the order of the pictures.
+
+    Process r holds pictures r, r + R, r + 2R, ...; where broken ones are left out, the order is
+    nearly that.
     """
     rows, labels = (gather_uneven_rows(part, world) for part in share)
     held = torch.cat([torch.arange(r, len(labels), world.size) for r in range(world.size)])
@@ -65,7 +69,7 @@ def knn_accuracies(
     train: of all processes.  val: this process's share.
     """
     counts = torch.zeros(len(ks), 3, dtype=torch.long, device=val.labels.device)
-    for rows, labels in zip(val.rows.split(1024), val.labels.split(1024), strict=True):
+    for rows, labels in val.batches():
         for i, k in enumerate(ks):
             counts[i] += count_right(knn_votes(rows, train, num_classes, k, tau), labels)
     return accuracies(counts, world)

@@ -21,32 +21,15 @@ from ops.probe_options import RANDOM, ProbeConfig
 
 
 def read_encoder(config: ProbeConfig) -> tuple[ResNet, ProbeConfig]:
-    """The trunk to score, with a fresh `fc`, and the configuration with its arch and stem filled
-    in.
-    """
+    """The trunk to score, with a fresh `fc`, and the configuration with its arch and stem."""
     if config.pretrained == RANDOM and not config.resume:
         config = replace(config, arch=config.arch or "resnet50", stem=config.stem or "imagenet")
         torch.manual_seed(config.seed)
         return build_trunk(config.arch, config.stem), config
-    found = read_trunk(config.resume or config.pretrained)
+    found = read_trunk(config.resume or config.pretrained, arch=config.arch)
     if config.stem:
         found = replace(found, stem=config.stem)
-    encoder = found.build(config.arch)
-    if config.resume and config.pretrained and config.trainable == "fc":
-        original, _ = read_encoder(replace(config, resume="", arch=found.arch, stem=found.stem))
-        check_same_trunk(encoder, original, config)
-    arch = found.arch or config.arch or "resnet50"
-    return encoder, replace(config, arch=arch, stem=found.stem)
-
-
-def check_same_trunk(encoder: ResNet, original: ResNet, config: ProbeConfig) -> None:
-    theirs = original.state_dict()
-    for name, value in encoder.state_dict().items():
-        if not name.startswith("fc.") and not torch.equal(value, theirs[name]):
-            raise InputError(
-                f"{config.resume!r} is a probe of another trunk than {config.pretrained!r} "
-                f"({name} differs); leave --pretrained out to go on with the probe's own"
-            )
+    return found.build(), replace(config, arch=found.arch, stem=found.stem)
 
 
 def load_classifier_(head: nn.Linear, path: str) -> bool:
@@ -56,13 +39,8 @@ def load_classifier_(head: nn.Linear, path: str) -> bool:
     found = {name: weights[f"fc.{name}"] for name in ("weight", "bias") if f"fc.{name}" in weights}
     if len(found) < 2:
         return False
-    fits = all(found[name].shape == value.shape for name, value in head.state_dict().items())
-    if not fits:
-        raise InputError(
-            f"the classifier in {path!r} has {len(found['bias'])} classes, this data set "
-            f"{head.out_features}; give the data set it was trained for"
-        )
-    head.load_state_dict(found)
+    source = f"the classifier in {path!r}, for the {head.out_features} classes of this data set,"
+    checkpoint.load_strictly(head, found, source)
     return True
 
 

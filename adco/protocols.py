@@ -50,7 +50,7 @@ class Outcome:
 def train_heads(bench: Bench) -> Outcome:
     """Linear heads by SGD, on a frozen trunk or with it."""
     config, sets, journal = bench.config, bench.sets, bench.journal
-    probe = LinearProbe(*bench)
+    probe = LinearProbe(**bench._asdict())
     if config.resume:
         unpack_(probe, checkpoint.load(config.resume), config.resume)
         journal.say(f"resumed from {config.resume}, next epoch {probe.epoch}")
@@ -90,7 +90,7 @@ def train_heads(bench: Bench) -> Outcome:
 
 def score_saved_head(bench: Bench) -> Outcome:
     """The head that a file holds, as it is."""
-    probe = LinearProbe(*bench)
+    probe = LinearProbe(**bench._asdict())
     source = bench.config.resume or bench.config.pretrained
     if source == RANDOM or not load_classifier_(probe.model.heads[0], source):
         bench.journal.warn(
@@ -102,7 +102,7 @@ def score_saved_head(bench: Bench) -> Outcome:
 def vote(bench: Bench) -> Outcome:
     """kNN on frozen features."""
     config, sets, world = bench.config, bench.sets, bench.world
-    num_classes = len(sets.classes)
+    num_classes = len(sets.train.classes)
     train, held_out, val = features_of(bench)
     train = gather_features(train, world)
     found = knn_accuracies(train, held_out or val, num_classes, config.knn_k, world)
@@ -123,7 +123,7 @@ def vote(bench: Bench) -> Outcome:
 
 def regress(bench: Bench) -> Outcome:
     """Logistic regression on frozen features of unit length."""
-    world, num_classes = bench.world, len(bench.sets.classes)
+    world, num_classes = bench.world, len(bench.sets.train.classes)
     train, held_out, val = features_of(bench)
     cost, found = logistic.choose_cost(train, held_out, num_classes, world)
     table = [{"cost": c, "acc1": of_c.acc1, "acc5": of_c.acc5} for c, of_c in found]
@@ -131,8 +131,9 @@ def regress(bench: Bench) -> Outcome:
         bench.journal.say("C {cost:<8g} held out: Acc@1 {acc1:.3f}".format(**row))
     if cost in (logistic.COSTS[0], logistic.COSTS[-1]):
         bench.journal.warn(f"C {cost:g} is the end of the range tried")
-    classifier = logistic.fit(joined(train, held_out), num_classes, cost, world)
-    accuracy = classifier.accuracy(val, world)
+    classifier = logistic.zeros(num_classes, train.rows)
+    logistic.fit_(classifier, joined(train, held_out), cost, world)
+    accuracy = logistic.accuracy(classifier, val, world)
     return Outcome("logistic regression", accuracy, {"cost": cost}, HELD_OUT, table)
 
 

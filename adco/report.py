@@ -17,7 +17,7 @@ import torch
 
 from adco.data import Splits, load_splits
 from adco.encoder import read_trunk
-from adco.loader import check_loader
+from adco.loader import CheckViews, check_loader
 from adco.probe import extract_features
 from ops.arguments import argument, option, parse
 from ops.distributed import World
@@ -75,7 +75,9 @@ def draw_neighbours(splits: Splits, checkpoint: Path, size: int, path: Path) -> 
     """
     encoder = read_trunk(str(checkpoint)).build()
     train, val = (
-        extract_features(encoder, check_loader(part, size, 256, 0, World()), torch.device("cpu"))
+        extract_features(
+            encoder, check_loader(CheckViews(part, size), 256, 0, World()), torch.device("cpu")
+        )
         for part in (splits.labelled, splits.val)
     )
     classes = np.unique(splits.val.labels)[:NUM_QUERIES]
@@ -105,8 +107,9 @@ def table(run: Path, records: dict[str, list[dict]]) -> str:
     scores = records.get("knn", [])
     seconds = sum(record["seconds"] for record in records.get("epoch", []))
     rows = [("epochs", f"{len(records.get('epoch', []))} in {seconds:.0f} s")]
-    if scores:
+    if scores and scores[0]["epoch"] == 0:  # a run that goes on from a file has no such score
         rows.append(("kNN accuracy, random weights", f"{scores[0]['accuracy']:.1f} %"))
+    if scores:
         rows.append(("kNN accuracy, pre-trained", f"{scores[-1]['accuracy']:.1f} %"))
     rows.append(("checkpoint", str(run / "checkpoint_last.pth.tar")))
     rows.append(("log folder", str(run)))

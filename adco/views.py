@@ -131,14 +131,16 @@ def render(picture: Image.Image, draw: Draw, size: int) -> np.ndarray:
     return np.array(view)
 
 
-def check_view(picture: Image.Image, size: int) -> np.ndarray:
-    """The view that scores are computed on, uint8 [size, size, 3]: Resize(size 256/224),
-    CenterCrop(size).
+def check_view(picture: Image.Image, size: int, square: bool = False) -> np.ndarray:
+    """The view that scores are computed on, uint8 [size, size, 3].
 
-    A picture that already has the size is taken whole.
+    Resize(size 256/224), CenterCrop(size). A picture that already has the size is taken whole.
+    square: both sides are resized to that length, whatever the picture's shape.
     """
     if picture.size != (size, size):
-        picture = VF.center_crop(VF.resize(picture, round(size * 256 / 224)), [size, size])
+        side = round(size * 256 / 224)
+        picture = VF.resize(picture, [side, side] if square else side)
+        picture = VF.center_crop(picture, [size, size])
     return np.array(picture)
 
 

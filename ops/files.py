@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import json
 import os
 import shutil
 from contextlib import suppress
@@ -27,6 +28,10 @@ def write_whole(path: Path, content, previous: Path | None = None) -> None:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def duplicate(path: Path, copy: Path) -> None:

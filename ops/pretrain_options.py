@@ -1,11 +1,12 @@
 """What main_adco.py can be told: a frozen dataclass, checked as far as values alone can be."""
 
 from dataclasses import asdict, dataclass, fields
+from math import cos, floor, pi
 
 from ops.arguments import SWITCH, above_zero, at_least, option
 from ops.errors import InputError
 from ops.options import ARCHITECTURES, DATASETS, ProcessOptions
-from ops.schedule import pretrain_rate
+from ops.schedule import cosine, steps
 
 
 @dataclass(frozen=True)
@@ -206,16 +207,18 @@ class PretrainConfig(ProcessOptions):
         return max(self.init_steps, -(-self.cluster // num_keys))
 
     def rate(self, epoch: float) -> float:
-        """Learning rate of the encoder at `epoch`, which counts steps as fractions."""
-        return pretrain_rate(
-            epoch,
-            epochs=self.epochs,
-            lr=self.lr,
-            shape=self.cos,
-            lr_final=self.lr_final,
-            milestones=self.schedule,
-            warmup_epochs=self.warmup_epochs,
-        )
+        """Learning rate of the encoder at `epoch`, which counts steps as fractions.
+
+        The warm-up rises from 0 with every step; after it the rate holds still within an epoch.
+        """
+        if epoch < self.warmup_epochs:
+            return self.lr * epoch / self.warmup_epochs
+        epoch = floor(epoch)
+        if self.cos == 1:
+            return cosine(epoch, self.epochs, self.lr, self.lr_final)
+        if self.cos == 2:
+            return self.lr * cos(pi * epoch / (2 * self.epochs))
+        return steps(epoch, self.lr, self.schedule)
 
     def changes_numbers(self) -> dict:
         """The options that a resumed run has to share with the one it goes on from."""

@@ -1,10 +1,12 @@
 """What `lincls.py` can be told. Options shared with pre-training have the same names."""
 
 from dataclasses import dataclass
+from math import floor
 
 from ops.arguments import SWITCH, above_zero, at_least, option
 from ops.errors import InputError
 from ops.options import ARCHITECTURES, DATASETS, ProcessOptions
+from ops.schedule import cosine, steps
 
 PLACES = ("Places205", "Place205")
 RANDOM = "random"  # --pretrained random: the baseline
@@ -156,27 +158,40 @@ class ProbeConfig(ProcessOptions):
 
     def check_head(self):
         """Refuse combinations in which an option would have no effect."""
-        faults = {
-            "--lr_sweep needs a frozen trunk (--trainable fc): heads cannot share one that moves": (
-                self.trainable == "all" and self.lr_sweep
-            ),
-            f"--head {self.head} trains no linear head: leave out --trainable all, --lr_sweep, "
-            "--evaluate, --resume and --dropout": self.head != "linear"
-            and (
-                self.trainable == "all"
-                or self.lr_sweep
-                or self.evaluate
-                or self.resume
-                or self.dropout
-            ),
-        }
-        for sentence, present in faults.items():
-            if present:
-                raise InputError(sentence)
+        moves_trunk = self.trainable == "all"
+        if moves_trunk and self.lr_sweep:
+            raise InputError(
+                "--lr_sweep needs a frozen trunk (--trainable fc): "
+                "heads cannot share one that moves"
+            )
+        of_linear = (moves_trunk, self.lr_sweep, self.evaluate, self.resume, self.dropout)
+        if self.head != "linear" and any(of_linear):
+            raise InputError(
+                f"--head {self.head} trains no linear head: leave out --trainable all, --lr_sweep, "
+                "--evaluate, --resume and --dropout"
+            )
 
     def rates(self) -> tuple[float, ...]:
         """The learning rate of each head."""
         return self.lr_sweep or (self.lr,)
+
+    def rate(self, epoch: float, lr: float) -> float:
+        """What becomes of learning rate `lr` at `epoch`, which counts steps as fractions.
+
+        The published protocols: with --sgdr the rate moves with every step, else it holds still
+        within an epoch.
+        """
+        if self.sgdr == 1:
+            return cosine(epoch, 12, lr)  # down for 12 epochs, up for 12
+        if self.sgdr == 2:
+            period = self.sgdr_t0
+            while epoch >= period:
+                epoch, period = epoch - period, period * self.sgdr_t_mult
+            return cosine(epoch, period, lr)
+        epoch = floor(epoch)
+        if self.cos:
+            return cosine(epoch, self.epochs, lr, self.final_lr)
+        return steps(epoch, lr, self.schedule)
 
     def view_min_scale(self) -> float:
         if self.min_scale is not None:

@@ -108,7 +108,8 @@ def mixed(folder) -> FolderPictures:
 
 def loader(pictures, workers=0, batch=4, augment="fast", skip=True, world=None) -> TrainingLoader:
     views = TrainingViews(pictures, RECIPES, 3, augment, skip)
-    batches = EpochBatches(len(pictures), batch, world or World(), seed=3)
+    world = world or World()
+    batches = EpochBatches(len(pictures), batch * world.size, world, seed=3, least=batch)
     return TrainingLoader(views, batches, workers, pin_memory=False)
 
 
@@ -130,7 +131,7 @@ def test_a_broken_picture_is_replaced_and_named_with_a_reason(folder, name, augm
 def test_with_error_a_broken_picture_stops_with_its_path(folder, name, augment):
     views = TrainingViews(pictures(folder, [name]), RECIPES, 0, augment)
     with pytest.raises(InputError, match="cannot read the picture") as caught:
-        views[0, 0]
+        views.__getitems__([(0, 0)])
     assert str(folder / name) in str(caught.value)
     assert "remove or replace it" in str(caught.value)
 
@@ -139,7 +140,8 @@ def test_the_stand_in_follows_from_seed_epoch_and_index(folder):
     some = pictures(folder, [*GOOD, "empty.jpg"])
 
     def stand_in(seed, epoch):
-        return TrainingViews(some, [Recipe(20)], seed, skip_broken=True)[epoch, 20][0]
+        views = TrainingViews(some, [Recipe(20)], seed, skip_broken=True)
+        return views.__getitems__([(epoch, 20)])[0][0]
 
     assert torch.equal(stand_in(0, 0), stand_in(0, 0))
     assert not torch.equal(stand_in(0, 0), stand_in(1, 0))
@@ -148,14 +150,15 @@ def test_the_stand_in_follows_from_seed_epoch_and_index(folder):
 
 def test_a_stand_in_does_not_look_like_its_own_appearance_in_the_epoch(folder):
     views = TrainingViews(pictures(folder, ["empty.jpg", GOOD[0]]), RECIPES, 0, skip_broken=True)
-    stand_in, own = views[0, 0], views[0, 1]  # there is one picture only that can stand in
-    assert not torch.equal(stand_in[0], own[0])
+    (batch, _), _ = views.__getitems__([(0, 0), (0, 1)])
+    stand_in, own = batch  # there is one picture only that can stand in
+    assert not torch.equal(stand_in, own)
 
 
 def test_where_everything_is_broken_it_ends_in_one_sentence(folder):
     views = TrainingViews(pictures(folder, list(BROKEN)), RECIPES, 0, skip_broken=True)
     with pytest.raises(InputError, match=r"truncated\.jpg is broken, and so are all"):
-        views[0, 0]
+        views.__getitems__([(0, 0)])
 
 
 def test_a_lack_of_memory_is_not_the_pictures_fault(folder, monkeypatch):
@@ -163,8 +166,9 @@ def test_a_lack_of_memory_is_not_the_pictures_fault(folder, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr("adco.pictures.fast_views.decode", no_memory)
+    views = TrainingViews(pictures(folder, GOOD), RECIPES, 0, skip_broken=True)
     with pytest.raises(MemoryError):
-        TrainingViews(pictures(folder, GOOD), RECIPES, 0, skip_broken=True)[0, 0]
+        views.__getitems__([(0, 0)])
 
 
 def test_a_name_that_is_no_text_can_be_printed_and_saved(tmp_path):
@@ -251,7 +255,8 @@ def test_a_score_copes_with_batches_that_come_back_empty(folder):
     names = [GOOD[0], *BROKEN, GOOD[1]]
     some = FolderPictures(folder, names, list(range(len(names))))
     trunk = build_trunk("resnet10").eval()
-    pairs = check_loader(some, 32, 3, 0, World(), "fast", skip_broken=True)
+    views = CheckViews(some, 32, "fast", skip_broken=True)
+    pairs = check_loader(views, 3, 0, World())
     features = extract_features(trunk, pairs, torch.device("cpu"))
     assert features.labels.tolist() == [0, len(names) - 1]
     assert knn_accuracy(features, features, World()) > 0
@@ -259,7 +264,8 @@ def test_a_score_copes_with_batches_that_come_back_empty(folder):
 
 def test_a_score_of_nothing_is_zero(folder):
     some = FolderPictures(folder, list(BROKEN), [0] * len(BROKEN))
-    pairs = check_loader(some, 32, 3, 0, World(), "fast", skip_broken=True)
+    views = CheckViews(some, 32, "fast", skip_broken=True)
+    pairs = check_loader(views, 3, 0, World())
     features = extract_features(build_trunk("resnet10"), pairs, torch.device("cpu"))
     assert knn_accuracy(features, features, World()) == 0
 

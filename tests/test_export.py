@@ -196,17 +196,5 @@ def test_no_checkpoint_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert "no checkpoint" in refusal(capsys, path, tmp_path / "out")
 
 
-def test_a_truncated_checkpoint_is_one_line_and_exit_code_2(source, tmp_path, capsys):
-    path = tmp_path / "torn.pth.tar"
-    path.write_bytes(source.read_bytes()[:100_000])
-    assert "damaged" in refusal(capsys, path, tmp_path / "out")
-
-
-def test_a_pickled_object_is_one_line_and_exit_code_2(tmp_path, capsys):
-    path = tmp_path / "trap.pth.tar"
-    torch.save({"state_dict": Path("surprise")}, path)
-    assert "safely" in refusal(capsys, path, tmp_path / "out")
-
-
 def test_a_folder_that_does_not_exist_is_one_line_and_exit_code_2(source, tmp_path, capsys):
     assert "does not exist" in refusal(capsys, source, tmp_path / "none" / "out")

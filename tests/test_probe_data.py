@@ -13,11 +13,12 @@ sys.path.insert(0, "tests")
 
 from probe_pictures import COLOURS, class_folders, paint, small_config, trunk_file
 
+from adco import fast_views
 from adco.evaluate import run
 from adco.lists import load_places, share_of_each_class
+from adco.loader import EpochBatches
 from adco.pictures import ArrayPictures
 from adco.probe_data import (
-    ProbeBatches,
     ProbeViews,
     load_probe_sets,
     probe_recipe,
@@ -28,7 +29,6 @@ from ops.arguments import parse
 from ops.distributed import World
 from ops.errors import InputError
 from ops.probe_options import PROBE_PRESETS, ProbeConfig
-from ops.schedule import probe_rate
 from tests.conftest import assert_refused, run_main
 
 ROOT = "data/vision/torralba/deeplearning/images256"
@@ -102,9 +102,11 @@ def test_places_is_scored_on_squares_of_its_pictures(tmp_path):
     wide[:, 32:] = 255  # half black, half white
     pictures = ArrayPictures(wide[None], [7])
     ((view,), label), *_ = scoring_loader(pictures, config, 1, 0, World())
+    fast = fast_views.check_view(wide, 28, square=True)
     square = Image.fromarray(wide).resize((32, 32), Image.Resampling.BILINEAR)
     assert label.item() == 7
     torch.testing.assert_close(view, as_view(square.crop((2, 2, 30, 30))), atol=1e-5, rtol=0)
+    assert np.abs(fast - np.asarray(square.crop((2, 2, 30, 30))).astype(int)).max() <= 1
 
 
 def test_places_is_probed_from_end_to_end(tmp_path, capsys):
@@ -133,14 +135,14 @@ def test_a_share_of_train_has_that_share_of_each_class_and_at_least_one_picture(
 def test_the_held_out_part_and_the_rest_make_up_train(tmp_path):
     config = small_config(class_folders(tmp_path), "random")
     sets = load_probe_sets(config, 0.25)
-    together = np.concatenate([sets.train.positions, sets.held_out.positions])
-    assert sorted(together) == list(range(24))
+    together = np.concatenate([sets.train.names, sets.held_out.names])
+    assert len(sets.train) == 18 and len(set(together)) == len(together) == 24
     assert np.bincount(sets.held_out.labels).tolist() == [2, 2, 2]
 
 
-def test_a_train_list_takes_paths_bare_names_and_labels(tmp_path):
+def test_a_train_list_takes_paths_and_bare_names(tmp_path):
     folder = class_folders(tmp_path / "pictures")
-    (tmp_path / "list.txt").write_text("azure/azure_1.png\nred_2.png\ntrain/green/green_0.png 1\n")
+    (tmp_path / "list.txt").write_text("azure/azure_1.png\nred_2.png\ntrain/green/green_0.png\n")
     config = small_config(folder, "random", train_list=str(tmp_path / "list.txt"))
     assert load_probe_sets(config, 0).train.labels.tolist() == [0, 1, 2]
 
@@ -150,7 +152,7 @@ def test_a_train_list_takes_paths_bare_names_and_labels(tmp_path):
     [
         ("red/red_99.png", r"1 pictures .* red/red_99\.png"),
         ("../val/red/red_0.png", "inside the data folder"),
-        ("red_1.png 0", "its folder is number 2"),
+        (" ", "names no picture"),
     ],
 )
 def test_a_train_list_that_does_not_fit_is_refused(tmp_path, line, message):
@@ -173,17 +175,30 @@ def test_train_and_val_with_other_classes_are_refused(tmp_path):
 
 def test_the_processes_share_out_every_batch_whatever_their_number():
     def steps(size):
-        ranks = [list(ProbeBatches(11, 4, World(r, size, size), seed=3)) for r in range(size)]
-        return [sorted(chain(*parts)) for parts in zip(*ranks, strict=True)]
+        ranks = [list(EpochBatches(11, 4, World(r, size, size), seed=3)) for r in range(size)]
+        return [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
 
     assert steps(1) == steps(2) == steps(3)
     assert [len(step) for step in steps(1)] == [4, 4, 3]
+    assert sorted(chain(*steps(1))) == [(0, index) for index in range(11)]
+
+
+@pytest.mark.parametrize(("least", "sizes"), [(1, [4, 4, 3]), (2, [4, 4])])
+def test_a_batch_that_gives_a_process_too_few_pictures_is_left_out(least, sizes):
+    batches = EpochBatches(11, 4, World(1, 2, 2), seed=3, least=least)
+    assert batches.sizes == sizes and len(list(batches)) == len(sizes)
+
+
+def test_an_epoch_without_a_batch_is_refused():
+    with pytest.raises(InputError, match="3 pictures do not fill a batch of 2 for each of 2"):
+        EpochBatches(3, 4, World(1, 2, 2), seed=3, least=2)
 
 
 def test_a_random_crop_shows_the_picture_at_full_resolution_and_pads_a_small_one():
     pixels = np.arange(20 * 20 * 3, dtype=np.uint8).reshape(1, 20, 20, 3)
     config = small_config(".", "random", randcrop=1, image_size=8, flip=0)
-    view, _ = ProbeViews(ArrayPictures(pixels, [0]), probe_recipe(config), True, 0)[(0, 0)]
+    views = ProbeViews(ArrayPictures(pixels, [0]), probe_recipe(config), True, 0)
+    (view,), _ = views.__getitems__([(0, 0)])
     windows = [
         as_view(Image.fromarray(pixels[0, y : y + 8, x : x + 8]))
         for x in range(13)
@@ -191,9 +206,10 @@ def test_a_random_crop_shows_the_picture_at_full_resolution_and_pads_a_small_one
     ]
     assert sum(torch.allclose(view, window, atol=1e-5) for window in windows) == 1
 
-    config = small_config(".", "random", randcrop=1, image_size=30, flip=0)
-    view, _ = ProbeViews(ArrayPictures(pixels, [0]), probe_recipe(config), True, 0)[(0, 0)]
-    framed = Image.new("RGB", (30, 30))
+    config = small_config(".", "random", randcrop=1, image_size=31, flip=0)
+    views = ProbeViews(ArrayPictures(pixels, [0]), probe_recipe(config), True, 0)
+    (view,), _ = views.__getitems__([(0, 0)])
+    framed = Image.new("RGB", (31, 31))
     framed.paste(Image.fromarray(pixels[0]), (5, 5))
     torch.testing.assert_close(view, as_view(framed), atol=1e-5, rtol=0)
 
@@ -209,7 +225,8 @@ def test_strong_views_have_colour_and_blur_and_plain_ones_have_none():
 
 
 def test_sgdr_1_is_a_cosine_of_period_24_over_30_epochs():
-    rates = [probe_rate(e / 2, epochs=30, lr=5, sgdr=1) for e in range(60)]
+    config = ProbeConfig(pretrained="random", epochs=30, sgdr=1)
+    rates = [config.rate(e / 2, lr=5) for e in range(60)]
     assert rates == pytest.approx([2.5 * (1 + cos(pi * e / 24)) for e in range(60)])
     assert rates[24] == pytest.approx(0) and rates[48] == pytest.approx(5)
 
@@ -217,23 +234,20 @@ def test_sgdr_1_is_a_cosine_of_period_24_over_30_epochs():
 def test_sgdr_2_is_that_of_torch():
     from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
+    config = ProbeConfig(pretrained="random", sgdr=2, sgdr_t0=3, sgdr_t_mult=2)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=5)
     theirs = CosineAnnealingWarmRestarts(optimizer, T_0=3, T_mult=2)
     for epoch in np.arange(0, 25, 0.25):
         theirs.step(epoch)
-        ours = probe_rate(epoch, epochs=30, lr=5, sgdr=2, sgdr_t0=3, sgdr_t_mult=2)
-        assert ours == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert config.rate(epoch, lr=5) == pytest.approx(optimizer.param_groups[0]["lr"])
 
 
 def test_the_published_schedules_hold_still_within_an_epoch():
-    def cosine(epoch):
-        return probe_rate(epoch, epochs=100, lr=10)
-
-    def steps(epoch):
-        return probe_rate(epoch, epochs=100, lr=10, cosine=False)
-
-    assert cosine(50.9) == cosine(50) == pytest.approx(0.01 + 0.5 * 9.99)
-    assert [steps(e) for e in (14.9, 15, 25, 30)] == pytest.approx([10, 1, 0.1, 0.01])
+    cosine = ProbeConfig(pretrained="random")
+    assert cosine.rate(50.9, 10) == cosine.rate(50, 10) == pytest.approx(0.01 + 0.5 * 9.99)
+    steps = ProbeConfig(pretrained="random", cos=0)
+    rates = [steps.rate(epoch, 10) for epoch in (14.9, 15, 25, 30)]
+    assert rates == pytest.approx([10, 1, 0.1, 0.01])
 
 
 def test_the_published_commands_are_understood_in_both_spellings():
@@ -270,9 +284,8 @@ def test_options_that_cannot_work_together_are_refused(options, message):
         ProbeConfig(**options)
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
-def test_a_file_that_is_no_checkpoint_ends_in_one_sentence_and_code_2(tmp_path, content):
-    (tmp_path / "file.pth.tar").write_bytes(content)
+def test_a_file_that_is_no_checkpoint_ends_in_one_sentence_and_code_2(tmp_path):
+    (tmp_path / "file.pth.tar").write_bytes(b"PK\x03\x04 cut off")
     argv = ["--dataset", "digits", "--pretrained", str(tmp_path / "file.pth.tar")]
     ended = run_main("lincls.py", *argv, cwd=tmp_path)
     assert_refused(ended, "lincls.py: error: ")

@@ -66,7 +66,7 @@ def test_a_trunk_is_read_with_and_without_module(tmp_path, program, module):
     renamed = {module + n.removeprefix("module."): value for n, value in names.items()}
     path = write(tmp_path, {**content, "state_dict": renamed} if names is not content else renamed)
 
-    trunk = read_trunk(path).build("resnet10").state_dict()
+    trunk = read_trunk(path, arch="resnet10").build().state_dict()
 
     query = {n.removeprefix("module.").removeprefix("encoder_q."): v for n, v in names.items()}
     for name, value in trunk.items():
@@ -84,25 +84,23 @@ def test_the_key_encoder_is_read_on_demand(tmp_path):
 def test_files_without_batch_counters_are_read(tmp_path):
     weights = encoder_weights("")
     path = write(tmp_path, {n: v for n, v in weights.items() if "num_batches" not in n})
-    assert torch.equal(read_trunk(path).build("resnet10").conv1.weight, weights["conv1.weight"])
+    assert torch.equal(
+        read_trunk(path, arch="resnet10").build().conv1.weight, weights["conv1.weight"]
+    )
 
 
 def test_keys_missing_and_left_over_are_named(tmp_path):
     weights = encoder_weights("")
     weights["layer1.0.other.weight"] = weights.pop("layer1.0.conv1.weight")
     with pytest.raises(InputError) as refusal:
-        read_trunk(write(tmp_path, weights)).build("resnet10")
+        read_trunk(write(tmp_path, weights), arch="resnet10").build()
     assert "missing: layer1.0.conv1.weight; left over: layer1.0.other.weight" in str(refusal.value)
-
-
-def test_weights_of_another_architecture_are_refused_by_key(tmp_path):
-    with pytest.raises(InputError, match=r"missing: .*layer1\.1\.bn1\.bias.*check --arch"):
-        read_trunk(write(tmp_path, encoder_weights(""))).build("resnet18")
+    assert "check --arch" in str(refusal.value)
 
 
 def test_an_architecture_other_than_the_files_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds a resnet10, not a resnet18: --arch resnet10"):
-        read_trunk(write(tmp_path, moco_file("fc."))).build("resnet18")
+        read_trunk(write(tmp_path, moco_file("fc.")), arch="resnet18")
 
 
 def test_a_missing_key_encoder_is_refused(tmp_path):
@@ -126,20 +124,6 @@ def test_a_missing_key_encoder_is_refused(tmp_path):
 def test_a_file_without_an_encoder_is_refused(tmp_path, content):
     with pytest.raises(InputError, match=r"expected|dictionary"):
         read_trunk(write(tmp_path, content))
-
-
-def test_a_text_file_is_refused(tmp_path):
-    path = tmp_path / "input.pth.tar"
-    path.write_text("weights follow")
-    with pytest.raises(InputError, match=r"no checkpoint|no torch file"):
-        read_trunk(path)
-
-
-def test_a_truncated_file_is_refused(tmp_path):
-    path = write(tmp_path, adco_file())
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(InputError, match="damaged"):
-        read_trunk(path)
 
 
 class Trap:

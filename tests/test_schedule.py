@@ -5,34 +5,36 @@ from math import cos, log, pi
 import pytest
 
 from adco.watch import Watch
-from ops.schedule import pretrain_rate
+from ops.pretrain_options import PretrainConfig
+
+
+def rate(epoch: float, **options) -> float:
+    return PretrainConfig(**options).rate(epoch)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 77, 199])
 def test_cosine_runs_from_lr_to_lr_final(epoch):
     expected = 6e-4 + 0.5 * (1 + cos(pi * epoch / 200)) * (0.03 - 6e-4)
-    assert pretrain_rate(epoch, epochs=200, lr=0.03) == pytest.approx(expected)
+    assert rate(epoch, epochs=200, lr=0.03) == pytest.approx(expected)
 
 
 def test_quarter_cosine_ends_at_zero():
-    assert pretrain_rate(50, epochs=100, lr=1.0, shape=2) == pytest.approx(cos(pi / 4))
+    assert rate(50, epochs=100, lr=1.0, cos=2) == pytest.approx(cos(pi / 4))
 
 
 def test_steps_fall_tenfold_at_each_milestone():
-    rates = [pretrain_rate(e, epochs=200, lr=1.0, shape=0) for e in (119, 120, 160)]
+    rates = [rate(e, epochs=200, lr=1.0, cos=0) for e in (119, 120, 160)]
     assert rates == pytest.approx([1, 0.1, 0.01])
 
 
 def test_the_rate_holds_still_within_an_epoch():
-    assert pretrain_rate(7.9, epochs=20, lr=1.0) == pretrain_rate(7, epochs=20, lr=1.0)
+    assert rate(7.9, epochs=20, lr=1.0) == rate(7, epochs=20, lr=1.0)
 
 
 def test_warm_up_rises_linearly_from_zero_with_every_step():
-    rates = [pretrain_rate(e, epochs=20, lr=1.0, warmup_epochs=4) for e in (0, 0.5, 2, 3.9)]
+    rates = [rate(e, epochs=20, lr=1.0, warmup_epochs=4) for e in (0, 0.5, 2, 3.9)]
     assert rates == pytest.approx([0, 0.125, 0.5, 0.975])
-    assert pretrain_rate(4, epochs=20, lr=1.0, warmup_epochs=4) == pretrain_rate(
-        4, epochs=20, lr=1.0
-    )
+    assert rate(4, epochs=20, lr=1.0, warmup_epochs=4) == rate(4, epochs=20, lr=1.0)
 
 
 def warnings_of(loss: float, mass: float, spread: float, steps=range(0, 500, 50)) -> list[str]:

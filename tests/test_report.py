@@ -1,0 +1,25 @@
+"""What adco.report says of a run."""
+
+import pytest
+
+from adco.report import table
+
+
+def scores(*epochs: int) -> dict[str, list[dict]]:
+    return {"knn": [{"epoch": epoch, "accuracy": 70.0 + epoch} for epoch in epochs]}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "random", "pretrained"), [((0, 1, 2), "70.0 %", "72.0 %"), ((1, 2), None, "72.0 %")]
+)
+def test_only_a_score_before_the_first_epoch_is_one_of_random_weights(
+    tmp_path, epochs, random, pretrained
+):
+    rows = dict(row.split("  ", 1) for row in table(tmp_path, scores(*epochs)).splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert rows.get("kNN accuracy, random weights") == random
+    assert rows["kNN accuracy, pre-trained"] == pretrained
+
+
+def test_a_run_without_scores_is_told_without_them(tmp_path):
+    assert "kNN" not in table(tmp_path, {})
