@@ -9,17 +9,17 @@ python3 lincls.py --dataset digits --head knn --pretrained checkpoint_last.pth.t
 
 import sys
 
+from adco.probe.options import PROBE_PRESETS, ProbeConfig
 from ops.arguments import parse
 from ops.errors import reported
 from ops.options import choose_gpus
-from ops.probe_options import PROBE_PRESETS, ProbeConfig
 
 
 def main(argv=None) -> int:
     with reported("lincls.py"):
         config = parse(ProbeConfig, argv, PROBE_PRESETS)
         choose_gpus(config)
-        from adco.evaluate import run  # torch is imported here: a bad flag is answered before
+        from adco.probe.run import run  # torch is imported here: a bad flag is answered before
         from ops.launch import launch
 
         return launch(run, config)

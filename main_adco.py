@@ -9,10 +9,10 @@ torchrun --nproc_per_node 8 main_adco.py --data ./datasets/imagenet2012
 
 import sys
 
+from adco.pretrain.options import PRESETS, PretrainConfig
 from ops.arguments import parse
 from ops.errors import reported
 from ops.options import choose_gpus
-from ops.pretrain_options import PRESETS, PretrainConfig
 from ops.signals import end_by_interrupts
 
 
@@ -20,7 +20,7 @@ def main(argv=None) -> int:
     with reported("main_adco.py"):
         config = parse(PretrainConfig, argv, PRESETS)
         choose_gpus(config)
-        from adco.pretrain import run  # torch is imported here: a bad flag is answered before
+        from adco.pretrain.run import run  # torch is imported here: a bad flag is answered before
         from ops.launch import launch
 
         return launch(run, config)

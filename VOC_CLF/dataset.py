@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
-from adco.data import some
-from adco.pictures import FolderPictures
-from adco.views import view_rng
+from adco.data.datasets import some
+from adco.data.pictures import FolderPictures
+from adco.data.views import view_rng
 from ops.errors import InputError
 
 CLASSES = (

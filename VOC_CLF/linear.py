@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
+from adco.data.loader import EpochBatches, batch_loader, check_loader, workers_per_process
 from adco.encoder import Trunk
-from adco.loader import EpochBatches, batch_loader, check_loader, workers_per_process
 from ops import checkpoint
 from ops.distributed import World
 from ops.journal import Journal

@@ -20,7 +20,7 @@ def main(argv=None) -> int:
     with reported("VOC_CLF/main.py"):
         config = parse(VocConfig, argv)
         choose_gpus(config)
-        from VOC_CLF.evaluate import run  # torch is imported here: a bad flag is answered before
+        from VOC_CLF.run import run  # torch is imported here: a bad flag is answered before
 
         return run(config)
 

@@ -4,8 +4,8 @@ import numpy as np
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from adco.loader import CheckViews
-from adco.probe import extract_features
+from adco.data.loader import CheckViews
+from adco.probe.features import extract_features
 from ops.journal import Journal
 from VOC_CLF.dataset import CLASSES, Voc, VocSplit
 from VOC_CLF.linear import in_order

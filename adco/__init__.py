@@ -8,9 +8,19 @@ Dimension key, used in every file:
     D  embedding width          K  learnable negatives
 """
 
-from adco.model import AdCo
-from adco.negatives import NegativeBank
-from adco.plan import view_plan
-from adco.step import train_step
+from importlib import import_module
 
-__all__ = ["AdCo", "NegativeBank", "train_step", "view_plan"]
+HOMES = {
+    "AdCo": "adco.model",
+    "NegativeBank": "adco.negatives",
+    "train_step": "adco.step",
+    "view_plan": "adco.plan",
+}
+__all__ = list(HOMES)
+
+
+def __getattr__(name: str):
+    """The public names, imported when they are first used: options need no torch (PEP 562)."""
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
+    raise AttributeError(f"module 'adco' has no attribute {name!r}")

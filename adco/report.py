@@ -15,10 +15,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from adco.data import Splits, load_splits
+from adco.data.datasets import Splits, load_splits
+from adco.data.loader import CheckViews, check_loader
 from adco.encoder import read_trunk
-from adco.loader import CheckViews, check_loader
-from adco.probe import extract_features
+from adco.probe.features import extract_features
 from ops.arguments import argument, option, parse
 from ops.distributed import World
 from ops.errors import InputError, reported

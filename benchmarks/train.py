@@ -19,11 +19,11 @@ from PIL import Image
 from torch import nn
 
 import adco
-from adco.data import from_folders
+from adco.data.datasets import from_folders
+from adco.data.loader import TrainingViews
+from adco.data.pictures import FolderPictures
+from adco.data.views import Recipe
 from adco.encoder import Trunk, build_encoder, build_trunk
-from adco.loader import TrainingViews
-from adco.pictures import FolderPictures
-from adco.views import Recipe
 from benchmarks import measure
 from benchmarks.views import jpeg, made_up, published_recipe
 from benchmarks.ways import DECAY, MEM_T, MOCO_T, MOMENTUM, RATE, play_published

@@ -10,10 +10,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from adco.guard import Statistics, examine
 
 import adco
-from adco.guard import Statistics, examine
-from adco.state import Progress, pack
+from adco.pretrain.options import PretrainConfig
+from adco.pretrain.state import Progress, pack
 from benchmarks import measure
 from ops import checkpoint
 from ops.arguments import at_least, option, parse
@@ -22,7 +23,6 @@ from ops.distributed import Poll, World, broadcast_from_first_, check_ranks_agre
 from ops.errors import reported
 from ops.launch import launch
 from ops.options import ARCHITECTURES, ProcessOptions
-from ops.pretrain_options import PretrainConfig
 
 DEFAULTS = {f.name: f.default for f in fields(PretrainConfig)}
 

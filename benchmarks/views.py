@@ -16,11 +16,11 @@ import torchvision.transforms as VT
 from PIL import Image, ImageFilter
 
 import adco
-from adco import fast_views, views
-from adco.data import from_folders, load_splits
-from adco.loader import TrainingViews
-from adco.pictures import ArrayPictures, Pictures
-from adco.views import Draw, Recipe, draw_view, normalised, view_rng
+from adco.data import fast_render, views
+from adco.data.datasets import from_folders, load_splits
+from adco.data.loader import TrainingViews
+from adco.data.pictures import ArrayPictures, Pictures
+from adco.data.views import Draw, Recipe, draw_view, normalised, view_rng
 from benchmarks import measure
 from ops.arguments import above_zero, at_least, option, parse
 from ops.errors import reported
@@ -89,9 +89,9 @@ def draw(index: int, view: int, width: int, height: int) -> Draw:
 
 
 def fast(index: int, data: bytes):
-    pixels = fast_views.decode(data)
+    pixels = fast_render.decode(data)
     draws = (draw(index, view, *pixels.shape[1::-1]) for view in (0, 1))
-    return normalised([fast_views.render(pixels, drawn, FULL.size) for drawn in draws])
+    return normalised([fast_render.render(pixels, drawn, FULL.size) for drawn in draws])
 
 
 def pil(index: int, data: bytes):
@@ -182,7 +182,7 @@ def print_small(repeats: int, batch_size: int = 128) -> None:
 def pair(pictures: Pictures, index: int, drawn: Draw) -> tuple[np.ndarray, np.ndarray]:
     """One view by both renderers, uint8 [S, S, 3]."""
     return (
-        fast_views.render(pictures.pixels(index), drawn, FULL.size),
+        fast_render.render(pictures.pixels(index), drawn, FULL.size),
         views.render(pictures.picture(index), drawn, FULL.size),
     )
 

@@ -26,7 +26,7 @@ torch.set_num_threads(2)
 @pytest.fixture(scope="session")
 def digit_folder(tmp_path_factory) -> Path:
     """Real digits as PNG files: train/{0,1,2} with 16 pictures each, val/{0,1,2} with 5 each."""
-    from adco.data import load_splits
+    from adco.data.datasets import load_splits
 
     splits = load_splits("digits", "")
     root = tmp_path_factory.mktemp("digit_folder")

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from adco.encoder import build_trunk
-from adco.evaluate import run
+from adco.probe.options import ProbeConfig
+from adco.probe.run import run
 from ops import checkpoint
-from ops.probe_options import ProbeConfig
 
 COLOURS = {"azure": (30, 60, 220), "green": (20, 200, 40), "red": (220, 30, 30)}
 

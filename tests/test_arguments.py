@@ -8,9 +8,9 @@ from dataclasses import asdict, fields
 
 import pytest
 
+from adco.pretrain.options import PRESETS, PretrainConfig
 from ops.arguments import parse
 from ops.errors import InputError
-from ops.pretrain_options import PRESETS, PretrainConfig
 from tests.conftest import ROOT
 
 PUBLISHED = [

@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from adco.bad_pictures import BadPictures
+from adco.data.loader import CheckViews, EpochBatches, TrainingLoader, TrainingViews, check_loader
+from adco.data.pictures import FolderPictures
+from adco.data.views import Recipe
 from adco.encoder import build_trunk
-from adco.loader import CheckViews, EpochBatches, TrainingLoader, TrainingViews, check_loader
-from adco.pictures import FolderPictures
-from adco.probe import extract_features, knn_accuracy
-from adco.views import Recipe
+from adco.pretrain.bad_pictures import BadPictures
+from adco.pretrain.options import PretrainConfig
+from adco.probe.features import extract_features, knn_accuracy
 from ops.distributed import World
 from ops.errors import InputError
-from ops.pretrain_options import PretrainConfig
 from tests.conftest import assert_refused, run_main
 
 RNG = np.random.default_rng(0)
@@ -165,7 +165,7 @@ def test_a_lack_of_memory_is_not_the_pictures_fault(folder, monkeypatch):
     def no_memory(data):
         raise MemoryError
 
-    monkeypatch.setattr("adco.pictures.fast_views.decode", no_memory)
+    monkeypatch.setattr("adco.data.pictures.fast_render.decode", no_memory)
     views = TrainingViews(pictures(folder, GOOD), RECIPES, 0, skip_broken=True)
     with pytest.raises(MemoryError):
         views.__getitems__([(0, 0)])

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import adco
-from adco.state import Progress, pack, unpack_
+from adco.pretrain.options import PretrainConfig
+from adco.pretrain.state import Progress, pack, unpack_
 from ops import checkpoint
 from ops.errors import InputError
-from ops.pretrain_options import PretrainConfig
 
 CONFIG = PretrainConfig(arch="resnet10", moco_dim=8, cluster=32)
 

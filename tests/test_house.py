@@ -38,7 +38,7 @@ def test_processes_and_parsers_have_one_home(path):
 @pytest.mark.parametrize("name", ["objective.py", "negatives.py", "plan.py"])
 def test_the_method_knows_nothing_of_files_flags_or_logging(name):
     plumbing = {"logging", "pathlib", "os", "argparse"}
-    plumbing |= {"ops.journal", "ops.options", "ops.pretrain_options", "ops.arguments"}
+    plumbing |= {"ops.journal", "ops.options", "ops.arguments"}
     assert not imported(ROOT / "adco" / name) & plumbing
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import adco
-from adco.state import Progress, pack, unpack_
+from adco.pretrain.options import PRESETS, PretrainConfig
+from adco.pretrain.state import Progress, pack, unpack_
 from ops import checkpoint
 from ops.arguments import parse
 from ops.errors import InputError
-from ops.pretrain_options import PRESETS, PretrainConfig
 
 MANY = settings(
     max_examples=250, deadline=None, database=None, derandomize=True,

@@ -8,14 +8,14 @@ import torch
 from torch.amp import GradScaler
 
 import adco
-from adco.pretrain import run
-from adco.state import load_optimizer_
+from adco.pretrain.options import PretrainConfig
+from adco.pretrain.run import run
+from adco.pretrain.state import load_optimizer_
 from adco.step import startup_step
 from ops.arguments import parse
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World, exchange_rows, wrap_encoder
 from ops.errors import InputError
-from ops.pretrain_options import PretrainConfig
 from tests.conftest import run_script
 from tests.gloo import in_processes
 from tests.small import (

@@ -13,12 +13,12 @@ sys.path.insert(0, "tests")
 
 from probe_pictures import class_folders, run_each, run_folder, small_config, trunk_file
 
-from adco import logistic
 from adco.encoder import build_trunk, read_trunk
-from adco.evaluate import run
-from adco.linear import LinearProbe
-from adco.probe import Features, knn_accuracies
-from adco.probe_data import load_probe_sets
+from adco.probe import logistic
+from adco.probe.data import load_probe_sets
+from adco.probe.features import Features, knn_accuracies
+from adco.probe.linear import LinearProbe
+from adco.probe.run import run
 from ops import checkpoint
 from ops.distributed import World
 from ops.errors import InputError

@@ -13,22 +13,22 @@ sys.path.insert(0, "tests")
 
 from probe_pictures import COLOURS, class_folders, paint, small_config, trunk_file
 
-from adco import fast_views
-from adco.evaluate import run
-from adco.lists import load_places, share_of_each_class
-from adco.loader import EpochBatches
-from adco.pictures import ArrayPictures
-from adco.probe_data import (
+from adco.data import fast_render
+from adco.data.list_files import load_places, share_of_each_class
+from adco.data.loader import EpochBatches
+from adco.data.pictures import ArrayPictures
+from adco.data.views import MEAN, STD
+from adco.probe.data import (
     ProbeViews,
     load_probe_sets,
     probe_recipe,
     scoring_loader,
 )
-from adco.views import MEAN, STD
+from adco.probe.options import PROBE_PRESETS, ProbeConfig
+from adco.probe.run import run
 from ops.arguments import parse
 from ops.distributed import World
 from ops.errors import InputError
-from ops.probe_options import PROBE_PRESETS, ProbeConfig
 from tests.conftest import assert_refused, run_main
 
 ROOT = "data/vision/torralba/deeplearning/images256"
@@ -102,7 +102,7 @@ def test_places_is_scored_on_squares_of_its_pictures(tmp_path):
     wide[:, 32:] = 255  # half black, half white
     pictures = ArrayPictures(wide[None], [7])
     ((view,), label), *_ = scoring_loader(pictures, config, 1, 0, World())
-    fast = fast_views.check_view(wide, 28, square=True)
+    fast = fast_render.check_view(wide, 28, square=True)
     square = Image.fromarray(wide).resize((32, 32), Image.Resampling.BILINEAR)
     assert label.item() == 7
     torch.testing.assert_close(view, as_view(square.crop((2, 2, 30, 30))), atol=1e-5, rtol=0)

@@ -4,8 +4,8 @@ from math import cos, log, pi
 
 import pytest
 
-from adco.watch import Watch
-from ops.pretrain_options import PretrainConfig
+from adco.pretrain.health import Watch
+from adco.pretrain.options import PretrainConfig
 
 
 def rate(epoch: float, **options) -> float:

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import adco
-from adco.state import Progress, pack, unpack_
+from adco.pretrain.options import PretrainConfig
+from adco.pretrain.state import Progress, pack, unpack_
 from adco.step import Round, startup_step
 from ops import checkpoint
 from ops.distributed import World, wrap_encoder
-from ops.pretrain_options import PretrainConfig
 from tests.gloo import in_processes
 
 # Of all processes together. The columns split evenly neither over two nor over three.

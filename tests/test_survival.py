@@ -16,15 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from adco.data import load_splits
-from adco.resume import newest_with
-from adco.saving import Checkpoints
+from adco.data.datasets import load_splits
+from adco.pretrain.options import PretrainConfig
+from adco.pretrain.resume import newest_with
+from adco.pretrain.saving import Checkpoints
 from benchmarks.kill import started_by
 from ops import checkpoint
 from ops.errors import EXIT_FAILED, EXIT_STOPPED
 from ops.journal import Journal
 from ops.launch import free_port
-from ops.pretrain_options import PretrainConfig
 from tests.conftest import ROOT, assert_refused, run_main, run_script
 from tests.test_pretrain import TINY, losses
 

@@ -10,13 +10,13 @@ import torchvision.transforms.functional as VF
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from adco import fast_views, views
-from adco.loader import CheckViews, EpochBatches, TrainingLoader, TrainingViews
-from adco.pictures import ArrayPictures, FolderPictures
-from adco.views import JITTER, Draw, Recipe, draw_view, normalised, view_rng
+from adco.data import fast_render, views
+from adco.data.loader import CheckViews, EpochBatches, TrainingLoader, TrainingViews
+from adco.data.pictures import ArrayPictures, FolderPictures
+from adco.data.views import JITTER, Draw, Recipe, draw_view, normalised, view_rng
+from adco.pretrain.options import PretrainConfig
 from ops.distributed import World
 from ops.errors import InputError
-from ops.pretrain_options import PretrainConfig
 
 FULL = Recipe()
 RNG = np.random.default_rng(0)
@@ -102,10 +102,10 @@ def test_seed_epoch_picture_and_view_each_change_the_draw(changed):
 
 @pytest.mark.parametrize("size", [224, 96])
 @pytest.mark.parametrize("photo", PHOTOS)
-def test_fast_views_differ_from_pillow_by_less_than_two_levels(photo, size):
+def test_fast_render_differ_from_pillow_by_less_than_two_levels(photo, size):
     picture = Image.fromarray(photo)
     for draw in (draw_view(FULL, *picture.size, view_rng(0, 0, index, 0)) for index in range(40)):
-        fast, pil = fast_views.render(photo, draw, size), views.render(picture, draw, size)
+        fast, pil = fast_render.render(photo, draw, size), views.render(picture, draw, size)
         assert difference(fast, pil).mean() < 2, draw
 
 
@@ -113,14 +113,14 @@ def test_fast_views_differ_from_pillow_by_less_than_two_levels(photo, size):
 @pytest.mark.parametrize("number", range(4))
 def test_each_colour_operation_agrees_with_pillow(number, factor):
     name, value = JITTER[number], factor * FULL.jitter[number] + (number < 3)
-    fast = fast_views.JITTER[name](PHOTOS[0], value)
+    fast = fast_render.JITTER[name](PHOTOS[0], value)
     pil = np.array(views.PIL_JITTER[name](Image.fromarray(PHOTOS[0]), value))
     assert difference(fast, pil).mean() < 0.3
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.7, 1.0, 1.5, 2.0])
 def test_blur_has_the_variance_that_was_drawn_in_each_direction(sigma):
-    kernel = fast_views.blur_kernel(sigma)
+    kernel = fast_render.blur_kernel(sigma)
     places = np.arange(len(kernel)) - len(kernel) // 2
     assert kernel.sum() == pytest.approx(1)
     assert (kernel * places**2).sum() == pytest.approx(sigma**2)
@@ -129,7 +129,7 @@ def test_blur_has_the_variance_that_was_drawn_in_each_direction(sigma):
 @pytest.mark.parametrize("box", [(20, 30, 250, 150), (100, 50, 60, 40), (5, 5, 310, 60)])
 def test_resizing_agrees_with_pillow_to_a_level(box):
     draw = Draw(box, (), gray=False, sigma=0.0, flip=False)
-    fast = fast_views.render(PHOTOS[0], draw, 96)
+    fast = fast_render.render(PHOTOS[0], draw, 96)
     assert difference(fast, views.render(Image.fromarray(PHOTOS[0]), draw, 96)).max() <= 1
 
 
@@ -137,7 +137,7 @@ def test_resizing_agrees_with_pillow_to_a_level(box):
 def test_check_views_agree_with_pillow_to_a_level(shape):
     photo = np.ascontiguousarray(PHOTOS[1][: shape[0], : shape[1]])
     pil = views.check_view(Image.fromarray(photo), 96)
-    fast = fast_views.check_view(photo, 96)
+    fast = fast_render.check_view(photo, 96)
     assert fast.shape == pil.shape == (96, 96, 3)
     assert difference(fast, pil).max() <= 1
 

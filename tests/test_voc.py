@@ -11,9 +11,9 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from adco import AdCo
+from adco.data.loader import EpochBatches, batch_loader
+from adco.data.views import view_rng
 from adco.encoder import read_trunk
-from adco.loader import EpochBatches, batch_loader
-from adco.views import view_rng
 from ops.checkpoint import with_module
 from ops.distributed import World
 from tests.conftest import ROOT, run_main, run_script

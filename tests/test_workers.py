@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from adco.loader import EpochBatches, TrainingLoader, TrainingViews
-from adco.pictures import ArrayPictures
-from adco.views import Recipe
+from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
+from adco.data.pictures import ArrayPictures
+from adco.data.views import Recipe
 from ops.distributed import World
 from ops.signals import REQUESTS, requests_blocked
 from tests.conftest import ROOT

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adco.loader import workers_per_process
-from adco.parts import Parts, build, play_round
-from adco.pictures import Pictures
-from adco.resume import begin_, log_folder
-from adco.state import Progress, pack
+from adco.data.loader import workers_per_process
+from adco.data.pictures import Pictures
+from adco.pretrain.game import Parts, build, play_round
+from adco.pretrain.options import PretrainConfig
+from adco.pretrain.resume import begin_, log_folder
+from adco.pretrain.state import Progress, pack
 from ops.device import on_device
 from ops.distributed import AsyncFlags, World
 from ops.errors import InputError
-from ops.pretrain_options import PretrainConfig
 
 SAMPLE = 200  # pictures that are read to see whether they can be
 

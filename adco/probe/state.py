@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from adco.encoder import build_trunk, read_trunk
-from adco.linear import KEPT_EPOCHS, Best, LinearProbe
+from adco.probe.linear import KEPT_EPOCHS, Best, LinearProbe
+from adco.probe.options import RANDOM, ProbeConfig
 from ops import checkpoint
 from ops.errors import InputError
 from ops.metrics import Accuracy
-from ops.probe_options import RANDOM, ProbeConfig
 
 
 def read_encoder(config: ProbeConfig) -> tuple[ResNet, ProbeConfig]:

@@ -7,16 +7,16 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import SGD
 
-from adco.data import Splits, load_splits
-from adco.loader import EpochBatches, TrainingLoader, TrainingViews, workers_per_process
+from adco.data.datasets import Splits, load_splits
+from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews, workers_per_process
+from adco.data.views import Recipe, training_recipes
 from adco.model import AdCo
 from adco.negatives import NegativeBank
 from adco.plan import Term, view_plan
+from adco.pretrain.options import PretrainConfig
 from adco.step import Round, train_step
-from adco.views import Recipe, training_recipes
 from ops.device import amp_dtype, compile_, tune
 from ops.distributed import World, wrap_encoder
-from ops.pretrain_options import PretrainConfig
 
 
 @dataclass

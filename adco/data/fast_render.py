@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from adco.views import Draw
+from adco.data.views import Draw
 
 cv2.setNumThreads(0)  # a loader process owns one core, and a forked thread pool would hang
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
-from adco import fast_views
-from adco import views as pil_views
-from adco.pictures import Pictures
-from adco.views import Recipe, draw_view, normalised, view_rng
+from adco.data import fast_render
+from adco.data import views as pil_views
+from adco.data.pictures import Pictures
+from adco.data.views import Recipe, draw_view, normalised, view_rng
 from ops.distributed import World
 from ops.errors import InputError
 from ops.workers import ParentsLoader
@@ -52,7 +52,7 @@ class TrainingViews(Dataset):
         """uint8 [S, S, 3] per recipe, from one decoding."""
         picture = self._picture(epoch, index, broken_)
         height, width = picture.shape[:2] if self.fast else picture.size[::-1]
-        render = fast_views.render if self.fast else pil_views.render
+        render = fast_render.render if self.fast else pil_views.render
         rendered = []
         for view, recipe in enumerate(self.recipes):
             draw = draw_view(recipe, width, height, view_rng(self.seed, epoch, index, view))
@@ -119,7 +119,7 @@ class CheckViews(Dataset):
 
     def _render(self, index: int) -> np.ndarray:
         if self.fast:
-            return fast_views.check_view(self.pictures.pixels(index), self.size, self.square)
+            return fast_render.check_view(self.pictures.pixels(index), self.size, self.square)
         return pil_views.check_view(self.pictures.picture(index), self.size, self.square)
 
 

@@ -5,12 +5,12 @@ from math import ceil
 
 import torch
 
-from adco.data import Splits
-from adco.loader import CheckViews, check_loader, workers_per_process
+from adco.data.datasets import Splits
+from adco.data.loader import CheckViews, check_loader, workers_per_process
 from adco.model import AdCo
-from adco.probe import extract_features, knn_accuracy
+from adco.pretrain.options import PretrainConfig
+from adco.probe.features import extract_features, knn_accuracy
 from ops.distributed import World
-from ops.pretrain_options import PretrainConfig
 
 
 def knn_score(

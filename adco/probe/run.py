@@ -5,15 +5,15 @@ from pathlib import Path
 
 import torch
 
-from adco.probe_data import ProbeSets, load_probe_sets
-from adco.probe_state import read_encoder
-from adco.protocols import PROTOCOLS, Bench, Outcome
+from adco.probe.data import ProbeSets, load_probe_sets
+from adco.probe.options import RANDOM, ProbeConfig
+from adco.probe.protocols import PROTOCOLS, Bench, Outcome
+from adco.probe.state import read_encoder
 from ops import checkpoint
 from ops.distributed import World
 from ops.errors import InputError
 from ops.files import write_json
 from ops.journal import Journal, new_run_folder, provenance
-from ops.probe_options import RANDOM, ProbeConfig
 
 LOGISTIC_HOLDOUT = 0.1
 

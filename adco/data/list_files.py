@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adco.data import Splits, pictures_below, some
-from adco.pictures import FolderPictures, Pictures
+from adco.data.datasets import Splits, pictures_below, some
+from adco.data.pictures import FolderPictures, Pictures
 from ops.errors import InputError
 
 PLACES_PICTURES = "data/vision/torralba/deeplearning/images256"

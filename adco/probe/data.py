@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from adco.data import load_splits
-from adco.lists import listed_part, load_places, share_of_each_class
-from adco.loader import CheckViews, check_loader
-from adco.pictures import Pictures
-from adco.views import Recipe, draw_view, normalised, render, view_rng
+from adco.data.datasets import load_splits
+from adco.data.list_files import listed_part, load_places, share_of_each_class
+from adco.data.loader import CheckViews, check_loader
+from adco.data.pictures import Pictures
+from adco.data.views import Recipe, draw_view, normalised, render, view_rng
+from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import World
 from ops.errors import InputError
-from ops.probe_options import PLACES, ProbeConfig
 from ops.workers import ParentsLoader
 
 CROP_VIEW = 1  # number of the view that --randcrop draws its place with; view 0 is all else

@@ -4,16 +4,17 @@ from dataclasses import asdict
 
 import torch
 
-from adco.bad_pictures import BadPictures
-from adco.meter import EpochMeter
-from adco.monitor import knn_score
-from adco.parts import build, describe, play_round
-from adco.rehearsal import rehearse
-from adco.resume import Beginning, begin_, log_folder
-from adco.saving import Checkpoints
-from adco.state import pack
+from adco.pretrain.bad_pictures import BadPictures
+from adco.pretrain.dry_run import rehearse
+from adco.pretrain.game import build, describe, play_round
+from adco.pretrain.health import Streak, Watch
+from adco.pretrain.knn_monitor import knn_score
+from adco.pretrain.meter import EpochMeter
+from adco.pretrain.options import PretrainConfig
+from adco.pretrain.resume import Beginning, begin_, log_folder
+from adco.pretrain.saving import Checkpoints
+from adco.pretrain.state import pack
 from adco.step import startup_step
-from adco.watch import Streak, Watch
 from ops.device import on_device
 from ops.distributed import (
     AsyncFlags,
@@ -24,7 +25,6 @@ from ops.distributed import (
 )
 from ops.errors import EXIT_STOPPED, InputError, RunFailed
 from ops.journal import Journal, new_run_folder
-from ops.pretrain_options import PretrainConfig
 from ops.schedule import set_rate
 from ops.signals import StopRequest
 

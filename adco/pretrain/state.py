@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 
 from adco.model import AdCo
 from adco.negatives import NegativeBank
+from adco.pretrain.options import PretrainConfig
 from ops import checkpoint
 from ops.errors import InputError, shown
-from ops.pretrain_options import PretrainConfig
 
 # What a run keeps beside both players and their progress; other programs' files have none of it.
 KEPT = (

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from adco.pictures import ArrayPictures, FolderPictures, Pictures
+from adco.data.pictures import ArrayPictures, FolderPictures, Pictures
 from ops.errors import InputError
 
 

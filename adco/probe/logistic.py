@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adco.probe import Features
+from adco.probe.features import Features
 from ops.distributed import World, sum_across_ranks_
 from ops.metrics import Accuracy, accuracies, count_right
 

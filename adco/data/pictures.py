@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from adco import fast_views
+from adco.data import fast_render
 from ops.errors import InputError
 
 
@@ -60,7 +60,7 @@ class FolderPictures:
         return self._read(index, decoded)
 
     def pixels(self, index: int) -> np.ndarray:
-        return self._read(index, fast_views.decode)
+        return self._read(index, fast_render.decode)
 
     def name(self, index: int) -> str:
         """Its path below the folder; bytes that are no text are written as \\x.."""

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
+from adco.data.loader import EpochBatches, batch_loader, workers_per_process
 from adco.encoder import Trunk
-from adco.loader import EpochBatches, batch_loader, workers_per_process
-from adco.probe import Features, extract_features
-from adco.probe_data import ProbeSets, ProbeViews, probe_recipe, scoring_loader
+from adco.probe.data import ProbeSets, ProbeViews, probe_recipe, scoring_loader
+from adco.probe.features import Features, extract_features
+from adco.probe.options import ProbeConfig
 from ops.distributed import (
     World,
     broadcast_from_first_,
@@ -22,7 +23,6 @@ from ops.distributed import (
 )
 from ops.journal import Journal, Stopwatch
 from ops.metrics import Accuracy, accuracies, count_right, lead
-from ops.probe_options import ProbeConfig
 
 KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 

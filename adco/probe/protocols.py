@@ -6,18 +6,18 @@ from typing import NamedTuple
 import torch
 from torchvision.models.resnet import ResNet
 
-from adco import logistic
-from adco.linear import LinearProbe
-from adco.loader import workers_per_process
-from adco.probe import Features, extract_features, gather_features, knn_accuracies
-from adco.probe_data import ProbeSets, scoring_loader
-from adco.probe_state import load_classifier_, save, unpack_
+from adco.data.loader import workers_per_process
+from adco.probe import logistic
+from adco.probe.data import ProbeSets, scoring_loader
+from adco.probe.features import Features, extract_features, gather_features, knn_accuracies
+from adco.probe.linear import LinearProbe
+from adco.probe.options import RANDOM, ProbeConfig
+from adco.probe.state import load_classifier_, save, unpack_
 from ops import checkpoint
 from ops.distributed import World
 from ops.errors import InputError
 from ops.journal import Journal
 from ops.metrics import Accuracy, lead
-from ops.probe_options import RANDOM, ProbeConfig
 
 ON_VAL = (
     "val, as published: the choice has seen the pictures it is scored on; --holdout 0.1 avoids it"

@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adco.parts import Parts
-from adco.state import KEPT, Progress, unpack_
+from adco.pretrain.game import Parts
+from adco.pretrain.options import PretrainConfig
+from adco.pretrain.state import KEPT, Progress, unpack_
 from ops import checkpoint
 from ops.distributed import AsyncFlags, current_world
 from ops.errors import InputError, shown
-from ops.pretrain_options import PretrainConfig
 
 # Options that this program no longer has, with what it does in their place.
 FORMER_OPTIONS = {"bn_splits": 1}

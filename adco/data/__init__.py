@@ -1,0 +1,1 @@
+"""Pictures, their random views, and the batches of them."""
