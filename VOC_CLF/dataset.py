@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
-from adco.data.datasets import some
+from adco.data import pil_render
 from adco.data.pictures import FolderPictures
 from adco.data.views import view_rng
-from ops.errors import InputError
+from ops.errors import InputError, some
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -113,7 +113,7 @@ class TrainingViews(Dataset):
         """[n, 3, S, S], [n, 20], of pairs (epoch, index)."""
         views = [
             training_view(
-                self.split.pictures.picture(index),
+                self.split.pictures.read(index, pil_render),
                 self.size,
                 view_rng(self.seed, epoch, index, view=0),
             )
@@ -134,7 +134,7 @@ class FixedViews(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """[n, ...], [n, 20]"""
-        views = [self.view(self.split.pictures.picture(index)) for index in indices]
+        views = [self.view(self.split.pictures.read(index, pil_render)) for index in indices]
         return torch.stack(views), torch.from_numpy(self.split.labels[list(indices)])
 
 

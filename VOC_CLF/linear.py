@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
-from adco.data.loader import EpochBatches, batch_loader, check_loader, workers_per_process
+from adco.data.loader import EpochBatches, batch_loader, check_loader
 from adco.encoder import Trunk
 from ops import checkpoint
 from ops.distributed import World
 from ops.journal import Journal
 from ops.schedule import cosine, set_rate
-from ops.workers import ParentsLoader
+from ops.workers import ParentsLoader, workers_per_process
 from VOC_CLF.dataset import (
     CLASSES,
     FixedViews,
@@ -115,4 +115,4 @@ def in_order(config: VocConfig, views: Dataset) -> ParentsLoader:
 
 
 def num_workers(config: VocConfig) -> int:
-    return workers_per_process(config.workers, World())
+    return workers_per_process(config.workers, local_size=1)

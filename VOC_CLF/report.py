@@ -10,7 +10,8 @@ from sklearn.metrics import precision_recall_curve
 
 from ops.checkpoint import sha256
 from ops.files import write_json
-from ops.journal import Journal, provenance
+from ops.journal import Journal
+from ops.run_folder import provenance
 from VOC_CLF.dataset import CLASSES, IGNORED, VocSplit
 from VOC_CLF.options import VocConfig
 from VOC_CLF.scores import VocScore

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from adco.encoder import read_trunk
-from ops.journal import Journal, new_run_folder
+from ops.journal import Journal
 from ops.launch import device_kind
+from ops.run_folder import new_run_folder
 from VOC_CLF.dataset import load_voc
 from VOC_CLF.linear import linear_scores
 from VOC_CLF.options import VocConfig

@@ -19,8 +19,8 @@ from ops import checkpoint
 from ops.arguments import argument, option, parse
 from ops.errors import InputError, reported
 from ops.files import write_whole
-from ops.journal import provenance
 from ops.options import ARCHITECTURES
+from ops.run_folder import provenance
 
 FORMATS = ("torchvision", "timm", "safetensors", "detectron2")
 

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from adco.data import pil_render
 from adco.data.datasets import Splits, load_splits
 from adco.data.loader import CheckViews, check_loader
 from adco.encoder import read_trunk
@@ -89,9 +90,9 @@ def draw_neighbours(splits: Splits, checkpoint: Path, size: int, path: Path) -> 
         *shape, figsize=(shape[1], shape[0]), layout="constrained", squeeze=False
     )
     for row, query, found in zip(axes, queries, nearest, strict=True):
-        row[0].imshow(splits.val.picture(query))
+        row[0].imshow(splits.val.read(query, pil_render))
         for axis, index in zip(row[1:], found, strict=True):
-            axis.imshow(splits.labelled.picture(index))
+            axis.imshow(splits.labelled.read(index, pil_render))
             same = splits.labelled.labels[index] == splits.val.labels[query]
             for spine in axis.spines.values():
                 spine.set(color="tab:green" if same else "tab:red", linewidth=2)

@@ -14,6 +14,12 @@ from ops.errors import InputError
 from ops.files import write_whole
 
 LAST, PREVIOUS = "checkpoint_last.pth.tar", "checkpoint_previous.pth.tar"
+BEST = "checkpoint_best.pth.tar"
+
+
+def numbered(epoch: int) -> str:
+    """The name of the checkpoint that stays after an epoch, counted from 0."""
+    return f"checkpoint_{epoch:04d}.pth.tar"
 
 
 def save(state: dict, path: Path, previous: Path | None = None) -> None:

@@ -1,5 +1,6 @@
 """What a device can do, set up once: precision, kernels, and the way of the batches to it."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -89,3 +90,13 @@ def on_device(
         for x in there:
             x.record_stream(computing)  # its memory is free when the step is done, not before
         yield there
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held on the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

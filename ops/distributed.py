@@ -21,7 +21,6 @@ from ops.errors import RunFailed
 class World:
     rank: int = 0  # among all processes on all nodes
     size: int = 1
-    local_size: int = 1  # processes on this node
 
     @property
     def first(self) -> bool:

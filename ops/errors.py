@@ -30,6 +30,11 @@ def shown(value, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
+def code_of(error: Exception) -> int:
+    """The exit code of an error or of the kind that it belongs to."""
+    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+
+
 EXIT_CODES = {InputError: EXIT_BAD_INPUT, RunFailed: EXIT_FAILED}
 
 
@@ -42,7 +47,12 @@ def reported(program: str):
         # A loader process sends its whole traceback as the message; the sentence comes last.
         sentence = str(error).rpartition(f"{type(error).__name__}: ")[2]
         print(f"{program}: error: {one_line(sentence)}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_CODES[type(error)])
+        sys.exit(code_of(error))
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def some(names: list[str], most: int = 5) -> str:
+    """A list for an error message, cut to a few."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,73 +1,17 @@
 """What a run says and writes: console, progress bar, JSON lines, TensorBoard. Rank 0 only."""
 
-import fcntl
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from contextlib import suppress
-from datetime import datetime
-from importlib import metadata
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
 from ops.errors import InputError
 from ops.files import write_whole
-
-PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "tensorboardX")
-
-
-def new_run_folder(parent: Path) -> Path:
-    """Make and return parent/<date-time>, with microseconds: two runs never share one."""
-    folder = parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make the run folder {str(folder)!r}: {error}; choose another --save_path"
-        ) from error
-    return folder
-
-
-def lock_folder(folder: Path) -> TextIO:
-    """Keep the run folder for this process, as long as the file that comes back stays open."""
-    lock = open(folder / "run.lock", "w")
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader processes
-    except (BlockingIOError, PermissionError) as error:
-        raise InputError(
-            f"the run in {str(folder)!r} is still going on in another process; wait for its end, "
-            "or start a new run without --resume auto"
-        ) from error
-    except OSError:
-        pass  # a file system without locks
-    return lock
-
-
-def provenance() -> dict:
-    """What else decides a number: versions, commit, command line, machine."""
-    here = Path(__file__).resolve().parent
-    commit = None
-    with suppress(OSError, subprocess.SubprocessError):
-        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-        commit = subprocess.run(
-            git, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return {
-        "command": sys.argv,
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "commit": commit,
-        "versions": versions,
-        "machine": platform.platform(),
-    }
+from ops.run_folder import lock_folder, provenance
 
 
 class Journal:

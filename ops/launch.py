@@ -14,7 +14,14 @@ from urllib.parse import urlparse
 import torch
 
 from ops.distributed import World, is_lost_connection, join_group, leave_group, wait_for_all
-from ops.errors import EXIT_CODES, EXIT_STOPPED, InputError, RunFailed
+from ops.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_CODES,
+    EXIT_STOPPED,
+    InputError,
+    RunFailed,
+    code_of,
+)
 from ops.heartbeat import Heartbeat, follow_parent
 from ops.options import ProcessOptions
 from ops.signals import (
@@ -41,7 +48,9 @@ class NodeLayout:
 
 
 def launch(run, config: ProcessOptions) -> int:
-    """Call run(config, world, device) in every process this node should have; its exit code.
+    """Call run(config, world, device, local_size) in every process of this node; its exit code.
+
+    local_size: processes on this node.
 
     One process runs here, without a process group. Under torchrun nothing is spawned.
     """
@@ -131,25 +140,25 @@ def port_is_free(port: int) -> bool:
 
 def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout) -> int:
     """Be one process of the run, from its device to the end of its process group."""
-    world = World(layout.first_rank + local_rank, layout.size, layout.local_size)
+    world = World(layout.first_rank + local_rank, layout.size)
     device = torch.device(layout.kind)
     if layout.kind == "cuda":
         device = torch.device("cuda", local_rank if config.gpu is None else config.gpu)
         torch.cuda.set_device(device)
-    elif world.local_size > 1:
-        torch.set_num_threads(max(1, os.cpu_count() // world.local_size))
+    elif layout.local_size > 1:
+        torch.set_num_threads(max(1, os.cpu_count() // layout.local_size))
     backend = config.dist_backend if layout.kind == "cuda" else "gloo"
     store = join_group(world, layout.url, backend)
     unblock_requests()
     if store is None:
-        code = run(config, world, device)
+        code = run(config, world, device, layout.local_size)
         ignore_requests()
         return code
 
     heartbeat = Heartbeat(store, world)
     heartbeat.start()
     try:
-        code = run(config, world, device)
+        code = run(config, world, device, layout.local_size)
         ignore_requests()
         wait_for_all(store, world)
     except RuntimeError as error:
@@ -209,8 +218,8 @@ def exit_code(processes: list, failed: int | None, errors: list, stop, first_ran
         )
     if errors:
         # The first error. Later ones are its consequences.
-        kind, sentence = errors[0]
-        raise kind(sentence)
+        code, sentence = errors[0]
+        raise (InputError if code == EXIT_BAD_INPUT else RunFailed)(sentence)
     return code
 
 
@@ -247,6 +256,6 @@ def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout
     try:
         code = run_worker(local_rank, run, config, layout)
     except tuple(EXIT_CODES) as error:
-        send.send((type(error), str(error)))
-        code = EXIT_CODES[type(error)]
+        code = code_of(error)
+        send.send((code, str(error)))
     sys.exit(code)

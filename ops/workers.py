@@ -42,3 +42,13 @@ def follow(started_by: int) -> None:
         if heard is not None and heard.si_pid == parent:
             break
     os._exit(0)
+
+
+def workers_per_process(workers: int, local_size: int) -> int:
+    """Loader processes of one process: its share of `workers`, and of the cores that it may use.
+
+    local_size: processes on this node.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    return min(workers, cores) // max(1, local_size)

@@ -35,7 +35,7 @@ def digit_folder(tmp_path_factory) -> Path:
             folder = root / split / str(digit)
             folder.mkdir(parents=True)
             for index in np.flatnonzero(pictures.labels == digit)[:count]:
-                Image.fromarray(pictures.pixels(index)).save(folder / f"{index:04d}.png")
+                Image.fromarray(pictures.array[index]).save(folder / f"{index:04d}.png")
     return root
 
 

@@ -13,9 +13,10 @@ from adco.data.loader import CheckViews, EpochBatches, TrainingLoader, TrainingV
 from adco.data.pictures import FolderPictures
 from adco.data.views import Recipe
 from adco.encoder import build_trunk
-from adco.pretrain.bad_pictures import BadPictures
+from adco.pretrain.health import BadPictures
 from adco.pretrain.options import PretrainConfig
-from adco.probe.features import extract_features, knn_accuracy
+from adco.probe.features import extract_features
+from adco.probe.knn import knn_accuracy
 from ops.distributed import World
 from ops.errors import InputError
 from tests.conftest import assert_refused, run_main
@@ -183,7 +184,7 @@ def test_views_and_news_do_not_depend_on_the_workers(folder):
     seen = {}
     for workers in (0, 1, 3):
         training = loader(mixed(folder), workers)
-        steps = [(views, training.take_news()) for views in training.epoch(5)]
+        steps = [(views, training.take_newly_broken()) for views in training.epoch(5)]
         seen[workers] = steps
     for workers in (1, 3):
         for (views, news), (alone, expected) in zip(seen[workers], seen[0], strict=True):
@@ -198,8 +199,8 @@ def test_news_are_of_the_batches_handed_out_and_not_of_those_read_ahead(folder):
     next(epoch)
     alone = loader(mixed(folder))
     next(alone.epoch(0))
-    assert training.take_news() == alone.take_news()
-    assert training.take_news() == {}
+    assert training.take_newly_broken() == alone.take_newly_broken()
+    assert training.take_newly_broken() == {}
 
 
 def test_a_batch_of_nothing_but_broken_pictures_is_replaced_whole(folder):

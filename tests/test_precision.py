@@ -284,7 +284,7 @@ def test_a_missing_compiler_is_one_sentence(tmp_path, digit_folder):
 def losses_and_filters(folder, data, *words):
     """The loss of each step of a run, and the filters of a convolution in its checkpoint."""
     options = [*TINY, "--data", str(data), "--save_path", str(folder), *words]
-    assert run(parse(PretrainConfig, options), ALONE, torch.device("cpu")) == 0
+    assert run(parse(PretrainConfig, options), ALONE, torch.device("cpu"), local_size=1) == 0
     (metrics,) = folder.rglob("metrics.jsonl")
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     state = torch.load(metrics.parent / "checkpoint_last.pth.tar", weights_only=True)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from adco.probe.knn import knn_accuracies
+
 sys.path.insert(0, "tests")
 
 from probe_pictures import class_folders, run_each, run_folder, small_config, trunk_file
@@ -16,7 +18,7 @@ from probe_pictures import class_folders, run_each, run_folder, small_config, tr
 from adco.encoder import build_trunk, read_trunk
 from adco.probe import logistic
 from adco.probe.data import load_probe_sets
-from adco.probe.features import Features, knn_accuracies
+from adco.probe.features import Features
 from adco.probe.linear import LinearProbe
 from adco.probe.run import run
 from ops import checkpoint

@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from adco.probe.data import share_of_each_class
+
 sys.path.insert(0, "tests")
 
 from probe_pictures import COLOURS, class_folders, paint, small_config, trunk_file
 
-from adco.data import fast_render
-from adco.data.list_files import load_places, share_of_each_class
+from adco.data import fast_render, pil_render
+from adco.data.list_files import load_places
 from adco.data.loader import EpochBatches
 from adco.data.pictures import ArrayPictures
 from adco.data.views import MEAN, STD
@@ -65,7 +67,7 @@ def test_places_has_205_classes_and_reads_paths_with_spaces_or_a_leading_slash(t
     splits = load_places(str(places(tmp_path)))
     assert len(splits.train.classes) == 205
     assert splits.val.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert splits.train.picture(1).size == (40, 40)
+    assert splits.train.read(1, pil_render).size == (40, 40)
 
 
 @pytest.mark.parametrize(

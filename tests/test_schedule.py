@@ -4,7 +4,7 @@ from math import cos, log, pi
 
 import pytest
 
-from adco.pretrain.health import Watch
+from adco.pretrain.health import CollapseWatch
 from adco.pretrain.options import PretrainConfig
 
 
@@ -38,7 +38,7 @@ def test_warm_up_rises_linearly_from_zero_with_every_step():
 
 
 def warnings_of(loss: float, mass: float, spread: float, steps=range(0, 500, 50)) -> list[str]:
-    watch = Watch(num_keys=128, weight=1.0, patience=200)
+    watch = CollapseWatch(num_keys=128, weight=1.0, patience=200)
     return [text for step in steps for text in watch.read(step, loss, mass, spread)]
 
 
@@ -62,6 +62,6 @@ def test_a_healthy_run_is_left_alone():
 
 
 def test_a_sign_that_does_not_last_is_not_told():
-    watch = Watch(num_keys=128, weight=1.0, patience=200)
+    watch = CollapseWatch(num_keys=128, weight=1.0, patience=200)
     for step in range(0, 1000, 100):
         assert watch.read(step, 1.0, 1.0 if step % 200 else 0.5, 0.5) == []

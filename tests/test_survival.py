@@ -317,7 +317,7 @@ def test_a_few_broken_pictures_are_borne_and_many_stop_the_run_saved(tmp_path, s
     (tmp_path / "pictures").mkdir()
     for i in range(200):
         path = tmp_path / "pictures" / f"{i:03d}.png"
-        Image.fromarray(pictures.pixels(i)).save(path)
+        Image.fromarray(pictures.array[i]).save(path)
         if i < 200 * share:
             path.write_bytes(path.read_bytes()[:100])
     words = [*TINY, "--data", tmp_path / "pictures", "--nproc", nproc, "--epochs", 1]

@@ -10,7 +10,7 @@ import torchvision.transforms.functional as VF
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from adco.data import fast_render, views
+from adco.data import fast_render, pil_render, views
 from adco.data.loader import CheckViews, EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import ArrayPictures, FolderPictures
 from adco.data.views import JITTER, Draw, Recipe, draw_view, normalised, view_rng
@@ -105,7 +105,7 @@ def test_seed_epoch_picture_and_view_each_change_the_draw(changed):
 def test_fast_render_differ_from_pillow_by_less_than_two_levels(photo, size):
     picture = Image.fromarray(photo)
     for draw in (draw_view(FULL, *picture.size, view_rng(0, 0, index, 0)) for index in range(40)):
-        fast, pil = fast_render.render(photo, draw, size), views.render(picture, draw, size)
+        fast, pil = fast_render.render(photo, draw, size), pil_render.render(picture, draw, size)
         assert difference(fast, pil).mean() < 2, draw
 
 
@@ -114,7 +114,7 @@ def test_fast_render_differ_from_pillow_by_less_than_two_levels(photo, size):
 def test_each_colour_operation_agrees_with_pillow(number, factor):
     name, value = JITTER[number], factor * FULL.jitter[number] + (number < 3)
     fast = fast_render.JITTER[name](PHOTOS[0], value)
-    pil = np.array(views.PIL_JITTER[name](Image.fromarray(PHOTOS[0]), value))
+    pil = np.array(pil_render.JITTER[name](Image.fromarray(PHOTOS[0]), value))
     assert difference(fast, pil).mean() < 0.3
 
 
@@ -130,13 +130,13 @@ def test_blur_has_the_variance_that_was_drawn_in_each_direction(sigma):
 def test_resizing_agrees_with_pillow_to_a_level(box):
     draw = Draw(box, (), gray=False, sigma=0.0, flip=False)
     fast = fast_render.render(PHOTOS[0], draw, 96)
-    assert difference(fast, views.render(Image.fromarray(PHOTOS[0]), draw, 96)).max() <= 1
+    assert difference(fast, pil_render.render(Image.fromarray(PHOTOS[0]), draw, 96)).max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(200, 300), (210, 80), (60, 61), (96, 96)])
 def test_check_views_agree_with_pillow_to_a_level(shape):
     photo = np.ascontiguousarray(PHOTOS[1][: shape[0], : shape[1]])
-    pil = views.check_view(Image.fromarray(photo), 96)
+    pil = pil_render.check_view(Image.fromarray(photo), 96)
     fast = fast_render.check_view(photo, 96)
     assert fast.shape == pil.shape == (96, 96, 3)
     assert difference(fast, pil).max() <= 1
@@ -193,9 +193,9 @@ def test_an_epoch_taken_up_inside_is_the_tail_of_the_epoch_and_reads_nothing_els
     read = []
 
     class Noted(ArrayPictures):
-        def pixels(self, index):
+        def read(self, index, renderer):
             read.append(index)
-            return super().pixels(index)
+            return super().read(index, renderer)
 
     dataset = TrainingViews(Noted(SMALL), [Recipe(28)], seed=0)
     loader = TrainingLoader(dataset, EpochBatches(len(SMALL), 2, World(), 0), workers, False)
@@ -250,9 +250,9 @@ def test_files_have_pillows_pixels(name, tmp_path):
         picture = Image.fromarray(PHOTOS[1][..., 0].astype(np.uint16) * 257)
     picture.convert(mode).save(tmp_path / name, **options)
     pictures = FolderPictures(tmp_path, [name])
-    pixels = pictures.pixels(0)
+    pixels = pictures.read(0, fast_render)
     assert pixels.dtype == np.uint8
-    assert difference(pixels, np.array(pictures.picture(0))).max() <= 1
+    assert difference(pixels, np.array(pictures.read(0, pil_render))).max() <= 1
 
 
 @pytest.mark.parametrize("kept", [0, 0.5, 0.99])
@@ -262,4 +262,4 @@ def test_a_torn_jpeg_is_an_error_that_names_it(kept, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(InputError, match=r"torn\.jpg"):
-        FolderPictures(tmp_path, ["torn.jpg"]).pixels(0)
+        FolderPictures(tmp_path, ["torn.jpg"]).read(0, fast_render)

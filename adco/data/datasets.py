@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from adco.data.pictures import ArrayPictures, FolderPictures, Pictures
-from ops.errors import InputError
+from ops.errors import InputError, some
 
 
 class Splits(NamedTuple):
@@ -123,8 +123,3 @@ def pictures_below(root: Path) -> list[str]:
         for name in files
         if name.lower().endswith(suffixes) and not name.startswith(".")
     )
-
-
-def some(names: list[str], most: int = 5) -> str:
-    """A list for an error message, cut to a few."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -35,6 +35,17 @@ def decode(data: bytes) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
+def from_array(pixels: np.ndarray) -> np.ndarray:
+    """A picture from uint8 [H, W, 3]."""
+    return pixels
+
+
+def size(pixels: np.ndarray) -> tuple[int, int]:
+    """Width and height."""
+    height, width = pixels.shape[:2]
+    return width, height
+
+
 def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
     """The drawn view of a picture [H, W, 3]: uint8 [size, size, 3]."""
     left, top, width, height = draw.box

@@ -4,11 +4,9 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
-
-from adco.data.datasets import Splits, pictures_below, some
+from adco.data.datasets import Splits, pictures_below
 from adco.data.pictures import FolderPictures, Pictures
-from ops.errors import InputError
+from ops.errors import InputError, some
 
 PLACES_PICTURES = "data/vision/torralba/deeplearning/images256"
 PLACES_LISTS = "trainvalsplit_places205"
@@ -112,14 +110,3 @@ def listed_part(pictures: Pictures, path: Path) -> list[int]:
     if not chosen:
         raise InputError(f"{str(path)!r} names no picture; expected a file name on each line")
     return sorted(set(chosen))
-
-
-def share_of_each_class(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Positions [m] int64, ascending: `share` of each class at random, at least one picture."""
-    rng = np.random.default_rng((seed, 205))
-    chosen = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = max(1, round(share * len(members)))
-        chosen.append(rng.permutation(members)[:count])
-    return np.sort(np.concatenate(chosen))

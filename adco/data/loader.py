@@ -1,21 +1,20 @@
 """Views of pictures in batches: the order in which they are seen, and the loaders."""
 
-import os
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
-from adco.data import fast_render
-from adco.data import views as pil_views
-from adco.data.pictures import Pictures
+from adco.data import fast_render, pil_render
+from adco.data.pictures import BrokenPicture, Pictures
 from adco.data.views import Recipe, draw_view, normalised, view_rng
 from ops.distributed import World
 from ops.errors import InputError
 from ops.workers import ParentsLoader
 
-STAND_IN = 2**31  # number of the view that stands for the choice of another picture
+# Modules with the same functions: decode, from_array, size, render, check_view.
+RENDERERS = {"fast": fast_render, "pil": pil_render}
+STAND_IN = 2**31  # pseudo view number that seeds the draw of replacement pictures
 NUM_STAND_INS = 20  # pictures that are tried in place of a broken one
 
 
@@ -37,7 +36,7 @@ class TrainingViews(Dataset):
         skip_broken: bool = False,
     ):
         self.pictures, self.recipes, self.seed = pictures, recipes, seed
-        self.fast, self.skip_broken = augment == "fast", skip_broken
+        self.renderer, self.skip_broken = RENDERERS[augment], skip_broken
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -51,12 +50,11 @@ class TrainingViews(Dataset):
     def _render(self, epoch: int, index: int, broken_: dict[str, str]) -> list[np.ndarray]:
         """uint8 [S, S, 3] per recipe, from one decoding."""
         picture = self._picture(epoch, index, broken_)
-        height, width = picture.shape[:2] if self.fast else picture.size[::-1]
-        render = fast_render.render if self.fast else pil_views.render
+        size = self.renderer.size(picture)
         rendered = []
         for view, recipe in enumerate(self.recipes):
-            draw = draw_view(recipe, width, height, view_rng(self.seed, epoch, index, view))
-            rendered.append(render(picture, draw, recipe.size))
+            draw = draw_view(recipe, *size, view_rng(self.seed, epoch, index, view))
+            rendered.append(self.renderer.render(picture, draw, recipe.size))
         return rendered
 
     def _picture(self, epoch: int, index: int, broken_: dict[str, str]):
@@ -64,15 +62,14 @@ class TrainingViews(Dataset):
 
         Those that could not be read are added to `broken_`, name to reason.
         """
-        read = self.pictures.pixels if self.fast else self.pictures.picture
         chosen, rng = index, None
         for _ in range(1 + NUM_STAND_INS):
             try:
-                return read(chosen)
-            except InputError as error:
+                return self.pictures.read(chosen, self.renderer)
+            except BrokenPicture as error:
                 if not self.skip_broken:
                     raise
-                broken_[self.pictures.name(chosen)] = str(error.__cause__)
+                broken_[self.pictures.name(chosen)] = error.reason
             rng = rng or view_rng(self.seed, epoch, index, STAND_IN)
             chosen = int(rng.integers(len(self.pictures)))
         raise InputError(
@@ -97,7 +94,7 @@ class CheckViews(Dataset):
         skip_broken: bool = False,
         square: bool = False,
     ):
-        self.pictures, self.size, self.fast = pictures, size, augment == "fast"
+        self.pictures, self.size, self.renderer = pictures, size, RENDERERS[augment]
         self.skip_broken, self.square = skip_broken, square
 
     def __len__(self) -> int:
@@ -109,7 +106,7 @@ class CheckViews(Dataset):
         for index in indices:
             try:
                 rendered[index] = self._render(index)
-            except InputError:
+            except BrokenPicture:
                 if not self.skip_broken:
                     raise
         batch = torch.empty(0, 3, self.size, self.size)
@@ -118,9 +115,8 @@ class CheckViews(Dataset):
         return batch, torch.as_tensor(self.pictures.labels[list(rendered)])
 
     def _render(self, index: int) -> np.ndarray:
-        if self.fast:
-            return fast_render.check_view(self.pictures.pixels(index), self.size, self.square)
-        return pil_views.check_view(self.pictures.picture(index), self.size, self.square)
+        picture = self.pictures.read(index, self.renderer)
+        return self.renderer.check_view(picture, self.size, self.square)
 
 
 def as_it_is(batch):
@@ -181,14 +177,14 @@ def batch_loader(
 class TrainingLoader:
     """Epochs of batches of views: a list of [N, 3, S, S], one per recipe, on the CPU.
 
-    news: broken pictures of the batches handed out since take_news(), name to reason.
+    newly_broken: pictures met since take_newly_broken(), name to reason.
     """
 
     def __init__(
         self, dataset: TrainingViews, batches: EpochBatches, workers: int, pin_memory: bool
     ):
         self.batches = batches
-        self.news: dict[str, str] = {}
+        self.newly_broken: dict[str, str] = {}
         self.loader = batch_loader(dataset, batches, workers, pin_memory)
 
     def __len__(self) -> int:
@@ -201,13 +197,13 @@ class TrainingLoader:
         """
         self.batches.epoch, self.batches.first = epoch, first
         for batch, broken in self.loader:
-            self.news |= broken
+            self.newly_broken |= broken
             yield batch
 
-    def take_news(self) -> dict[str, str]:
+    def take_newly_broken(self) -> dict[str, str]:
         """The broken pictures met since this was last asked, name to reason."""
-        news, self.news = self.news, {}
-        return news
+        newly_broken, self.newly_broken = self.newly_broken, {}
+        return newly_broken
 
 
 def check_loader(views: Dataset, batch_size: int, workers: int, world: World) -> ParentsLoader:
@@ -217,11 +213,3 @@ def check_loader(views: Dataset, batch_size: int, workers: int, world: World) ->
     """
     share = range(world.rank, len(views), world.size)
     return batch_loader(views, BatchSampler(share, batch_size, drop_last=False), workers)
-
-
-def workers_per_process(workers: int, world: World) -> int:
-    """Loader processes of one process: its share of `workers`, and of the node's cores."""
-    return min(
-        workers,
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    ) // max(1, world.local_size)

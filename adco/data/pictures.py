@@ -1,15 +1,13 @@
-"""Pictures in files or in memory, whole, by index: for Pillow, and as arrays."""
+"""Pictures in files or in memory, by index."""
 
 import os
 from copy import copy
-from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from adco.data import fast_render
 from ops.errors import InputError
 
 
@@ -21,11 +19,8 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
-    def picture(self, index: int) -> Image.Image:
-        """Picture `index` in RGB, decoded by Pillow."""
-
-    def pixels(self, index: int) -> np.ndarray:
-        """The same picture, uint8 [H, W, 3], decoded the fast way."""
+    def read(self, index: int, renderer):
+        """Picture `index` in RGB, in the form that the renderer (pil_render, fast_render) takes."""
 
     def name(self, index: int) -> str:
         """What to call it in a message."""
@@ -34,14 +29,18 @@ class Pictures(Protocol):
         """The pictures at `positions`, in that order."""
 
 
-UNREADABLE = "cannot read the picture {path}: {reason}; remove or replace it"
+class BrokenPicture(InputError):
+    """A picture that cannot be read; `reason` is why, alone."""
+
+    def __init__(self, sentence: str, reason: str = ""):  # a loader process hands on the sentence
+        super().__init__(sentence)
+        self.reason = reason
 
 
 class FolderPictures:
     """Pictures in files, with the label of each or none.
 
-    Whatever is wrong with a file, reading it raises InputError, caused by an OSError whose text is
-    the reason alone.
+    Whatever is wrong with a file, reading it raises BrokenPicture.
     """
 
     def __init__(
@@ -56,11 +55,19 @@ class FolderPictures:
     def __len__(self) -> int:
         return len(self.names)
 
-    def picture(self, index: int) -> Image.Image:
-        return self._read(index, decoded)
-
-    def pixels(self, index: int) -> np.ndarray:
-        return self._read(index, fast_render.decode)
+    def read(self, index: int, renderer):
+        path = self.root / os.fsdecode(bytes(self.names[index]))
+        try:
+            data = path.read_bytes()
+            if not data:
+                raise OSError("the file is empty")
+            return renderer.decode(data)
+        except MemoryError:
+            raise  # says nothing of the picture
+        except Exception as error:  # decoders raise of all kinds
+            why = reason(error)
+            sentence = f"cannot read the picture {path}: {why}; remove or replace it"
+            raise BrokenPicture(sentence, why) from error
 
     def name(self, index: int) -> str:
         """Its path below the folder; bytes that are no text are written as \\x.."""
@@ -70,24 +77,6 @@ class FolderPictures:
         part = copy(self)
         part.names, part.labels = self.names[positions], labels_at(self.labels, positions)
         return part
-
-    def _read(self, index: int, decode):
-        path = self.root / os.fsdecode(bytes(self.names[index]))
-        try:
-            data = path.read_bytes()
-            if not data:
-                raise OSError("the file is empty")
-            return decode(data)
-        except MemoryError:
-            raise  # says nothing of the picture
-        except Exception as error:  # decoders raise of all kinds
-            why = reason(error)
-            raise InputError(UNREADABLE.format(path=path, reason=why)) from OSError(why)
-
-
-def decoded(data: bytes) -> Image.Image:
-    with Image.open(BytesIO(data)) as image:
-        return image.convert("RGB")
 
 
 def reason(error: Exception) -> str:
@@ -110,11 +99,8 @@ class ArrayPictures:
     def __len__(self) -> int:
         return len(self.array)
 
-    def picture(self, index: int) -> Image.Image:
-        return Image.fromarray(self.array[index])
-
-    def pixels(self, index: int) -> np.ndarray:
-        return self.array[index]
+    def read(self, index: int, renderer):
+        return renderer.from_array(self.array[index])
 
     def name(self, index: int) -> str:
         return f"number {index}"

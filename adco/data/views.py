@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchvision.transforms.functional as VF
-from PIL import Image, ImageFilter
 from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]
@@ -107,43 +105,6 @@ def between(low: float, high: float, uniform: float) -> float:
     return low + (high - low) * uniform
 
 
-PIL_JITTER = {
-    "brightness": VF.adjust_brightness,
-    "contrast": VF.adjust_contrast,
-    "saturation": VF.adjust_saturation,
-    "hue": VF.adjust_hue,
-}
-
-
-def render(picture: Image.Image, draw: Draw, size: int) -> np.ndarray:
-    """The drawn view of an RGB picture by Pillow: uint8 [size, size, 3]."""
-    left, top, width, height = draw.box
-    view = picture.crop((left, top, left + width, top + height))
-    view = view.resize((size, size), Image.Resampling.BILINEAR)
-    for name, factor in draw.jitter:
-        view = PIL_JITTER[name](view, factor)
-    if draw.gray:
-        view = VF.to_grayscale(view, num_output_channels=3)
-    if draw.sigma:
-        view = view.filter(ImageFilter.GaussianBlur(draw.sigma))
-    if draw.flip:
-        view = VF.hflip(view)
-    return np.array(view)
-
-
-def check_view(picture: Image.Image, size: int, square: bool = False) -> np.ndarray:
-    """The view that scores are computed on, uint8 [size, size, 3].
-
-    Resize(size 256/224), CenterCrop(size). A picture that already has the size is taken whole.
-    square: both sides are resized to that length, whatever the picture's shape.
-    """
-    if picture.size != (size, size):
-        side = round(size * 256 / 224)
-        picture = VF.resize(picture, [side, side] if square else side)
-        picture = VF.center_crop(picture, [size, size])
-    return np.array(picture)
-
-
 def normalised(views: list[np.ndarray]) -> Tensor:
     """A batch of views uint8 [S, S, 3] as float32 [n, 3, S, S] with ImageNet's mean 0 and standard
     deviation 1, laid out channels last.
@@ -157,35 +118,3 @@ def normalised(views: list[np.ndarray]) -> Tensor:
     for part, source in zip(batch.split(chunk), pixels.split(chunk), strict=True):
         torch.addcmul(shift, source, scale, out=part)
     return batch.view(num, side, side, 3).permute(0, 3, 1, 2)
-
-
-def training_recipes(
-    size: int,
-    min_scale: float,
-    blur: bool,
-    flip: bool,
-    sym: bool,
-    multi_crop: bool,
-    size_crops: tuple[int, ...] = (),
-    nmb_crops: tuple[int, ...] = (),
-    min_scale_crops: tuple[float, ...] = (),
-    max_scale_crops: tuple[float, ...] = (),
-) -> list[Recipe]:
-    """One recipe per view, in the order in which the view plan numbers them.
-
-    Multi-crop and symmetric together has two full-size views; of the crops it takes the smaller
-    ones.
-    """
-    switches = dict(blur_p=0.5 * blur, flip_p=0.5 * flip)
-    full = Recipe(size, min_scale, **switches)
-    if not multi_crop:
-        return [full, full]
-    crops = [
-        Recipe(crop, low, high, **switches)
-        for crop, count, low, high in zip(
-            size_crops, nmb_crops, min_scale_crops, max_scale_crops, strict=True
-        )
-        for _ in range(count)
-        if not (sym and crop >= size)
-    ]
-    return [full, full, *crops] if sym else [full, *crops]

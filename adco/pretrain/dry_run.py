@@ -1,9 +1,7 @@
 """A dry run: everything a run needs is checked, two steps are taken, and nothing is left behind."""
 
 import json
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -14,38 +12,38 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adco.data.loader import workers_per_process
-from adco.data.pictures import Pictures
-from adco.pretrain.game import Parts, build, play_round
+from adco.data.loader import RENDERERS
+from adco.data.pictures import BrokenPicture, Pictures
+from adco.pretrain.game import Game, build
 from adco.pretrain.options import PretrainConfig
-from adco.pretrain.resume import begin_, log_folder
+from adco.pretrain.resume import log_folder, start_or_resume_
 from adco.pretrain.state import Progress, pack
-from ops.device import on_device
+from ops.device import peak_memory
 from ops.distributed import AsyncFlags, World
 from ops.errors import InputError
+from ops.workers import workers_per_process
 
 SAMPLE = 200  # pictures that are read to see whether they can be
 
 
-def rehearse(config: PretrainConfig, world: World, device: torch.device) -> int:
+def dry_run(config: PretrainConfig, world: World, device: torch.device, local_size: int) -> int:
     """Print what a run with this configuration is going to be. Returns the exit code.
 
     Raises InputError for whatever would stop the run: unreadable pictures, a batch that does not
     split, a folder that cannot be written, too small a disk.
     """
-    parts = build(config, world, device)
-    beginning = begin_(parts, config, AsyncFlags(world))
-    progress = beginning.progress
-    broken = read_sample(parts.splits.train, config)
-    seconds = time_steps(parts, config, device)
-    state = pack(parts.model, parts.bank, parts.optimizer, progress, config)
+    game = build(config, world, device, local_size)
+    start = start_or_resume_(game, config, world, AsyncFlags(world))
+    num_broken = read_sample(game.splits.train, config)
+    seconds = time_steps(game)
+    state = pack(game.model, game.bank, game.optimizer, start.progress, config)
     if not world.first:
         return 0
 
     folder = existing_folder(log_folder(config))
     size = written_size(state, folder)
     # The last two, the best, the one being written, and the numbered ones to come.
-    num_files = 4 + (config.epochs - progress.epoch) // config.save_freq
+    num_files = 4 + (config.epochs - start.progress.epoch) // config.save_freq
     free = shutil.disk_usage(folder).free
     if num_files * size > free:
         raise InputError(
@@ -56,15 +54,15 @@ def rehearse(config: PretrainConfig, world: World, device: torch.device) -> int:
 
     effective = asdict(config) | {
         "device": str(device),
-        "amp": str(parts.model.amp or torch.float32),
-        "workers": workers_per_process(config.workers, world) * world.local_size,
+        "amp": str(game.model.amp or torch.float32),
+        "workers": workers_per_process(config.workers, local_size) * local_size,
     }
     print(json.dumps(effective))
-    print("\n".join([*beginning.warnings, beginning.note]).strip())
-    total = len(parts.splits.train)
+    print("\n".join([*start.warnings, start.note]).strip())
+    num_pictures = len(game.splits.train)
     rows = {
-        "pictures": f"{total}; of {min(total, SAMPLE)} tried {broken} are broken",
-        **findings(config, world, device, parts, progress, seconds),
+        "pictures": f"{num_pictures}; of {min(num_pictures, SAMPLE)} tried {num_broken} are broken",
+        **findings(config, world, game, start.progress, seconds),
         "checkpoints": f"{num_files} of {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free",
     }
     for name, text in rows.items():
@@ -74,24 +72,25 @@ def rehearse(config: PretrainConfig, world: World, device: torch.device) -> int:
 
 
 def findings(
-    config: PretrainConfig, world: World, device, parts: Parts, progress: Progress, seconds: float
+    config: PretrainConfig, world: World, game: Game, progress: Progress, seconds: float
 ) -> dict[str, str]:
     """What the run is going to be, in words. seconds: of a step."""
-    num_keys = parts.loader.batches.global_size
+    num_keys, steps_per_epoch = game.num_keys, len(game.loader)
     startup = 0
     if config.ad_init and not progress.playing:
         startup = config.startup_steps(num_keys) - progress.startup_step
-    steps = (config.epochs - progress.epoch) * len(parts.loader) - progress.epoch_step
+    steps = (config.epochs - progress.epoch) * steps_per_epoch - progress.epoch_step
     whole = timedelta(seconds=round((startup + steps) * seconds))
+    memory = peak_memory(game.device) / 1e9
     return {
-        "processes": f"{world.size} on {device.type} in {parts.model.amp or torch.float32}, "
+        "processes": f"{world.size} on {game.device.type} in {game.model.amp or torch.float32}, "
         f"{num_keys // world.size} pictures each",
-        "steps per epoch": f"{len(parts.loader)} of {num_keys} pictures",
-        "adversaries": f"{config.cluster}, {parts.bank.W.shape[1]} on this process",
-        "start-up": f"{startup} steps, {startup / len(parts.loader):.2f} passes over the pictures",
+        "steps per epoch": f"{steps_per_epoch} of {num_keys} pictures",
+        "adversaries": f"{config.cluster}, {game.bank.W.shape[1]} on this process",
+        "start-up": f"{startup} steps, {startup / steps_per_epoch:.2f} passes over the pictures",
         "step": f"{seconds:.3f} s, {num_keys / seconds:.0f} images/s",
         "whole run": f"{whole} for {startup + steps} steps, the kNN scores aside",
-        "peak memory": f"{peak_memory(device) / 1e9:.2f} GB per process, loader processes aside",
+        "peak memory": f"{memory:.2f} GB per process, loader processes aside",
     }
 
 
@@ -105,11 +104,11 @@ def read_sample(pictures: Pictures, config: PretrainConfig) -> int:
     broken = {}
     for index in chosen:
         try:
-            pictures.picture(int(index))
-        except InputError as error:
+            pictures.read(int(index), RENDERERS[config.augment])
+        except BrokenPicture as error:
             if config.bad_images == "error":
                 raise
-            broken[pictures.name(int(index))] = str(error.__cause__)
+            broken[pictures.name(int(index))] = error.reason
     expected = config.bad_images_max * len(chosen)
     allowed = expected + (3 * sqrt(expected) if len(chosen) < len(pictures) else 0)
     if len(broken) > allowed:
@@ -143,21 +142,12 @@ def written_size(state: dict, folder: Path) -> int:
         ) from error
 
 
-def time_steps(parts: Parts, config: PretrainConfig, device: torch.device) -> float:
+def time_steps(game: Game) -> float:
     """Seconds of the second of two real steps, with the wait for its pictures."""
-    parts.model.train()
-    pictures = (batch for epoch in (0, 1) for batch in parts.loader.epoch(epoch))
-    batches = on_device(pictures, device, parts.layout)
+    game.model.train()
+    batches = (views for epoch in (0, 1) for views in game.batches(epoch))
     for _ in range(2):
         start = time.perf_counter()
-        result = play_round(parts, next(batches), config)
+        result = game.play(next(batches))
         result.loss.item()  # waits for the device
     return time.perf_counter() - start
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held on the device."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

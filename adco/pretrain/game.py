@@ -1,5 +1,9 @@
-"""What a pre-training run consists of, made from its configuration."""
+"""The game that a pre-training run plays: pictures, encoders, adversaries, and how they meet.
 
+Made from the configuration once. What is called from here on gets plain values.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,47 +12,88 @@ from torch.amp import GradScaler
 from torch.optim import SGD
 
 from adco.data.datasets import Splits, load_splits
-from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews, workers_per_process
-from adco.data.views import Recipe, training_recipes
+from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
+from adco.data.views import Recipe
 from adco.model import AdCo
 from adco.negatives import NegativeBank
 from adco.plan import Term, view_plan
 from adco.pretrain.options import PretrainConfig
-from adco.step import Round, train_step
-from ops.device import amp_dtype, compile_, tune
+from adco.step import Round, startup_step, train_step
+from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World, wrap_encoder
+from ops.workers import workers_per_process
 
 
 @dataclass
-class Parts:
-    """The pictures, both players, and how they meet."""
+class Game:
+    """Both players, the pictures they play with, and the numbers of the method."""
 
-    plan: list[Term]
     splits: Splits
     loader: TrainingLoader
-    layout: torch.memory_format  # of the views
+    plan: list[Term]
     model: AdCo
     wrapped: nn.Module  # the model, in DistributedDataParallel where there are several processes
     bank: NegativeBank
     optimizer: SGD  # of the encoders
     scaler: GradScaler  # of the loss; without effect unless in fp16
+    device: torch.device
+    layout: torch.memory_format  # of the views
+    numbers: dict[str, float]  # of train_step: temperatures, rates and their like
+
+    @property
+    def num_keys(self) -> int:
+        """M, pictures per step over all processes."""
+        return self.loader.batches.global_size
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[list[Tensor]]:
+        """Views [N, 3, S, S] of an epoch on the device, from batch `first` on.
+
+        Epochs -1, -2, ... are the passes of the start-up.
+        """
+        return on_device(self.loader.epoch(epoch, first), self.device, self.layout)
+
+    def play(self, views: list[Tensor]) -> Round:
+        """One step of both players."""
+        return train_step(
+            self.wrapped, self.bank, self.optimizer, views, self.plan,
+            scaler=self.scaler, **self.numbers,
+        )  # fmt: skip
+
+    def start_up(self, views: list[Tensor], step: int) -> tuple[Tensor, Tensor]:
+        """Step number `step` of the start-up: its loss, and whether it was dropped."""
+        return startup_step(
+            self.wrapped,
+            self.bank,
+            self.optimizer,
+            views,
+            self.plan[0],
+            first_column=step * self.num_keys % self.bank.num_negatives,
+            moco_t=self.numbers["moco_t"],
+            accum_steps=self.numbers["accum_steps"],
+            scaler=self.scaler,
+        )
 
 
-def build(config: PretrainConfig, world: World, device: torch.device) -> Parts:
+def build(config: PretrainConfig, world: World, device: torch.device, local_size: int) -> Game:
     """Everything on its device, with random weights that depend on the seed alone."""
     torch.manual_seed(config.seed)
-    recipes = recipes_of(config)
+    tune(device, bool(config.tf32))
+
+    # Pictures, and the batches of their views.
+    recipes = training_recipes(config)
     splits = load_splits(config.dataset, config.data, bool(config.download))
-    images = config.images_per_process(world.local_size)  # N
+    images = config.images_per_process(local_size)  # N
+    num_pictures, num_keys = len(splits.train), images * world.size
+    skip_broken = config.bad_images == "skip"
     loader = TrainingLoader(
-        TrainingViews(
-            splits.train, recipes, config.seed, config.augment, config.bad_images == "skip"
-        ),
-        EpochBatches(len(splits.train), images * world.size, world, config.seed, least=images),
-        workers_per_process(config.workers, world),
+        TrainingViews(splits.train, recipes, config.seed, config.augment, skip_broken),
+        EpochBatches(num_pictures, num_keys, world, config.seed, least=images),
+        workers_per_process(config.workers, local_size),
         pin_memory=device.type == "cuda",
     )
-    tune(device, bool(config.tf32))
+    plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
+
+    # The encoders.
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = AdCo(
         config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem, config.seed,
@@ -56,51 +101,65 @@ def build(config: PretrainConfig, world: World, device: torch.device) -> Parts:
     ).to(device, memory_format=layout)  # fmt: skip
     if config.compile:
         compile_(model.children(), device)
+
+    # The adversaries, and what moves both players. The optimizer holds both encoders, as in the
+    # published checkpoints; the key encoder has no gradient and stays.
     bank = NegativeBank(config.cluster, config.moco_dim, config.seed).to(device)
-    # Both encoders, as in the published checkpoints; the key encoder has no gradient and stays.
     optimizer = SGD(
-        model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay,
-        fused=True,
+        model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=True
+    )
+    return Game(
+        splits=splits,
+        loader=loader,
+        plan=plan,
+        model=model,
+        wrapped=wrap_encoder(model, world),
+        bank=bank,
+        optimizer=optimizer,
+        scaler=GradScaler(device.type, enabled=model.amp is torch.float16),
+        device=device,
+        layout=layout,
+        numbers=dict(
+            moco_t=config.moco_t,
+            mem_t=config.mem_t,
+            memory_lr=config.memory_lr,
+            memory_momentum=config.momentum,
+            mem_wd=config.mem_wd,
+            accum_steps=config.accum_steps,
+        ),
+    )
+
+
+def training_recipes(config: PretrainConfig) -> list[Recipe]:
+    """One recipe per view, in the order in which the view plan numbers them.
+
+    Multi-crop and symmetric together has two full-size views; of the crops it takes the smaller
+    ones.
+    """
+    switches = dict(blur_p=0.5 * config.blur, flip_p=0.5 * config.flip)
+    full = Recipe(config.image_size, config.min_scale, **switches)
+    if not config.multi_crop:
+        return [full, full]
+    kinds = zip(
+        config.size_crops, config.nmb_crops, config.min_scale_crops, config.max_scale_crops,
+        strict=True,
     )  # fmt: skip
-    scaler = GradScaler(device.type, enabled=model.amp is torch.float16)
-    plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
-    wrapped = wrap_encoder(model, world)
-    return Parts(plan, splits, loader, layout, model, wrapped, bank, optimizer, scaler)
+    crops = [
+        Recipe(size, low, high, **switches)
+        for size, count, low, high in kinds
+        for _ in range(count)
+        if not (config.sym and size >= config.image_size)
+    ]
+    return [full, full, *crops] if config.sym else [full, *crops]
 
 
-def describe(parts: Parts, config: PretrainConfig, world: World, device: torch.device) -> str:
+def describe(game: Game, config: PretrainConfig, world: World) -> str:
     """What meets what, for the log."""
     text = (
-        f"{len(parts.splits.train)} pictures, {len(parts.loader)} steps of "
-        f"{parts.loader.batches.global_size} an epoch, {len(parts.plan)} term(s), {world.size} "
-        f"process(es) on {device.type} in {parts.model.amp or torch.float32}"
+        f"{len(game.splits.train)} pictures, {len(game.loader)} steps of {game.num_keys} an epoch, "
+        f"{len(game.plan)} term(s), {world.size} process(es) on {game.device.type} in "
+        f"{game.model.amp or torch.float32}"
     )
-    if config.knn_freq and parts.splits.val is None:
+    if config.knn_freq and game.splits.val is None:
         text += "\nno kNN monitor: it needs labelled pictures in train/CLASS and val/CLASS"
     return text
-
-
-def play_round(parts: Parts, views: list[Tensor], config: PretrainConfig) -> Round:
-    """One step of both players on views [N, 3, H, W], with the numbers of the configuration."""
-    return train_step(
-        parts.wrapped,
-        parts.bank,
-        parts.optimizer,
-        views,
-        parts.plan,
-        moco_t=config.moco_t,
-        mem_t=config.mem_t,
-        memory_lr=config.memory_lr,
-        memory_momentum=config.momentum,
-        mem_wd=config.mem_wd,
-        accum_steps=config.accum_steps,
-        scaler=parts.scaler,
-    )
-
-
-def recipes_of(config: PretrainConfig) -> list[Recipe]:
-    return training_recipes(
-        config.image_size, config.min_scale, config.blur, config.flip, config.sym,
-        config.multi_crop,
-        config.size_crops, config.nmb_crops, config.min_scale_crops, config.max_scale_crops,
-    )  # fmt: skip

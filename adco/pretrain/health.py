@@ -1,5 +1,6 @@
-"""Signs that a run learns nothing, and what to change."""
+"""What watches over a run: collapse, steps dropped in a row, broken pictures."""
 
+from contextlib import suppress
 from math import log
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 MOST_DROPPED = 10  # in a row
+LIST = "bad_pictures.txt"
 
 COLLAPSED = (
     "collapse: {why}. The adversaries push all queries one way. Start them longer (--init_steps, "
@@ -20,16 +22,16 @@ STARVED = (
 )
 
 
-class Watch:
+class CollapseWatch:
     """Reads the log and names two failures: collapse, and adversaries without a gradient.
 
-    num_keys: M.  weight: sum of the plan's weights, in which the loss is counted.  patience: steps
-    that a sign has to last without a break before it is told; it is told once.  state: of the watch
-    of an interrupted run.
+    num_keys: M.  weight: sum of the plan's weights, which the loss is a multiple of.
+    patience: steps that a sign has to last without a break. Then there is one warning of it.
+    state: of the watch of an interrupted run.
     """
 
     def __init__(self, num_keys: int, weight: float, patience: int, state: dict | None = None):
-        self.chance = log(num_keys) * weight  # loss when the own key is as near as anybody's
+        self.chance = log(num_keys) * weight  # the loss when all keys are equally near
         self.patience = patience
         # Sign -> step at which it was first seen.
         self.since: dict[str, int] = dict(state["since"]) if state else {}
@@ -69,7 +71,7 @@ class Watch:
         return True
 
 
-class Streak:
+class DropStreak:
     """Steps dropped in a row, counted on the device."""
 
     def __init__(self, device: torch.device):
@@ -92,4 +94,49 @@ class Streak:
         return (
             f"diverged: loss or gradient not finite in {MOST_DROPPED} steps in a row, {where}. "
             f"None of them reached the weights or the bank; {advice} a lower --lr"
+        )
+
+
+class BadPictures:
+    """What is known to be broken of `num_pictures`, and how much of it a run bears.
+
+    limit: share of the pictures.  known: name to reason, as a checkpoint kept it.
+    """
+
+    def __init__(self, limit: float, num_pictures: int, known=()):
+        self.limit, self.num_pictures = limit, num_pictures
+        self.known: dict[str, str] = dict(known)
+
+    @property
+    def count(self) -> int:
+        return len(self.known)
+
+    def add(self, newly_broken: dict[str, str]) -> list[str]:
+        """A sentence about each picture that has not been named before, in the order of names."""
+        fresh = {
+            name: newly_broken[name] for name in sorted(newly_broken) if name not in self.known
+        }
+        self.known |= fresh
+        return [
+            f"broken picture {name}: {reason}; another one stands in for it"
+            for name, reason in fresh.items()
+        ]
+
+    def complaint(self, folder: Path | None = None) -> str:
+        """A sentence when there are more than the limit allows, else nothing.
+
+        With a folder, the list of all that are known goes into bad_pictures.txt there.
+        """
+        if self.count <= self.limit * self.num_pictures:
+            return ""
+        name, reason = next(iter(self.known.items()))
+        where = ""
+        if folder is not None:
+            with suppress(OSError):  # a full disk must not hide the message
+                lines = (f"{name}\t{reason}\n" for name, reason in sorted(self.known.items()))
+                (folder / LIST).write_text("".join(lines), encoding="utf-8")
+                where = f"; all that are known in {folder / LIST}"
+        return (
+            f"{self.count} of {self.num_pictures} pictures are broken, more than --bad_images_max "
+            f"{self.limit:g}; first: {name} ({reason}){where}; remove them or raise the limit"
         )

@@ -1,32 +1,19 @@
-"""Times and means of one epoch, and what is logged of them. Reads the device on log steps only."""
+"""Times and means of one epoch. Reads the device on log steps only."""
 
 import torch
 
 from adco.step import Round
 from ops.distributed import World, gather_rows, mean_across_ranks_
-from ops.journal import Journal, Stopwatch
+from ops.journal import Stopwatch
 
 DROPPED = Round._fields.index("dropped")
 
 
 class EpochMeter:
-    """Counts the steps of one epoch of `num_steps` steps with M pictures each.
+    """Counts the steps of one epoch. state: of the meter of an interrupted epoch, to go on from."""
 
-    state: of the meter of an interrupted epoch, to go on from.
-    """
-
-    def __init__(
-        self,
-        journal: Journal,
-        world: World,
-        device: torch.device,
-        epoch: int,
-        num_steps: int,
-        num_keys: int,
-        state: dict | None = None,
-    ):
-        self.journal, self.world = journal, world
-        self.epoch, self.num_steps, self.num_keys = epoch, num_steps, num_keys
+    def __init__(self, device: torch.device, world: World, state: dict | None = None):
+        self.world = world
         self.latest = torch.zeros(len(Round._fields), device=device)
         self.totals = torch.zeros_like(self.latest)
         self.steps = 0
@@ -61,36 +48,41 @@ class EpochMeter:
         self.steps += 1
         self.seconds += self.stopwatch.lap()
 
-    def log(self, i: int, step: int, extra: dict) -> dict:
-        """One line and one record of step i, means over processes. Waits for the device."""
+    def read(self, num_keys: int) -> tuple[str, dict[str, str], dict[str, float]]:
+        """The last step and the means so far: as a line, for the progress bar, and as values.
+
+        Means over processes. num_keys: M, pictures a step.  Waits for the device.
+        """
         values = by_name(mean_across_ranks_(self.latest.clone(), self.world))
         means = self.means()
         self.seconds += self.stopwatch.lap()
+
+        # Seconds a step since the last line, and over the epoch.
         steps, seconds, data_seconds = self.steps, self.seconds, self.data_seconds
         since = steps - self.logged[0]
-        step_time, data_time = (
-            (seconds - self.logged[1]) / since,
-            (data_seconds - self.logged[2]) / since,
-        )
+        step_time = (seconds - self.logged[1]) / since
+        data_time = (data_seconds - self.logged[2]) / since
         self.logged = (steps, seconds, data_seconds)
-        images_per_second = self.num_keys / step_time
-        self.journal.progress(
-            f"Epoch: [{self.epoch}][{i:{len(str(self.num_steps))}d}/{self.num_steps}]\t"
+        images_per_second = num_keys / step_time
+
+        line = (
             f"Time {step_time:6.3f} ({seconds / steps:6.3f})\t"
             f"Data {data_time:6.3f} ({data_seconds / steps:6.3f})\t"
             f"Loss {values['loss']:.4e} ({means['loss']:.4e})\t"
-            f"Mass {values['mass']:.4f} ({means['mass']:.4f})",
-            loss=f"{values['loss']:.3f}",
-            mass=f"{values['mass']:.3f}",
-            images_per_s=f"{images_per_second:.0f}",
+            f"Mass {values['mass']:.4f} ({means['mass']:.4f})"
         )
+        shown = {
+            "loss": f"{values['loss']:.3f}",
+            "mass": f"{values['mass']:.3f}",
+            "images_per_s": f"{images_per_second:.0f}",
+        }
         speed = {"images_per_second": images_per_second, "data_share": data_time / step_time}
-        self.journal.record("train", step, {"epoch": self.epoch, **values, **speed, **extra})
-        return values
+        return line, shown, {**values, **speed}
 
     def means(self) -> dict[str, float]:
-        """Over the epoch so far and all processes, of the steps that were not dropped; `dropped` is
-        their number. Waits for the device.
+        """Over the epoch so far and all processes, of the steps that were not dropped.
+
+        `dropped` is their number. Waits for the device.
         """
         totals = mean_across_ranks_(self.totals.clone(), self.world)
         dropped = totals[DROPPED].clone()
@@ -98,11 +90,9 @@ class EpochMeter:
         totals[DROPPED] = dropped
         return by_name(totals)
 
-    def log_epoch(self, step: int) -> None:
-        """One record of the means over the epoch and all processes."""
-        means = self.means()
-        times = {"seconds": self.seconds, "data_seconds": self.data_seconds}
-        self.journal.record("epoch", step, {"epoch": self.epoch, **means, **times})
+    def summary(self) -> dict[str, float]:
+        """The means over the epoch, and its times."""
+        return {**self.means(), "seconds": self.seconds, "data_seconds": self.data_seconds}
 
 
 def by_name(values: torch.Tensor) -> dict[str, float]:

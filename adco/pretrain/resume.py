@@ -4,69 +4,78 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adco.pretrain.game import Parts
+from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import KEPT, Progress, unpack_
 from ops import checkpoint
-from ops.distributed import AsyncFlags, current_world
+from ops.distributed import AsyncFlags, World
 from ops.errors import InputError, shown
+from ops.journal import Journal
 
 # Options that this program no longer has, with what it does in their place.
 FORMER_OPTIONS = {"bn_splits": 1}
 
 
 @dataclass
-class Beginning:
+class RunStart:
     """Where a run stands before its first step."""
 
     progress: Progress
     kept: dict = field(default_factory=dict)  # of KEPT, what the checkpoint holds
     source: Path | None = None  # the checkpoint it goes on from
     folder: Path | None = None  # of the run that goes on; None: a new one
-    note: str = ""  # for the user
     warnings: list[str] = field(default_factory=list)
+    note: str = ""
+
+    def tell(self, journal: Journal) -> None:
+        """The warnings and the note, for the user."""
+        for sentence in self.warnings:
+            journal.warn(sentence)
+        if self.note:
+            journal.say(self.note)
 
 
-def begin_(parts: Parts, config: PretrainConfig, flags: AsyncFlags) -> Beginning:
-    """Fill `parts` from the checkpoint that --resume names, or with auto from the newest usable one
-    of this configuration; leave them as they are where there is none.
+def start_or_resume_(
+    game: Game, config: PretrainConfig, world: World, flags: AsyncFlags
+) -> RunStart:
+    """Fill the game's players from the checkpoint that --resume names; auto: from the newest whole
+    one of this configuration. Where there is none they stay as they are.
     """
-    num_keys = parts.loader.batches.global_size
-    num_pictures = len(parts.splits.train)
-    beginning = Beginning(
-        Progress(config.start_epoch, num_keys=num_keys, num_pictures=num_pictures)
-    )
+    num_pictures = len(game.splits.train)
+    progress = Progress(config.start_epoch, num_keys=game.num_keys, num_pictures=num_pictures)
+    start = RunStart(progress)
     if not config.resume:
-        return beginning
-    source = Path(config.resume)
+        return start
     if config.resume == "auto":
         # One process looks: others might see another state of the same folder.
-        first = current_world().first
         path, state = None, None
-        if first:
-            path, state, beginning.warnings = newest_with(config, log_folder(config))
+        if world.first:
+            path, state, start.warnings = newest_with(config, log_folder(config))
         name = flags.gather(path and str(path))[0]
         if name is None:
-            beginning.note = f"no run with these options in {log_folder(config)}: starting anew"
-            return beginning
-        source = Path(name)
-        beginning.folder = source.parent  # the same run goes on in the same folder
-        state = state or checkpoint.load(source)
+            start.note = f"no run with these options in {log_folder(config)}: starting anew"
+            return start
+        start.source = Path(name)
+        start.folder = start.source.parent  # the same run goes on in the same folder
     else:
-        state = checkpoint.load(source)
-    name = str(source)
-    progress = unpack_(state, name, parts.model, parts.bank, parts.optimizer, config.arch)
+        start.source, state = Path(config.resume), None
+    state = state or checkpoint.load(start.source)
+
+    source = str(start.source)
+    progress = unpack_(state, source, game.model, game.bank, game.optimizer, config.arch)
     if progress.num_pictures not in (0, num_pictures):
-        beginning.warnings.append(
+        start.warnings.append(
             f"{source} was made with {progress.num_pictures} pictures, here are {num_pictures}: "
             "the order of this epoch is another one"
         )
     progress.num_pictures = num_pictures
-    progress.count_in(num_keys)
-    beginning.progress, beginning.source = progress, source
-    beginning.kept = {key: state[key] for key in KEPT if state.get(key) is not None}
-    beginning.note = f"resumed from {source}, {progress.where()}"
-    return beginning
+    progress.count_in(game.num_keys)
+    start.progress = progress
+    start.kept = {key: state[key] for key in KEPT if state.get(key) is not None}
+    if "scaler" in start.kept:
+        game.scaler.load_state_dict(start.kept["scaler"])
+    start.note = f"resumed from {source}, {progress.where()}"
+    return start
 
 
 def log_folder(config: PretrainConfig) -> Path:

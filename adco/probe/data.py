@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from adco.data import pil_render
 from adco.data.datasets import load_splits
-from adco.data.list_files import listed_part, load_places, share_of_each_class
+from adco.data.list_files import listed_part, load_places
 from adco.data.loader import CheckViews, check_loader
 from adco.data.pictures import Pictures
-from adco.data.views import Recipe, draw_view, normalised, render, view_rng
+from adco.data.views import Recipe, draw_view, normalised, view_rng
 from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import World
 from ops.errors import InputError
@@ -79,13 +80,13 @@ class ProbeViews(Dataset):
         return normalised(views), torch.as_tensor(labels)
 
     def _render(self, epoch: int, index: int) -> np.ndarray:
-        picture, size = self.pictures.picture(index), self.recipe.size
+        picture, size = self.pictures.read(index, pil_render), self.recipe.size
         draw = draw_view(self.recipe, *picture.size, view_rng(self.seed, epoch, index, 0))
         if self.randcrop:
             rng = view_rng(self.seed, epoch, index, CROP_VIEW)
             left, top = (window_start(length, size, rng) for length in picture.size)
             draw = draw._replace(box=(left, top, size, size))
-        return render(picture, draw, size)
+        return pil_render.render(picture, draw, size)
 
 
 def window_start(length: int, size: int, rng: np.random.Generator) -> int:
@@ -114,3 +115,14 @@ def scoring_loader(
     """Test views and labels of this process's share. Places205 is made square first."""
     views = CheckViews(pictures, config.image_size, square=config.dataset in PLACES)
     return check_loader(views, batch_size, workers, world)
+
+
+def share_of_each_class(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Positions [m] int64, ascending: `share` of each class at random, at least one picture."""
+    rng = np.random.default_rng((seed, 205))
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = max(1, round(share * len(members)))
+        chosen.append(rng.permutation(members)[:count])
+    return np.sort(np.concatenate(chosen))

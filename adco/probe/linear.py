@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from adco.data.loader import EpochBatches, batch_loader, workers_per_process
+from adco.data.loader import EpochBatches, batch_loader
 from adco.encoder import Trunk
 from adco.probe.data import ProbeSets, ProbeViews, probe_recipe, scoring_loader
 from adco.probe.features import Features, extract_features
@@ -23,6 +23,7 @@ from ops.distributed import (
 )
 from ops.journal import Journal, Stopwatch
 from ops.metrics import Accuracy, accuracies, count_right, lead
+from ops.workers import workers_per_process
 
 KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
@@ -82,10 +83,12 @@ class LinearProbe:
         sets: ProbeSets,
         world: World,
         device: torch.device,
+        local_size: int,
         journal: Journal,
     ):
         self.config, self.encoder, self.sets = config, encoder.to(device), sets
         self.world, self.device, self.journal = world, device, journal
+        self.local_size = local_size
         self.frozen = config.trainable == "fc"
         self.lrs = config.rates()
         torch.manual_seed(config.seed)
@@ -137,10 +140,10 @@ class LinearProbe:
         views = ProbeViews(
             self.sets.train, probe_recipe(config), bool(config.randcrop), config.seed
         )
-        batch_size = config.batch_size * self.world.size // self.world.local_size
+        batch_size = config.batch_size * self.world.size // self.local_size
         least = 1 if self.frozen else 2  # BatchNorm in train mode needs two pictures
         self.batches = EpochBatches(len(views), batch_size, self.world, config.seed, least)
-        workers = workers_per_process(config.workers, self.world)
+        workers = workers_per_process(config.workers, self.local_size)
         self.loader = batch_loader(views, self.batches, workers, self.device.type == "cuda")
         self.wrapped = wrap_encoder(self.model, self.world)
 
@@ -221,8 +224,8 @@ class LinearProbe:
         """(features, labels) of this process's share. Those of a frozen trunk are computed once."""
         if name in self.cached:
             return self.cached[name].batches()
-        workers = workers_per_process(self.config.workers, self.world)
-        size = max(1, self.config.batch_size // self.world.local_size)
+        workers = workers_per_process(self.config.workers, self.local_size)
+        size = max(1, self.config.batch_size // self.local_size)
         loader = scoring_loader(pictures, self.config, size, workers, self.world)
         if self.frozen:
             self.cached[name] = extract_features(self.encoder, loader, self.device, unit=False)

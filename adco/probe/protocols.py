@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torchvision.models.resnet import ResNet
 
-from adco.data.loader import workers_per_process
 from adco.probe import logistic
 from adco.probe.data import ProbeSets, scoring_loader
-from adco.probe.features import Features, extract_features, gather_features, knn_accuracies
+from adco.probe.features import Features, extract_features, gather_features
+from adco.probe.knn import knn_accuracies
 from adco.probe.linear import LinearProbe
 from adco.probe.options import RANDOM, ProbeConfig
 from adco.probe.state import load_classifier_, save, unpack_
@@ -18,6 +18,7 @@ from ops.distributed import World
 from ops.errors import InputError
 from ops.journal import Journal
 from ops.metrics import Accuracy, lead
+from ops.workers import workers_per_process
 
 ON_VAL = (
     "val, as published: the choice has seen the pictures it is scored on; --holdout 0.1 avoids it"
@@ -33,6 +34,7 @@ class Bench(NamedTuple):
     sets: ProbeSets
     world: World
     device: torch.device
+    local_size: int  # processes on this node
     journal: Journal
 
 
@@ -140,8 +142,8 @@ def regress(bench: Bench) -> Outcome:
 def features_of(bench: Bench) -> list[Features | None]:
     """Unit-length features of this process's share of train, held-out part and val."""
     config, world = bench.config, bench.world
-    workers = workers_per_process(config.workers, world)
-    size = max(1, config.batch_size // world.local_size)
+    workers = workers_per_process(config.workers, bench.local_size)
+    size = max(1, config.batch_size // bench.local_size)
     return [
         part
         and extract_features(

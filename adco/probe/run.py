@@ -13,12 +13,13 @@ from ops import checkpoint
 from ops.distributed import World
 from ops.errors import InputError
 from ops.files import write_json
-from ops.journal import Journal, new_run_folder, provenance
+from ops.journal import Journal
+from ops.run_folder import new_run_folder, provenance
 
 LOGISTIC_HOLDOUT = 0.1
 
 
-def run(config: ProbeConfig, world: World, device: torch.device) -> int:
+def run(config: ProbeConfig, world: World, device: torch.device, local_size: int) -> int:
     """Score a trunk as configured, as one process of `world`. Returns the exit code."""
     encoder, config = read_encoder(config)
     holdout = config.holdout or (LOGISTIC_HOLDOUT if config.head == "logistic" else 0)
@@ -33,7 +34,7 @@ def run(config: ProbeConfig, world: World, device: torch.device) -> int:
     journal = Journal(new_run_folder(parent) if world.first else None)
     try:
         introduce(journal, config, sets, world, device)
-        bench = Bench(config, encoder.to(device), sets, world, device, journal)
+        bench = Bench(config, encoder.to(device), sets, world, device, local_size, journal)
         report(PROTOCOLS[protocol](bench), bench)
     finally:
         journal.close()

@@ -1,0 +1,172 @@
+"""What a run does between two steps: save, check, count broken pictures, diverge, stop."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from adco.pretrain.game import Game, describe
+from adco.pretrain.health import BadPictures, CollapseWatch, DropStreak
+from adco.pretrain.meter import EpochMeter
+from adco.pretrain.options import PretrainConfig
+from adco.pretrain.resume import RunStart, log_folder
+from adco.pretrain.saving import Checkpoints
+from adco.pretrain.state import pack
+from ops.distributed import AsyncFlags, World, broadcast_from_first_, check_ranks_agree
+from ops.errors import InputError, RunFailed
+from ops.journal import Journal
+from ops.run_folder import new_run_folder
+from ops.signals import StopRequest
+
+CHECK_STEPS = 1000  # between two checks that all processes hold the same numbers
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and has saved."""
+
+
+class Requests(NamedTuple):
+    """What a process asks of all processes, and their sums."""
+
+    stop: int = 0
+    save: int = 0
+    broken: int = 0  # pictures that it has found broken
+
+
+class Upkeep:
+    """Keeps a run healthy and its state on disk. Every process has one; the first one writes."""
+
+    def __init__(
+        self,
+        game: Game,
+        config: PretrainConfig,
+        world: World,
+        flags: AsyncFlags,
+        start: RunStart,
+        stop: StopRequest,
+    ):
+        self.game, self.config, self.world, self.flags, self.stop = game, config, world, flags, stop
+        self.progress = start.progress
+        self.meter: EpochMeter | None = None  # inside an epoch
+
+        # What watches over the run. A run that goes on keeps what was seen before.
+        weight = sum(term.weight for term in game.plan)
+        patience = max(200, 2 * len(game.loader))
+        self.watch = CollapseWatch(game.num_keys, weight, patience, start.kept.get("watch"))
+        known = start.kept.get("bad_pictures", {})
+        self.bad_pictures = BadPictures(config.bad_images_max, len(game.splits.train), known)
+        self.streak = DropStreak(game.device)
+
+        # What writes, on the first process.
+        self.journal, self.saves = Journal(None), None
+        if world.first:
+            self.journal, self.saves = open_folder(config, start)
+            self.journal.say(f"run folder: {self.journal.folder}")
+            self.journal.say(describe(game, config, world))
+            start.tell(self.journal)
+
+    # ---- between two steps
+
+    def between_steps(self) -> None:
+        """Whatever is due: broken pictures, a check that the processes agree, a save, a stop."""
+        steps = self.progress.startup_step + self.progress.step
+        asked_for = self.flags.exchange(
+            self.stop.received is not None,
+            self.world.first and self.saves.due(),
+            len(self.game.loader.newly_broken),
+        )
+        requests = Requests(*asked_for)
+        if requests.broken:
+            self.note_bad_pictures()
+            self.stop_if_too_many_are_broken()
+        if requests.save or requests.stop or steps % CHECK_STEPS == 0:
+            self.sync_and_check_ranks()
+        if requests.save or requests.stop:
+            self.save()
+        if requests.stop:
+            self.leave()
+
+    def between_batches(self) -> None:
+        """While features are scored: a stop, without a save, for the score is taken again."""
+        asked_for = self.flags.exchange(*Requests(stop=self.stop.received is not None))
+        if Requests(*asked_for).stop:
+            self.leave()
+
+    def between_epochs(self) -> None:
+        """A stop that came while the epoch was saved."""
+        if self.flags.any_process(self.stop.received is not None):
+            self.leave()
+
+    def leave(self) -> None:
+        saved = "" if not (self.saves and self.saves.failed) else ", BUT NOT SAVED"
+        where = self.progress.where()
+        self.journal.say(f"stopped by {self.stop.name} {where}{saved}: go on with --resume auto")
+        raise Stopped
+
+    # ---- what can go wrong
+
+    def note_bad_pictures(self) -> None:
+        """Name and count what the processes have met."""
+        for newly_broken in self.flags.gather(self.game.loader.take_newly_broken()):
+            for sentence in self.bad_pictures.add(newly_broken):
+                self.journal.warn(sentence)
+
+    def stop_if_too_many_are_broken(self) -> None:
+        complaint = self.bad_pictures.complaint(self.journal.folder) if self.world.first else ""
+        if complaint := self.flags.gather(complaint)[0]:
+            self.save()
+            self.flags.gather(None)  # no process ends before the first one has written
+            raise InputError(complaint)
+
+    def stop_if_diverged(self) -> None:
+        """The first process knows what is saved; all end with its sentence."""
+        last = self.saves.last if self.saves else None
+        if complaint := self.streak.complaint(self.progress.where(), last):
+            raise RunFailed(self.flags.gather(complaint)[0])
+
+    def check_health(self, values: dict[str, float]) -> None:
+        """Read what was logged of this step: warn of a collapse, stop where it diverged."""
+        self.stop_if_diverged()
+        for warning in self.watch.read(
+            self.progress.step, values["loss"], values["mass"], values["spread"]
+        ):
+            self.journal.warn(warning)
+
+    def sync_and_check_ranks(self) -> None:
+        """Give every process rank 0's BatchNorm statistics, and check that all else is equal."""
+        broadcast_from_first_(self.game.model.buffers(), self.world)
+        check_ranks_agree(self.game.model.state_dict(), self.world)
+
+    # ---- saving
+
+    def save_if_older_than(self, minutes: float) -> None:
+        if self.flags.any_process(self.world.first and self.saves.age() > minutes):
+            self.save()
+
+    def save(self, more_names: tuple[str, ...] = ()) -> bool:
+        """Save everything; whether it is on disk, which the first process knows."""
+        # On every process: broken pictures, sums and the bank's columns come together here.
+        self.note_bad_pictures()
+        game = self.game
+        state = pack(game.model, game.bank, game.optimizer, self.progress, self.config)
+        meter = self.meter.state() if self.meter else None
+        if not self.world.first:
+            return True
+        state |= {
+            "meter": meter,
+            "watch": self.watch.state(),
+            "journal_size": self.journal.size,
+            "bad_pictures": dict(self.bad_pictures.known),
+            "scaler": game.scaler.state_dict(),
+        }
+        return self.saves.save(state, more_names)
+
+
+def open_folder(config: PretrainConfig, start: RunStart) -> tuple[Journal, Checkpoints]:
+    """The folder of the run that goes on, or a new one, with its log and its checkpoints."""
+    rates = Path(f"lr_{config.lr}_memlr{config.memory_lr}") / f"cos_{config.cos}"
+    folder = start.folder or new_run_folder(log_folder(config) / rates)
+    # What was logged after the checkpoint is of steps that will be taken again.
+    size = start.kept.get("journal_size") if start.folder else None
+    journal = Journal(folder, size)
+    journal.write_config(asdict(config))
+    return journal, Checkpoints(folder, config.save_minutes, journal, start.source)
