@@ -166,7 +166,7 @@ def test_a_lack_of_memory_is_not_the_pictures_fault(folder, monkeypatch):
     def no_memory(data):
         raise MemoryError
 
-    monkeypatch.setattr("adco.data.pictures.fast_render.decode", no_memory)
+    monkeypatch.setattr("adco.data.fast_render.decode", no_memory)
     views = TrainingViews(pictures(folder, GOOD), RECIPES, 0, skip_broken=True)
     with pytest.raises(MemoryError):
         views.__getitems__([(0, 0)])
