@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ops.arguments import SWITCH, above_zero, at_least, option
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SWITCH, check_intervals, option
 from ops.errors import InputError
 from ops.options import ARCHITECTURES
 
@@ -27,12 +27,14 @@ class VocConfig:
     bn_adapt: int = option(
         0, "linear: 1 lets BatchNorm take the statistics of VOC, as published", **SWITCH
     )
-    image_size: int = option(None, "side of the pictures, pixels (linear 300, svm 224)", type=int)
-    epochs: int = option(100, "linear: epochs to train")
-    batch_size: int = option(16, "pictures per step", names=("-b",))
-    lr: float = option(0.05, "linear: learning rate", names=("--learning_rate",))
-    momentum: float = option(0.9, "linear: SGD momentum")
-    workers: int = option(32, "loader processes, at most the cores", names=("-j",))
+    image_size: int = option(
+        None, "side of the pictures, pixels (linear 300, svm 224)", "[32, inf)", type=int
+    )
+    epochs: int = option(100, "linear: epochs to train", AT_LEAST_1)
+    batch_size: int = option(16, "pictures per step", AT_LEAST_1, names=("-b",))
+    lr: float = option(0.05, "linear: learning rate", POSITIVE, names=("--learning_rate",))
+    momentum: float = option(0.9, "linear: SGD momentum", BELOW_1)
+    workers: int = option(32, "loader processes, at most the cores", AT_LEAST_0, names=("-j",))
     save_path: str = option(".", "folder below which train_log is written")
     device: str = option(
         "auto",
@@ -40,18 +42,12 @@ class VocConfig:
         choices=("auto", "cuda", "cpu", "mps"),
     )
     choose: str = option(None, "GPU to use, as in 0 (sets CUDA_VISIBLE_DEVICES)", type=str)
-    seed: int = option(0, "seed of everything random; same seed, same run")
+    seed: int = option(0, "seed of everything random; same seed, same run", AT_LEAST_0)
 
     def __post_init__(self):
-        at_least(self, 1, "epochs", "batch_size")
-        at_least(self, 0, "workers", "seed")
-        above_zero(self, "lr")
+        check_intervals(self)
         if not self.pretrained:
             raise InputError("no encoder to score; give its checkpoint with --pretrained FILE")
-        if self.image_size is not None:
-            at_least(self, 32, "image_size")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum={self.momentum}: SGD momentum lies in [0, 1)")
         if self.bn_adapt and self.protocol == "svm":
             raise InputError("bn_adapt=1 belongs to --protocol linear; SVMs train no trunk")
 

@@ -83,18 +83,16 @@ def train_step(
     bank.ascend_(total.bank_gradient, memory_lr, memory_momentum, mem_wd, dropped)
     buffers.restore_if_(dropped)
 
-    chance = 1 / (len(keys[plan[0].key]) + bank.num_negatives)
-    num_idle = sum_across_ranks_((total.attention < chance).to(total.mass.dtype).sum(), bank.world)
-    return Round(
-        loss=total.loss,
-        mass=total.mass / accum_steps,
-        top1=total.top1 / accum_steps,
-        top5=total.top5 / accum_steps,
-        idle=num_idle / bank.num_negatives,
-        spread=1 - (total.mean_query / accum_steps).square().sum(),
-        grad_norm=grad_norm,
-        dropped=dropped,
-    )
+    idle = idle_share(total.attention, bank, len(keys[plan[0].key]))
+    mass, top1, top5 = (x / accum_steps for x in (total.mass, total.top1, total.top5))
+    spread = 1 - (total.mean_query / accum_steps).square().sum()
+    return Round(total.loss, mass, top1, top5, idle, spread, grad_norm, dropped)
+
+
+def idle_share(attention: Tensor, bank: NegativeBank, num_keys: int) -> Tensor:
+    """Share of all K columns whose attention, summed over the queries, is below chance."""
+    num_idle = (attention < 1 / (num_keys + bank.num_negatives)).to(attention.dtype).sum()
+    return sum_across_ranks_(num_idle, bank.world) / bank.num_negatives
 
 
 def startup_step(

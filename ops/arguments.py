@@ -10,11 +10,21 @@ from dataclasses import field, fields
 from ops.errors import EXIT_BAD_INPUT, InputError, one_line
 
 SWITCH = {"choices": (0, 1)}
+# Intervals of numbers. An infinite one is never allowed.
+POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
+BELOW_1, SHARE = "[0, 1)", "(0, 1]"
 
 
-def option(default, help, *, names=(), **keywords):
-    """A dataclass field that is also a command-line option; `names` are further spellings."""
-    return field(default=default, metadata={"help": help, "names": names, "keywords": keywords})
+def option(default, help, within="", *, names=(), changes_numbers=True, **keywords):
+    """A dataclass field that is also a command-line option.
+
+    within: the interval of allowed numbers, such as "[0, 1)".  names: further spellings.
+    changes_numbers: whether a run with another value is another run.
+    """
+    metadata = dict(
+        help=help, names=names, keywords=keywords, within=within, changes_numbers=changes_numbers
+    )
+    return field(default=default, metadata=metadata)
 
 
 def argument(help):
@@ -22,16 +32,21 @@ def argument(help):
     return field(metadata={"help": help, "by_place": True})
 
 
-def at_least(config, least, *names):
-    for name in names:
-        if not getattr(config, name) >= least:
-            raise InputError(f"{name}={getattr(config, name)}: expected {least} or more")
+def check_intervals(config) -> None:
+    """Raise InputError where a number, or one in a list, lies outside its option's interval."""
+    for f in fields(config):
+        interval, value = f.metadata.get("within"), getattr(config, f.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if interval and not all(n is None or lies_within(n, interval) for n in numbers):
+            raise InputError(f"{f.name}={value}: expected a number in {interval}")
 
 
-def above_zero(config, *names):
-    for name in names:
-        if not 0 < getattr(config, name) < float("inf"):
-            raise InputError(f"{name}={getattr(config, name)}: expected a number above 0")
+def lies_within(number: float, interval: str) -> bool:
+    """Whether it lies in an interval such as [0, 1): brackets include the end, parentheses not."""
+    low, high = map(float, interval[1:-1].split(","))
+    return low < number < high or number in (
+        [low] * interval.startswith("[") + [high] * interval.endswith("]")
+    )
 
 
 class OneSentenceParser(argparse.ArgumentParser):

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from ops.arguments import SWITCH, at_least, option
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, SWITCH, check_intervals, option
 from ops.errors import InputError
 
 DATASETS = ("ImageNet", "folder", "cifar10", "cifar100", "stl10", "digits")
@@ -30,17 +30,19 @@ class ProcessOptions:
         "where to compute; auto: cuda, else mps, else cpu",
         choices=("auto", "cuda", "cpu", "mps"),
     )
-    nproc: int = option(1, "processes on this node when there is no GPU (with GPUs: one each)")
-    ngpu: int = option(8, "use at most this many GPUs of the node")
-    gpu: int = option(None, "use this GPU only, in one process", type=int)
+    nproc: int = option(
+        1, "processes on this node when there is no GPU (with GPUs: one each)", AT_LEAST_1
+    )
+    ngpu: int = option(8, "use at most this many GPUs of the node", AT_LEAST_1)
+    gpu: int = option(None, "use this GPU only, in one process", AT_LEAST_0, type=int)
     choose: str = option(
         None, "GPUs to show to the run, as in 0,1 (sets CUDA_VISIBLE_DEVICES)", type=str
     )
     multiprocessing_distributed: int = option(
         1, "1: one process per GPU; 0: one process in all", **SWITCH
     )
-    world_size: int = option(1, "number of nodes", names=("--nodes_num",))
-    rank: int = option(0, "number of this node, from 0", names=("--node_rank",))
+    world_size: int = option(1, "number of nodes", AT_LEAST_1, names=("--nodes_num",))
+    rank: int = option(0, "number of this node, from 0", AT_LEAST_0, names=("--node_rank",))
     master_addr: str = option("127.0.0.1", "address of node 0, where --dist_url is not given")
     master_port: int = option(
         1234, "port of node 0, where --dist_url is not given and there are more nodes"
@@ -56,10 +58,7 @@ class ProcessOptions:
     )
 
     def __post_init__(self):
-        at_least(self, 1, "nproc", "ngpu", "world_size")
-        at_least(self, 0, "rank")
-        if self.gpu is not None:
-            at_least(self, 0, "gpu")
+        check_intervals(self)
         if self.rank >= self.world_size:
             raise InputError(
                 f"rank={self.rank}: expected the number of this node, 0 to {self.world_size - 1}, "
@@ -67,6 +66,51 @@ class ProcessOptions:
             )
         if self.dist_url and not self.dist_url.startswith(("tcp://", "env://")):
             raise InputError(f"dist_url={self.dist_url!r}: expected tcp://host:port or env://")
+
+
+@dataclass(frozen=True)
+class RunOptions(ProcessOptions):
+    """What pre-training and probes share: where the pictures are, and where the run leaves what."""
+
+    data: str = option(
+        "data", "folder of the pictures (also as a positional argument)", changes_numbers=False
+    )
+    download: int = option(
+        0, "1: let torchvision fetch cifar10, cifar100 or stl10", changes_numbers=False, **SWITCH
+    )
+    workers: int = option(
+        32,
+        "loader processes per node, at most its cores",
+        AT_LEAST_0,
+        names=("-j",),
+        changes_numbers=False,
+    )
+    batch_size: int = option(
+        256,
+        "pictures per step and node, split over its processes",
+        AT_LEAST_1,
+        names=("-b",),
+    )
+    start_epoch: int = option(0, "first epoch, where no checkpoint says it", AT_LEAST_0)
+    save_path: str = option(".", "folder below which logs are written", changes_numbers=False)
+    log_path: str = option(
+        "train_log", "name of the log folder below --save_path", changes_numbers=False
+    )
+    print_freq: int = option(
+        10,
+        "steps between two log lines",
+        AT_LEAST_1,
+        names=("-p",),
+        changes_numbers=False,
+    )
+    seed: int = option(0, "seed of everything random; same seed, same run", AT_LEAST_0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.start_epoch >= self.epochs:
+            raise InputError(
+                f"start_epoch={self.start_epoch} leaves nothing of epochs={self.epochs}"
+            )
 
 
 def choose_gpus(config) -> None:

@@ -105,7 +105,7 @@ def test_unknown_words_end_with_code_2_and_one_sentence(words, capsys):
 
 def test_every_option_is_read_somewhere():
     read = set()
-    for path in [*ROOT.glob("adco/*.py"), *ROOT.glob("ops/*.py"), ROOT / "main_adco.py"]:
+    for path in [*ROOT.rglob("adco/**/*.py"), *ROOT.glob("ops/*.py"), ROOT / "main_adco.py"]:
         tree = ast.parse(path.read_text())
         read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     dead = {f.name for f in fields(PretrainConfig)} - read

@@ -78,19 +78,8 @@ def build(config: PretrainConfig, world: World, device: torch.device, local_size
     """Everything on its device, with random weights that depend on the seed alone."""
     torch.manual_seed(config.seed)
     tune(device, bool(config.tf32))
-
-    # Pictures, and the batches of their views.
     recipes = training_recipes(config)
     splits = load_splits(config.dataset, config.data, bool(config.download))
-    images = config.images_per_process(local_size)  # N
-    num_pictures, num_keys = len(splits.train), images * world.size
-    skip_broken = config.bad_images == "skip"
-    loader = TrainingLoader(
-        TrainingViews(splits.train, recipes, config.seed, config.augment, skip_broken),
-        EpochBatches(num_pictures, num_keys, world, config.seed, least=images),
-        workers_per_process(config.workers, local_size),
-        pin_memory=device.type == "cuda",
-    )
     plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
 
     # The encoders.
@@ -110,7 +99,7 @@ def build(config: PretrainConfig, world: World, device: torch.device, local_size
     )
     return Game(
         splits=splits,
-        loader=loader,
+        loader=build_loader(config, splits, recipes, world, device, local_size),
         plan=plan,
         model=model,
         wrapped=wrap_encoder(model, world),
@@ -128,6 +117,26 @@ def build(config: PretrainConfig, world: World, device: torch.device, local_size
             accum_steps=config.accum_steps,
         ),
     )
+
+
+def build_loader(
+    config: PretrainConfig,
+    splits: Splits,
+    recipes: list[Recipe],
+    world: World,
+    device: torch.device,
+    local_size: int,
+) -> TrainingLoader:
+    """The batches of N views of this process, and the loader processes that make them."""
+    images = config.images_per_process(local_size)  # N
+    skip_broken = config.bad_images == "skip"
+    views = TrainingViews(splits.train, recipes, config.seed, config.augment, skip_broken)
+    # Whole batches only: what does not fill one waits for the next epoch.
+    batches = EpochBatches(
+        len(views), global_size=images * world.size, world=world, seed=config.seed, least=images
+    )
+    workers = workers_per_process(config.workers, local_size)
+    return TrainingLoader(views, batches, workers, pin_memory=device.type == "cuda")
 
 
 def training_recipes(config: PretrainConfig) -> list[Recipe]:

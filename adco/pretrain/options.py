@@ -1,28 +1,25 @@
 """What main_adco.py can be told: a frozen dataclass, checked as far as values alone can be."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from math import cos, floor, pi
 
-from ops.arguments import SWITCH, above_zero, at_least, option
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, SWITCH, option
 from ops.errors import InputError
-from ops.options import ARCHITECTURES, DATASETS, ProcessOptions
+from ops.options import ARCHITECTURES, DATASETS, ProcessOptions, RunOptions
 from ops.schedule import cosine, steps
 
 
 @dataclass(frozen=True)
-class PretrainConfig(ProcessOptions):
+class PretrainConfig(RunOptions):
     """Everything `main_adco.py` can be told. Defaults are the published run on ImageNet."""
 
     # Pictures
-    data: str = option("data", "folder of the pictures (also as a positional argument)")
     dataset: str = option(
         "ImageNet", "which data set --data holds; digits come with the program", choices=DATASETS
     )
-    download: int = option(0, "1: let torchvision fetch cifar10, cifar100 or stl10", **SWITCH)
-    workers: int = option(32, "loader processes per node, at most its cores", names=("-j",))
-    image_size: int = option(224, "side of the full-size views, pixels")
+    image_size: int = option(224, "side of the full-size views, pixels", AT_LEAST_1)
     min_scale: float = option(
-        0.2, "smallest share of the picture's area that a full-size view shows"
+        0.2, "smallest share of the picture's area that a full-size view shows", SHARE
     )
     blur: int = option(1, "1: Gaussian blur in the views", **SWITCH)
     flip: int = option(1, "1: horizontal flips in the views", **SWITCH)
@@ -35,25 +32,31 @@ class PretrainConfig(ProcessOptions):
         "skip",
         "a picture that cannot be read: skip: another one stands in; error: the run stops",
         choices=("skip", "error"),
+        changes_numbers=False,
     )
     bad_images_max: float = option(
-        0.01, "share of the training pictures that may be broken before the run stops"
+        0.01,
+        "share of the training pictures that may be broken before the run stops",
+        "[0, 1]",
+        changes_numbers=False,
     )
     size_crops: tuple = option(
-        (224, 192, 160, 128, 96), "multi-crop: sides of the crops", type=int, nargs="+"
+        (224, 192, 160, 128, 96), "multi-crop: sides of the crops", AT_LEAST_1, type=int, nargs="+"
     )
     nmb_crops: tuple = option(
-        (1, 1, 1, 1, 1), "multi-crop: crops of each size", type=int, nargs="+"
+        (1, 1, 1, 1, 1), "multi-crop: crops of each size", AT_LEAST_1, type=int, nargs="+"
     )
     min_scale_crops: tuple = option(
         (0.2, 0.172, 0.143, 0.114, 0.086),
         "multi-crop: smallest area share of each size",
+        SHARE,
         type=float,
         nargs="+",
     )
     max_scale_crops: tuple = option(
         (1.0, 0.86, 0.715, 0.571, 0.429),
         "multi-crop: largest area share of each size",
+        SHARE,
         type=float,
         nargs="+",
     )
@@ -61,13 +64,13 @@ class PretrainConfig(ProcessOptions):
     # Method
     sym: int = option(0, "1: symmetric loss, both views are query and key", **SWITCH)
     multi_crop: int = option(0, "1: smaller query crops beside the key view", **SWITCH)
-    cluster: int = option(65536, "K, the number of learnable negatives")
-    moco_dim: int = option(128, "D, width of the embedding")
-    moco_m: float = option(0.999, "m, momentum of the key encoder")
-    moco_t: float = option(0.12, "tau, temperature of the encoder's loss")
-    mem_t: float = option(0.02, "tau_a, temperature of the adversaries' loss")
-    memory_lr: float = option(3.0, "eta, learning rate of the adversaries")
-    mem_wd: float = option(1e-4, "lambda, weight decay of the adversaries")
+    cluster: int = option(65536, "K, the number of learnable negatives", AT_LEAST_1)
+    moco_dim: int = option(128, "D, width of the embedding", AT_LEAST_1)
+    moco_m: float = option(0.999, "m, momentum of the key encoder", BELOW_1)
+    moco_t: float = option(0.12, "tau, temperature of the encoder's loss", POSITIVE)
+    mem_t: float = option(0.02, "tau_a, temperature of the adversaries' loss", POSITIVE)
+    memory_lr: float = option(3.0, "eta, learning rate of the adversaries", AT_LEAST_0)
+    mem_wd: float = option(1e-4, "lambda, weight decay of the adversaries", AT_LEAST_0)
     ad_init: int = option(
         1, "1: start the adversaries from keys of the pictures; 0: random normal", **SWITCH
     )
@@ -75,6 +78,7 @@ class PretrainConfig(ProcessOptions):
         0,
         "start-up steps, never fewer than fill the K columns once (0: just those); with more they "
         "are written round and round",
+        AT_LEAST_0,
     )
 
     # Encoder
@@ -96,18 +100,15 @@ class PretrainConfig(ProcessOptions):
     compile: int = option(0, "1: compile the encoders; the first steps take long", **SWITCH)
 
     # Optimisation
-    epochs: int = option(200, "epochs to train")
-    start_epoch: int = option(0, "first epoch, where no checkpoint says it")
-    batch_size: int = option(
-        256, "pictures per step and node, split over its processes", names=("-b",)
-    )
+    epochs: int = option(200, "epochs to train", AT_LEAST_1)
     accum_steps: int = option(
         1,
         "micro-batches in which a process takes its batch, one after the other: less memory, the "
         "same objective; BatchNorm sees one at a time, as on so many GPUs",
+        AT_LEAST_1,
     )
-    lr: float = option(0.03, "learning rate of the encoder", names=("--learning_rate",))
-    lr_final: float = option(0.0006, "learning rate at the end of --cos 1")
+    lr: float = option(0.03, "learning rate of the encoder", POSITIVE, names=("--learning_rate",))
+    lr_final: float = option(0.0006, "learning rate at the end of --cos 1", AT_LEAST_0)
     cos: int = option(
         1,
         "1: cosine to lr_final; 2: quarter cosine to 0; 0: steps at --schedule",
@@ -116,66 +117,37 @@ class PretrainConfig(ProcessOptions):
     schedule: tuple = option(
         (120, 160), "with --cos 0: epochs at which lr drops tenfold", type=int, nargs="*"
     )
-    warmup_epochs: int = option(0, "epochs over which lr rises linearly from 0")
-    momentum: float = option(0.9, "SGD momentum, of the encoder and of the adversaries")
-    weight_decay: float = option(1e-4, "weight decay of the encoder", names=("--wd",))
+    warmup_epochs: int = option(0, "epochs over which lr rises linearly from 0", AT_LEAST_0)
+    momentum: float = option(0.9, "SGD momentum, of the encoder and of the adversaries", BELOW_1)
+    weight_decay: float = option(1e-4, "weight decay of the encoder", AT_LEAST_0, names=("--wd",))
 
-    # The run
-    save_path: str = option(".", "folder below which logs are written")
-    log_path: str = option("train_log", "name of the log folder below --save_path")
-    print_freq: int = option(10, "steps between two log lines", names=("-p",))
-    save_freq: int = option(10, "epochs between two numbered checkpoints")
+    # Scores and checkpoints
+    save_freq: int = option(
+        10, "epochs between two numbered checkpoints", AT_LEAST_1, changes_numbers=False
+    )
     save_minutes: float = option(
-        15.0, "minutes between two checkpoints inside an epoch; 0: only after epochs"
+        15.0,
+        "minutes between two checkpoints inside an epoch; 0: only after epochs",
+        AT_LEAST_0,
+        changes_numbers=False,
     )
     dry_run: int = option(
-        0, "1: check all that the run needs, take two steps, say how long it will take", **SWITCH
+        0,
+        "1: check all that the run needs, take two steps, say how long it will take",
+        changes_numbers=False,
+        **SWITCH,
     )
-    knn_freq: int = option(10, "epochs between two kNN scores of the frozen trunk; 0: never")
+    knn_freq: int = option(
+        10, "epochs between two kNN scores of the frozen trunk; 0: never", AT_LEAST_0
+    )
     resume: str = option(
-        "", "checkpoint to go on from, or auto: the newest with this configuration"
+        "",
+        "checkpoint to go on from, or auto: the newest with this configuration",
+        changes_numbers=False,
     )
-    seed: int = option(0, "seed of everything random; same seed, same run")
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(
-            self,
-            1,
-            "image_size",
-            "cluster",
-            "moco_dim",
-            "epochs",
-            "batch_size",
-            "print_freq",
-            "save_freq",
-            "accum_steps",
-        )
-        at_least(
-            self, 0, "workers", "init_steps", "start_epoch", "warmup_epochs", "knn_freq", "seed"
-        )
-        at_least(self, 0, "save_minutes", "memory_lr", "mem_wd", "lr_final", "weight_decay")
-        above_zero(self, "moco_t", "mem_t", "lr")
-        if not 0 <= self.moco_m < 1:
-            raise InputError(
-                f"moco_m={self.moco_m}: expected a momentum in [0, 1) (published: 0.999)"
-            )
-        if not 0 <= self.momentum < 1:
-            raise InputError(
-                f"momentum={self.momentum}: SGD momentum lies in [0, 1) (published: 0.9)"
-            )
-        if not 0 < self.min_scale <= 1:
-            raise InputError(
-                f"min_scale={self.min_scale}: a share of the picture's area, in (0, 1]"
-            )
-        if not 0 <= self.bad_images_max <= 1:
-            raise InputError(
-                f"bad_images_max={self.bad_images_max}: a share of the pictures, in [0, 1]"
-            )
-        if self.start_epoch >= self.epochs:
-            raise InputError(
-                f"start_epoch={self.start_epoch} leaves nothing of epochs={self.epochs}"
-            )
         if self.multi_crop:
             check_crops(self)
         self.check_micro_batches(self.batch_size)
@@ -222,11 +194,12 @@ class PretrainConfig(ProcessOptions):
 
     def changes_numbers(self) -> dict:
         """The options that a resumed run has to share with the one it goes on from."""
-        free = {f.name for f in fields(ProcessOptions)}
-        free |= {"data", "download", "workers", "save_path", "log_path", "print_freq"}
-        free |= {"save_freq", "save_minutes", "dry_run"}
-        free |= {"resume", "bad_images", "bad_images_max"}
-        return {name: value for name, value in asdict(self).items() if name not in free}
+        of_processes = {f.name for f in fields(ProcessOptions)}
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.metadata["changes_numbers"] and f.name not in of_processes
+        }
 
 
 def check_crops(config):
@@ -235,12 +208,9 @@ def check_crops(config):
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{length} in --{name}" for name, length in lengths.items())
         raise InputError(f"the four lists of crops need one length, found {found}; give all four")
-    for name in lists:
-        if min(getattr(config, name)) <= 0:
-            raise InputError(f"{name}={getattr(config, name)}: expected numbers above 0")
     for low, high in zip(config.min_scale_crops, config.max_scale_crops, strict=True):
-        if not low <= high <= 1:
-            raise InputError(f"crop scales {low} to {high}: expected smallest <= largest <= 1")
+        if low > high:
+            raise InputError(f"crop scales {low} to {high}: expected smallest <= largest")
 
 
 # Defaults that differ from ImageNet's. An option that is given always wins. The start-up takes

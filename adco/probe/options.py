@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from math import floor
 
-from ops.arguments import SWITCH, above_zero, at_least, option
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, SWITCH, option
 from ops.errors import InputError
-from ops.options import ARCHITECTURES, DATASETS, ProcessOptions
+from ops.options import ARCHITECTURES, DATASETS, RunOptions
 from ops.schedule import cosine, steps
 
 PLACES = ("Places205", "Place205")
@@ -13,23 +13,21 @@ RANDOM = "random"  # --pretrained random: the baseline
 
 
 @dataclass(frozen=True)
-class ProbeConfig(ProcessOptions):
+class ProbeConfig(RunOptions):
     """Everything `lincls.py` can be told. Defaults are the published linear probe on ImageNet."""
 
     # Pictures
-    data: str = option("data", "folder of the pictures (also as a positional argument)")
     dataset: str = option(
         "ImageNet",
         "which data set --data holds; digits come with the program",
         choices=DATASETS + PLACES,
     )
-    download: int = option(0, "1: let torchvision fetch cifar10, cifar100 or stl10", **SWITCH)
-    workers: int = option(32, "loader processes per node, at most its cores", names=("-j",))
-    image_size: int = option(224, "side of the views, pixels")
+    image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
     min_scale: float = option(
         None,
         "smallest share of the picture's area that a training view shows; "
         "default: 0.08, with --train_strong 0.2",
+        SHARE,
         type=float,
     )
     flip: int = option(1, "1: horizontal flips in the training views", **SWITCH)
@@ -39,7 +37,9 @@ class ProbeConfig(ProcessOptions):
     train_strong: int = option(
         0, "1: training views are those of pre-training, with colour and blur", **SWITCH
     )
-    train_fraction: float = option(1.0, "share of each class's training pictures that is used")
+    train_fraction: float = option(
+        1.0, "share of each class's training pictures that is used", SHARE
+    )
     train_list: str = option(
         "", "file that names the training pictures to use, one a line (Places205: 'path label')"
     )
@@ -47,6 +47,7 @@ class ProbeConfig(ProcessOptions):
         0.0,
         "share of train kept out of training to choose the learning rate, the epoch, k or C; val "
         "is then scored once. 0: chosen on val, as published (logistic: 0.1)",
+        BELOW_1,
     )
 
     # What is scored
@@ -75,8 +76,10 @@ class ProbeConfig(ProcessOptions):
     trainable: str = option(
         "fc", "fc: frozen trunk; all: fine-tune the trunk too", choices=("fc", "all")
     )
-    knn_k: tuple = option((10, 20, 100, 200), "--head knn: neighbours", type=int, nargs="+")
-    dropout: float = option(0.0, "share of the features dropped before the linear head")
+    knn_k: tuple = option(
+        (10, 20, 100, 200), "--head knn: neighbours", AT_LEAST_1, type=int, nargs="+"
+    )
+    dropout: float = option(0.0, "share of the features dropped before the linear head", BELOW_1)
     evaluate: int = option(
         0,
         "1: train nothing, score the linear head of --resume (else of --pretrained)",
@@ -87,17 +90,19 @@ class ProbeConfig(ProcessOptions):
     )
 
     # Optimisation of the linear head
-    epochs: int = option(100, "epochs to train")
-    start_epoch: int = option(0, "first epoch, where no checkpoint says it")
-    batch_size: int = option(
-        256, "pictures per step and node, split over its processes", names=("-b",)
-    )
-    lr: float = option(10.0, "learning rate of the head", names=("--learning_rate",))
+    epochs: int = option(100, "epochs to train", AT_LEAST_1)
+    lr: float = option(10.0, "learning rate of the head", POSITIVE, names=("--learning_rate",))
     lr_sweep: tuple = option(
-        (), "learning rates to train one head each with, all in one pass", type=float, nargs="*"
+        (),
+        "learning rates to train one head each with, all in one pass",
+        POSITIVE,
+        type=float,
+        nargs="*",
     )
-    trunk_lr: float = option(0.01, "learning rate of the trunk, with --trainable all")
-    final_lr: float = option(0.01, "learning rate at the end of --cos 1", names=("--lr_final",))
+    trunk_lr: float = option(0.01, "learning rate of the trunk, with --trainable all", POSITIVE)
+    final_lr: float = option(
+        0.01, "learning rate at the end of --cos 1", AT_LEAST_0, names=("--lr_final",)
+    )
     cos: int = option(1, "1: cosine to final_lr; 0: steps at --schedule", **SWITCH)
     schedule: tuple = option(
         (15, 25, 30), "with --cos 0: epochs at which lr drops tenfold", type=int, nargs="*"
@@ -107,47 +112,27 @@ class ProbeConfig(ProcessOptions):
         "1: lr (1 + cos(pi t / 12)) / 2, t the fractional epoch; 2: cosine with warm restarts",
         choices=(0, 1, 2),
     )
-    sgdr_t0: int = option(10, "--sgdr 2: epochs to the first restart")
-    sgdr_t_mult: int = option(1, "--sgdr 2: each period is this many times the one before")
-    momentum: float = option(0.9, "SGD momentum")
-    weight_decay: float = option(0.0, "weight decay", names=("--wd",))
+    sgdr_t0: int = option(10, "--sgdr 2: epochs to the first restart", AT_LEAST_1)
+    sgdr_t_mult: int = option(
+        1, "--sgdr 2: each period is this many times the one before", AT_LEAST_1
+    )
+    momentum: float = option(0.9, "SGD momentum", BELOW_1)
+    weight_decay: float = option(0.0, "weight decay", AT_LEAST_0, names=("--wd",))
 
     # The run
-    save_path: str = option(".", "folder below which logs are written")
-    log_path: str = option("train_log", "name of the log folder below --save_path")
-    print_freq: int = option(10, "steps between two log lines", names=("-p",))
     resume: str = option("", "checkpoint of a probe to go on from, or with -e to score")
-    seed: int = option(0, "seed of everything random; same seed, same run")
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, 1, "image_size", "epochs", "batch_size", "print_freq")
-        at_least(self, 1, "sgdr_t0", "sgdr_t_mult")
-        at_least(self, 0, "workers", "start_epoch", "seed", "final_lr", "weight_decay")
-        above_zero(self, "lr", "trunk_lr")
-        for name in ("holdout", "dropout", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}: expected a number in [0, 1)")
-        for name in ("train_fraction", "min_scale"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)}: expected a share in (0, 1]")
-        if self.start_epoch >= self.epochs:
-            raise InputError(
-                f"start_epoch={self.start_epoch} leaves nothing of epochs={self.epochs}"
-            )
         if not self.pretrained and not self.resume:
             raise InputError(
                 "nothing to score: give a checkpoint with --pretrained, or --pretrained random "
                 "for the baseline"
             )
-        if not self.knn_k or min(self.knn_k) < 1:
-            raise InputError(f"knn_k={self.knn_k}: expected numbers of neighbours, 1 or more")
         self.check_rates()
         self.check_head()
 
     def check_rates(self):
-        if any(not 0 < lr < float("inf") for lr in self.lr_sweep):
-            raise InputError(f"lr_sweep={self.lr_sweep}: expected learning rates above 0")
         if len(set(self.lr_sweep)) < len(self.lr_sweep):
             raise InputError(f"lr_sweep={self.lr_sweep} names a learning rate twice")
         if self.cos and not self.sgdr and min(self.rates()) < self.final_lr:
