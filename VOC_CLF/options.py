@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SWITCH, check_intervals, option
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check_intervals, option, switch
 from ops.errors import InputError
 from ops.options import ARCHITECTURES
 
@@ -24,11 +24,9 @@ class VocConfig:
         "linear: one layer, trained on augmented pictures; svm: linear SVMs on features",
         choices=("linear", "svm"),
     )
-    bn_adapt: int = option(
-        0, "linear: 1 lets BatchNorm take the statistics of VOC, as published", **SWITCH
-    )
+    bn_adapt: int = switch(0, "linear: 1 lets BatchNorm take the statistics of VOC, as published")
     image_size: int = option(
-        None, "side of the pictures, pixels (linear 300, svm 224)", "[32, inf)", type=int
+        None, "side of the pictures, pixels (linear 300, svm 224)", "[32, inf)"
     )
     epochs: int = option(100, "linear: epochs to train", AT_LEAST_1)
     batch_size: int = option(16, "pictures per step", AT_LEAST_1, names=("-b",))
@@ -41,7 +39,7 @@ class VocConfig:
         "where to compute; auto: cuda, else mps, else cpu",
         choices=("auto", "cuda", "cpu", "mps"),
     )
-    choose: str = option(None, "GPU to use, as in 0 (sets CUDA_VISIBLE_DEVICES)", type=str)
+    choose: str = option(None, "GPU to use, as in 0 (sets CUDA_VISIBLE_DEVICES)")
     seed: int = option(0, "seed of everything random; same seed, same run", AT_LEAST_0)
 
     def __post_init__(self):

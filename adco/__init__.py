@@ -6,6 +6,24 @@ Representations from Self-Trained Negative Adversaries, CVPR 2021, arXiv:2011.08
 Dimension key, used in every file:
     N  images per process       R  processes          M = N R  keys of all processes
     D  embedding width          K  learnable negatives
+
+A map of the code, in reading order. The method:
+    plan        which views are queries and keys: a training mode is a list of terms
+    model       both encoders: moving average, shuffled BatchNorm (encoder: the ResNets)
+    objective   the two losses and their gradients, derived and defined on one page
+    step        one training step: keys, losses, both players move (finite: or neither does)
+    fused       the losses as they run, chunk by chunk (negatives: W, v and their ascent)
+What stands around it:
+    data/       pictures and data sets, random views, renderers, batches and loaders
+    pretrain/   main_adco.py: options; run: start-up, epochs, what is logged; upkeep: what
+                happens between steps; game: what is built; state, saving, resume: checkpoints;
+                meter, health: times, warnings; knn_monitor, dry_run
+    probe/      lincls.py: options; run, protocols: ways to score a trunk; features, knn, linear,
+                logistic
+    export, report   python3 -m adco.export, python3 -m adco.report
+    ../ops/     the plumbing: options, launch, distributed, checkpoint files, journal (log),
+                schedule (learning rates); knows nothing of the method
+    ../VOC_CLF/, ../detection/   transfer
 """
 
 from importlib import import_module
@@ -20,7 +38,7 @@ __all__ = list(HOMES)
 
 
 def __getattr__(name: str):
-    """The public names, imported when they are first used: options need no torch (PEP 562)."""
+    """A public name, imported when it is first used: options need no torch (PEP 562)."""
     if name in HOMES:
         return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module 'adco' has no attribute {name!r}")

@@ -6,10 +6,10 @@ No module of options imports torch or numpy, so that `--help` and a bad flag ans
 import argparse
 import sys
 from dataclasses import field, fields
+from typing import get_args
 
 from ops.errors import EXIT_BAD_INPUT, InputError, one_line
 
-SWITCH = {"choices": (0, 1)}
 # Intervals of numbers. An infinite one is never allowed.
 POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
 BELOW_1, SHARE = "[0, 1)", "(0, 1]"
@@ -25,6 +25,11 @@ def option(default, help, within="", *, names=(), changes_numbers=True, **keywor
         help=help, names=names, keywords=keywords, within=within, changes_numbers=changes_numbers
     )
     return field(default=default, metadata=metadata)
+
+
+def switch(default, help, **keywords):
+    """An option that is 0 or 1."""
+    return option(default, help, choices=(0, 1), **keywords)
 
 
 def argument(help):
@@ -69,7 +74,9 @@ def build_parser(config_type, defaults: dict) -> argparse.ArgumentParser:
             continue
         names = [f"--{f.name}", *f.metadata["names"]]
         both_spellings = dict.fromkeys(n for name in names for n in (name, dashed(name)))
-        keywords = {"type": f.type, **f.metadata["keywords"]}
+        # tuple[int, ...] is a list of whole numbers.
+        kind = {"type": get_args(f.type)[0], "nargs": "+"} if get_args(f.type) else {"type": f.type}
+        keywords = {**kind, **f.metadata["keywords"]}
         default = defaults.get(f.name, f.default)
         parser.add_argument(
             *both_spellings, dest=f.name, default=default, help=f.metadata["help"], **keywords

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from ops.arguments import AT_LEAST_0, AT_LEAST_1, SWITCH, check_intervals, option
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, check_intervals, option, switch
 from ops.errors import InputError
 
 DATASETS = ("ImageNet", "folder", "cifar10", "cifar100", "stl10", "digits")
@@ -34,13 +34,9 @@ class ProcessOptions:
         1, "processes on this node when there is no GPU (with GPUs: one each)", AT_LEAST_1
     )
     ngpu: int = option(8, "use at most this many GPUs of the node", AT_LEAST_1)
-    gpu: int = option(None, "use this GPU only, in one process", AT_LEAST_0, type=int)
-    choose: str = option(
-        None, "GPUs to show to the run, as in 0,1 (sets CUDA_VISIBLE_DEVICES)", type=str
-    )
-    multiprocessing_distributed: int = option(
-        1, "1: one process per GPU; 0: one process in all", **SWITCH
-    )
+    gpu: int = option(None, "use this GPU only, in one process", AT_LEAST_0)
+    choose: str = option(None, "GPUs to show to the run, as in 0,1 (sets CUDA_VISIBLE_DEVICES)")
+    multiprocessing_distributed: int = switch(1, "1: one process per GPU; 0: one process in all")
     world_size: int = option(1, "number of nodes", AT_LEAST_1, names=("--nodes_num",))
     rank: int = option(0, "number of this node, from 0", AT_LEAST_0, names=("--node_rank",))
     master_addr: str = option("127.0.0.1", "address of node 0, where --dist_url is not given")
@@ -49,9 +45,7 @@ class ProcessOptions:
     )
     dist_url: str = option(
         None,
-        "where the processes meet: tcp://host:port or env://; default: a free local port, "
-        "on several nodes the master's address",
-        type=str,
+        "where processes meet: tcp://host:port or env:// (default: a free port, or the master's)",
     )
     dist_backend: str = option(
         "nccl", "process group on GPUs (without: gloo)", choices=("nccl", "gloo")
@@ -75,8 +69,8 @@ class RunOptions(ProcessOptions):
     data: str = option(
         "data", "folder of the pictures (also as a positional argument)", changes_numbers=False
     )
-    download: int = option(
-        0, "1: let torchvision fetch cifar10, cifar100 or stl10", changes_numbers=False, **SWITCH
+    download: int = switch(
+        0, "1: let torchvision fetch cifar10, cifar100 or stl10", changes_numbers=False
     )
     workers: int = option(
         32,
@@ -86,10 +80,7 @@ class RunOptions(ProcessOptions):
         changes_numbers=False,
     )
     batch_size: int = option(
-        256,
-        "pictures per step and node, split over its processes",
-        AT_LEAST_1,
-        names=("-b",),
+        256, "pictures per step and node, split over its processes", AT_LEAST_1, names=("-b",)
     )
     start_epoch: int = option(0, "first epoch, where no checkpoint says it", AT_LEAST_0)
     save_path: str = option(".", "folder below which logs are written", changes_numbers=False)
@@ -97,11 +88,7 @@ class RunOptions(ProcessOptions):
         "train_log", "name of the log folder below --save_path", changes_numbers=False
     )
     print_freq: int = option(
-        10,
-        "steps between two log lines",
-        AT_LEAST_1,
-        names=("-p",),
-        changes_numbers=False,
+        10, "steps between two log lines", AT_LEAST_1, names=("-p",), changes_numbers=False
     )
     seed: int = option(0, "seed of everything random; same seed, same run", AT_LEAST_0)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from math import cos, floor, pi
 
-from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, SWITCH, option
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, option, switch
 from ops.errors import InputError
 from ops.options import ARCHITECTURES, DATASETS, ProcessOptions, RunOptions
 from ops.schedule import cosine, steps
@@ -21,49 +21,41 @@ class PretrainConfig(RunOptions):
     min_scale: float = option(
         0.2, "smallest share of the picture's area that a full-size view shows", SHARE
     )
-    blur: int = option(1, "1: Gaussian blur in the views", **SWITCH)
-    flip: int = option(1, "1: horizontal flips in the views", **SWITCH)
+    blur: int = switch(1, "1: Gaussian blur in the views")
+    flip: int = switch(1, "1: horizontal flips in the views")
     augment: str = option(
         "fast",
-        "what renders the views: fast (OpenCV, torch) or pil (Pillow, slower); the draws are equal",
+        "renderer of the views: fast (OpenCV, torch), or pil (Pillow, slower)",
         choices=("fast", "pil"),
     )
     bad_images: str = option(
         "skip",
-        "a picture that cannot be read: skip: another one stands in; error: the run stops",
+        "a picture that cannot be read; skip: use another one; error: stop",
         choices=("skip", "error"),
         changes_numbers=False,
     )
     bad_images_max: float = option(
         0.01,
-        "share of the training pictures that may be broken before the run stops",
+        "share of the pictures that may be broken before the run stops",
         "[0, 1]",
         changes_numbers=False,
     )
-    size_crops: tuple = option(
-        (224, 192, 160, 128, 96), "multi-crop: sides of the crops", AT_LEAST_1, type=int, nargs="+"
+    size_crops: tuple[int, ...] = option(
+        (224, 192, 160, 128, 96), "multi-crop: sides of the crops", AT_LEAST_1
     )
-    nmb_crops: tuple = option(
-        (1, 1, 1, 1, 1), "multi-crop: crops of each size", AT_LEAST_1, type=int, nargs="+"
+    nmb_crops: tuple[int, ...] = option(
+        (1, 1, 1, 1, 1), "multi-crop: crops of each size", AT_LEAST_1
     )
-    min_scale_crops: tuple = option(
-        (0.2, 0.172, 0.143, 0.114, 0.086),
-        "multi-crop: smallest area share of each size",
-        SHARE,
-        type=float,
-        nargs="+",
+    min_scale_crops: tuple[float, ...] = option(
+        (0.2, 0.172, 0.143, 0.114, 0.086), "multi-crop: smallest area share of each size", SHARE
     )
-    max_scale_crops: tuple = option(
-        (1.0, 0.86, 0.715, 0.571, 0.429),
-        "multi-crop: largest area share of each size",
-        SHARE,
-        type=float,
-        nargs="+",
+    max_scale_crops: tuple[float, ...] = option(
+        (1.0, 0.86, 0.715, 0.571, 0.429), "multi-crop: largest area share of each size", SHARE
     )
 
     # Method
-    sym: int = option(0, "1: symmetric loss, both views are query and key", **SWITCH)
-    multi_crop: int = option(0, "1: smaller query crops beside the key view", **SWITCH)
+    sym: int = switch(0, "1: symmetric loss, both views are query and key")
+    multi_crop: int = switch(0, "1: smaller query crops beside the key view")
     cluster: int = option(65536, "K, the number of learnable negatives", AT_LEAST_1)
     moco_dim: int = option(128, "D, width of the embedding", AT_LEAST_1)
     moco_m: float = option(0.999, "m, momentum of the key encoder", BELOW_1)
@@ -71,14 +63,9 @@ class PretrainConfig(RunOptions):
     mem_t: float = option(0.02, "tau_a, temperature of the adversaries' loss", POSITIVE)
     memory_lr: float = option(3.0, "eta, learning rate of the adversaries", AT_LEAST_0)
     mem_wd: float = option(1e-4, "lambda, weight decay of the adversaries", AT_LEAST_0)
-    ad_init: int = option(
-        1, "1: start the adversaries from keys of the pictures; 0: random normal", **SWITCH
-    )
+    ad_init: int = switch(1, "1: start the adversaries from keys of the pictures; 0: random normal")
     init_steps: int = option(
-        0,
-        "start-up steps, never fewer than fill the K columns once (0: just those); with more they "
-        "are written round and round",
-        AT_LEAST_0,
+        0, "steps of the start-up, at least as many as fill the K columns (0: as many)", AT_LEAST_0
     )
 
     # Encoder
@@ -88,23 +75,21 @@ class PretrainConfig(RunOptions):
         "small: 3x3 first convolution and no max-pool, for small pictures",
         choices=("imagenet", "small"),
     )
-    mlp: int = option(1, "1: two-layer projection head; 0: one linear layer", **SWITCH)
+    mlp: int = switch(1, "1: two-layer projection head; 0: one linear layer")
     amp: str = option(
         "auto",
-        "precision of the encoders' convolutions; auto: bf16 where the device computes in it, else "
-        "float32; none: float32. The objective and the bank are float32 always",
+        "precision of the encoders; auto: bf16 where the device computes in it; none: float32",
         choices=("auto", "bf16", "fp16", "none"),
     )
-    tf32: int = option(1, "1: on CUDA, float32 convolutions in TensorFloat-32", **SWITCH)
-    channels_last: int = option(1, "1: pictures and filters laid out channels last", **SWITCH)
-    compile: int = option(0, "1: compile the encoders; the first steps take long", **SWITCH)
+    tf32: int = switch(1, "1: on CUDA, float32 convolutions in TensorFloat-32")
+    channels_last: int = switch(1, "1: pictures and filters laid out channels last")
+    compile: int = switch(0, "1: compile the encoders; the first steps take long")
 
     # Optimisation
     epochs: int = option(200, "epochs to train", AT_LEAST_1)
     accum_steps: int = option(
         1,
-        "micro-batches in which a process takes its batch, one after the other: less memory, the "
-        "same objective; BatchNorm sees one at a time, as on so many GPUs",
+        "micro-batches of a process's batch: less memory, BatchNorm as on so many GPUs",
         AT_LEAST_1,
     )
     lr: float = option(0.03, "learning rate of the encoder", POSITIVE, names=("--learning_rate",))
@@ -114,8 +99,8 @@ class PretrainConfig(RunOptions):
         "1: cosine to lr_final; 2: quarter cosine to 0; 0: steps at --schedule",
         choices=(0, 1, 2),
     )
-    schedule: tuple = option(
-        (120, 160), "with --cos 0: epochs at which lr drops tenfold", type=int, nargs="*"
+    schedule: tuple[int, ...] = option(
+        (120, 160), "with --cos 0: epochs at which lr drops tenfold", nargs="*"
     )
     warmup_epochs: int = option(0, "epochs over which lr rises linearly from 0", AT_LEAST_0)
     momentum: float = option(0.9, "SGD momentum, of the encoder and of the adversaries", BELOW_1)
@@ -131,11 +116,10 @@ class PretrainConfig(RunOptions):
         AT_LEAST_0,
         changes_numbers=False,
     )
-    dry_run: int = option(
+    dry_run: int = switch(
         0,
-        "1: check all that the run needs, take two steps, say how long it will take",
+        "1: check what the run needs, take two steps, say how long it will take",
         changes_numbers=False,
-        **SWITCH,
     )
     knn_freq: int = option(
         10, "epochs between two kNN scores of the frozen trunk; 0: never", AT_LEAST_0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import floor
 
-from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, SWITCH, option
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, option, switch
 from ops.errors import InputError
 from ops.options import ARCHITECTURES, DATASETS, RunOptions
 from ops.schedule import cosine, steps
@@ -25,17 +25,15 @@ class ProbeConfig(RunOptions):
     image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
     min_scale: float = option(
         None,
-        "smallest share of the picture's area that a training view shows; "
-        "default: 0.08, with --train_strong 0.2",
+        "smallest share of the picture's area in a training view (0.08; --train_strong: 0.2)",
         SHARE,
-        type=float,
     )
-    flip: int = option(1, "1: horizontal flips in the training views", **SWITCH)
-    randcrop: int = option(
-        0, "1: training views are crops at full resolution, small pictures padded", **SWITCH
+    flip: int = switch(1, "1: horizontal flips in the training views")
+    randcrop: int = switch(
+        0, "1: training views are crops at full resolution, small pictures padded"
     )
-    train_strong: int = option(
-        0, "1: training views are those of pre-training, with colour and blur", **SWITCH
+    train_strong: int = switch(
+        0, "1: training views are those of pre-training, with colour and blur"
     )
     train_fraction: float = option(
         1.0, "share of each class's training pictures that is used", SHARE
@@ -45,27 +43,23 @@ class ProbeConfig(RunOptions):
     )
     holdout: float = option(
         0.0,
-        "share of train kept out of training to choose the learning rate, the epoch, k or C; val "
-        "is then scored once. 0: chosen on val, as published (logistic: 0.1)",
+        "share of train on which lr, epoch, k or C is chosen; 0: on val, as published (logistic: 0.1)",
         BELOW_1,
     )
 
     # What is scored
     pretrained: str = option(
-        "",
-        "checkpoint of the trunk: AdCo, MoCo or torchvision; or random, for the baseline",
+        "", "checkpoint of the trunk: AdCo, MoCo or torchvision; or random, for the baseline"
     )
     arch: str = option(
         None,
         "architecture; default: what the checkpoint says, else resnet50",
         names=("-a",),
-        type=str,
         choices=ARCHITECTURES,
     )
     stem: str = option(
         None,
         "first layers; default: what the checkpoint says, else imagenet",
-        type=str,
         choices=("imagenet", "small"),
     )
     head: str = option(
@@ -76,36 +70,29 @@ class ProbeConfig(RunOptions):
     trainable: str = option(
         "fc", "fc: frozen trunk; all: fine-tune the trunk too", choices=("fc", "all")
     )
-    knn_k: tuple = option(
-        (10, 20, 100, 200), "--head knn: neighbours", AT_LEAST_1, type=int, nargs="+"
-    )
+    knn_k: tuple[int, ...] = option((10, 20, 100, 200), "--head knn: neighbours", AT_LEAST_1)
     dropout: float = option(0.0, "share of the features dropped before the linear head", BELOW_1)
-    evaluate: int = option(
+    evaluate: int = switch(
         0,
         "1: train nothing, score the linear head of --resume (else of --pretrained)",
         names=("-e",),
         nargs="?",
         const=1,
-        **SWITCH,
     )
 
     # Optimisation of the linear head
     epochs: int = option(100, "epochs to train", AT_LEAST_1)
     lr: float = option(10.0, "learning rate of the head", POSITIVE, names=("--learning_rate",))
-    lr_sweep: tuple = option(
-        (),
-        "learning rates to train one head each with, all in one pass",
-        POSITIVE,
-        type=float,
-        nargs="*",
+    lr_sweep: tuple[float, ...] = option(
+        (), "learning rates to train one head each with, all in one pass", POSITIVE, nargs="*"
     )
     trunk_lr: float = option(0.01, "learning rate of the trunk, with --trainable all", POSITIVE)
     final_lr: float = option(
         0.01, "learning rate at the end of --cos 1", AT_LEAST_0, names=("--lr_final",)
     )
-    cos: int = option(1, "1: cosine to final_lr; 0: steps at --schedule", **SWITCH)
-    schedule: tuple = option(
-        (15, 25, 30), "with --cos 0: epochs at which lr drops tenfold", type=int, nargs="*"
+    cos: int = switch(1, "1: cosine to final_lr; 0: steps at --schedule")
+    schedule: tuple[int, ...] = option(
+        (15, 25, 30), "with --cos 0: epochs at which lr drops tenfold", nargs="*"
     )
     sgdr: int = option(
         0,
