@@ -21,8 +21,8 @@ class AdCo(nn.Module):
 
     Calling the model embeds queries, so that DistributedDataParallel sees all that has a gradient.
     seed: of the batch shuffles, which have to be the same on every process.
-    amp: precision of the encoders' products, None for float32; embeddings, objective and bank are
-    float32 all the same.
+    amp: precision of the encoders' products; None: float32. Embeddings, objective and bank are
+    float32 in any case.
     """
 
     def __init__(
@@ -61,9 +61,11 @@ class AdCo(nn.Module):
 
         BatchNorm statistics over the same pictures would tell a query which key belongs to it.
         """
+        # Alone with one batch there is nothing to shuffle.
         world = current_world()
         if world.size * accum_steps == 1:
             return self._embed(self.encoder_k, view)
+        # The same permutation on every process: who encodes which picture.
         permutation = self._draw_permutation(len(view) * world.size)
         # In the precision of the first layer: there are fewer bytes to move.
         view = view.to(self._precision(view) or view.dtype)
@@ -73,6 +75,7 @@ class AdCo(nn.Module):
 
     def _embed(self, encoder: nn.Module, view: Tensor) -> Tensor:
         """Unit rows [N, D], at least float32 (the objective is never computed in half)."""
+        # Convolutions in half precision, where the device computes in it.
         half = self._precision(view)
         with torch.autocast(view.device.type, half, enabled=half is not None):
             embedded = encoder(view)
@@ -84,6 +87,7 @@ class AdCo(nn.Module):
         return self.amp if min(view.shape[-2:]) > TOO_SMALL_FOR_HALF else None
 
     def _draw_permutation(self, size: int) -> Tensor:
+        # On the CPU, so that every process draws the same.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.num_shuffles)
         self.num_shuffles += 1
         return torch.randperm(size, generator=generator)

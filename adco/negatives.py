@@ -44,9 +44,10 @@ class NegativeBank(nn.Module):
         """One step of v <- mu v + g + lambda W, W <- W - eta v  (derived in objective.py).
 
         gradient: g, of the shape of W, minus the gradient of the objective.
-        dropped: 0-d float32, 1 where W and v are to stay as they are. The device reads it, not the
-        host.
+        dropped: 0-d float32, 1 where W and v are to stay as they are. Only the device reads it.
         """
+        # Private (torch 2.9 to 2.15), for found_inf. Plain alternative: the formula above in three
+        # lines, and a host that reads `dropped`.
         sgd(
             [self.W], [gradient.contiguous()], [self.v], fused=True, found_inf=dropped,
             lr=lr, momentum=momentum, weight_decay=weight_decay,

@@ -21,6 +21,7 @@ def option(default, help, within="", *, names=(), changes_numbers=True, **keywor
     within: the interval of allowed numbers, such as "[0, 1)".  names: further spellings.
     changes_numbers: whether a run with another value is another run.
     """
+    # What the parser and the checks need to know travels with the field.
     metadata = dict(
         help=help, names=names, keywords=keywords, within=within, changes_numbers=changes_numbers
     )
@@ -40,6 +41,7 @@ def argument(help):
 def check_intervals(config) -> None:
     """Raise InputError where a number, or one in a list, lies outside its option's interval."""
     for f in fields(config):
+        # Of a list every number counts; None is an option that was not given.
         interval, value = f.metadata.get("within"), getattr(config, f.name)
         numbers = value if isinstance(value, tuple) else (value,)
         if interval and not all(n is None or lies_within(n, interval) for n in numbers):
@@ -48,6 +50,7 @@ def check_intervals(config) -> None:
 
 def lies_within(number: float, interval: str) -> bool:
     """Whether it lies in an interval such as [0, 1): brackets include the end, parentheses not."""
+    # nan lies in no interval.
     low, high = map(float, interval[1:-1].split(","))
     return low < number < high or number in (
         [low] * interval.startswith("[") + [high] * interval.endswith("]")
@@ -66,12 +69,14 @@ def build_parser(config_type, defaults: dict) -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
+    # The data folder may also come without a name: main_adco.py --sym=1 FOLDER.
     if "data" in {f.name for f in fields(config_type)}:
         parser.add_argument("positional_data", nargs="?", metavar="DATA", help="same as --data")
     for f in fields(config_type):
         if f.metadata.get("by_place"):
             parser.add_argument(f.name, metavar=f.name.upper(), help=f.metadata["help"])
             continue
+        # Every name in both spellings: --moco_t and --moco-t.
         names = [f"--{f.name}", *f.metadata["names"]]
         both_spellings = dict.fromkeys(n for name in names for n in (name, dashed(name)))
         # tuple[int, ...] is a list of whole numbers.
@@ -95,9 +100,11 @@ def parse(config_type, argv=None, presets=None):
     command line wins over all of them.
     Raises InputError for values that cannot work; exits with code 2 for options that do not exist.
     """
+    # The options that presets depend on are looked up first: they change the defaults.
     argv = sys.argv[1:] if argv is None else list(argv)
     defaults = preset_defaults(argv, presets or {})
     values = vars(build_parser(config_type, defaults).parse_args(argv))
+    # The positional folder wins over --data.
     positional = values.pop("positional_data", None)
     if positional is not None:
         values["data"] = positional
@@ -106,6 +113,7 @@ def parse(config_type, argv=None, presets=None):
 
 def preset_defaults(argv: list[str], presets: dict[str, dict[str, dict]]) -> dict:
     """The defaults that go with what argv says of the options in `presets`."""
+    # A parser that knows these options only, and leaves the others alone.
     peek = OneSentenceParser(add_help=False, allow_abbrev=False)
     for name in presets:
         peek.add_argument(f"--{name}")

@@ -18,11 +18,13 @@ def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
     auto: bf16 where the device computes in it, rather than imitating it. Raises InputError for one
     that the device cannot do at all.
     """
+    # By choice, or by what the device does well.
     if name == "auto":
         return torch.bfloat16 if has_fast_bf16(device) else None
     if name == "none":
         return None
     try:
+        # Try it: no table knows all devices.
         with torch.autocast(device.type, HALVES[name]):
             torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
     except (RuntimeError, TypeError) as error:
@@ -46,6 +48,7 @@ def tune(device: torch.device, tf32: bool) -> None:
     matrix products stay in float32.
     """
     if device.type == "cuda":
+        # Every batch has one shape: it pays to try the kernels once.
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
         torch.backends.cuda.matmul.fp32_precision = "ieee"
@@ -57,6 +60,7 @@ def compile_(modules: Iterable[nn.Module], device: torch.device) -> None:
     Raises InputError where torch.compile lacks what it needs (a C++ compiler, on GPUs Triton).
     """
     try:
+        # A small function tells whether the compiler is there, before hours depend on it.
         torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
     except Exception as error:  # each part of the compiler has its own way to miss something
         reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
@@ -81,10 +85,12 @@ def on_device(
         for batch in batches:
             yield [x.to(device, memory_format=memory_format) for x in batch]
         return
+    # The copies have a stream of their own, beside the computation.
     copying = torch.cuda.Stream(device)
     for batch in batches:
         with torch.cuda.stream(copying):
             there = [x.to(device, non_blocking=True, memory_format=memory_format) for x in batch]
+        # The step waits for its batch, on the device; the host waits for neither.
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(copying)
         for x in there:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ops.errors import RunFailed
 
 
+# The process among all. How many there are on this node is for the launcher alone.
 @dataclass(frozen=True)
 class World:
     rank: int = 0  # among all processes on all nodes
@@ -138,11 +139,13 @@ def mean_across_ranks_(x: Tensor, world: World) -> Tensor:
 
 
 def gather_rows(x: Tensor, world: World) -> Tensor:
-    """Rows [R N, ...] of all processes in the order of their ranks, from [N, ...] on each. No
-    gradient.
+    """Rows [R N, ...] of all processes in the order of their ranks, from [N, ...] on each.
+
+    Without a gradient.
     """
     if world.size == 1:
         return x
+    # The results are written into one tensor: no copy to join them.
     everything = x.new_empty((world.size * len(x), *x.shape[1:]))
     dist.all_gather(list(everything.chunk(world.size)), x.contiguous())
     return everything
@@ -152,6 +155,7 @@ def gather_uneven_rows(x: Tensor, world: World) -> Tensor:
     """Like gather_rows, with any number of rows on each process. Waits for the device."""
     if world.size == 1:
         return x
+    # A collective wants equal shapes: pad to the longest, cut off again.
     counts = gather_rows(torch.tensor([len(x)], device=x.device), world).tolist()
     most = max(1, *counts)
     padded = x.new_zeros((most, *x.shape[1:]))
@@ -167,8 +171,9 @@ def exchange_rows(x: Tensor, permutation: Tensor, world: World) -> Tensor:
     change process travel. Exchanging with argsort(permutation) undoes it. Pictures that are laid
     out channels last stay so.
     """
+    # Sent as they lie in memory, [N, H, W, C]: no copy is made before or after.
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        rows = x.permute(0, 2, 3, 1)  # [N, H, W, C], as they lie in memory
+        rows = x.permute(0, 2, 3, 1)  # [N, H, W, C]
         return exchange_contiguous(rows, permutation, world).permute(0, 3, 1, 2)
     return exchange_contiguous(x, permutation, world)
 
@@ -226,6 +231,7 @@ def in_one_message(collective, tensors: list[Tensor], world: World) -> list[Tens
     """
     if world.size == 1:
         return tensors
+    # Side by side in one row a block, and apart again.
     message = torch.cat([x.flatten(1) for x in tensors], dim=1)
     parts = collective(message, world).split([x[0].numel() for x in tensors], dim=1)
     return [part.reshape(-1, *x.shape[1:]) for part, x in zip(parts, tensors, strict=True)]
@@ -242,6 +248,7 @@ def check_ranks_agree(tensors: dict[str, Tensor], world: World) -> None:
     """Raise RunFailed naming the first tensor whose bytes differ between processes."""
     if world.size == 1:
         return
+    # A few bytes a tensor travel, not the tensor.
     checksums = torch.tensor([checksum(tensor) for tensor in tensors.values()])
     device = next(iter(tensors.values())).device
     everyone = gather_rows(checksums.to(device)[None], world)  # [R, number of tensors]
@@ -266,7 +273,8 @@ def wrap_encoder(model: nn.Module, world: World) -> nn.Module:
     """
     if world.size == 1:
         return model
-    options = signature(DistributedDataParallel).parameters  # torch 2.14 renamed this one
+    # torch 2.14 renamed this option.
+    options = signature(DistributedDataParallel).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
     return DistributedDataParallel(model, **{switch: False})
 
@@ -279,6 +287,7 @@ def averaging(model: nn.Module, now: bool):
     """Context of a forward and backward pass: with `now` False the gradients stay here, to be
     averaged with those of a later pass.
     """
+    # Alone, or with the last micro-batch, there is nothing to hold back.
     keeps = isinstance(model, DistributedDataParallel) and not now
     return model.no_sync() if keeps else nullcontext()
 

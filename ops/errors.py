@@ -10,8 +10,9 @@ EXIT_STOPPED = 75  # stopped on request and saved: start it again with --resume 
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message is one sentence: expected, found, what
-    to do.
+    """Something the user gave cannot be used.
+
+    The message is one sentence: what was expected, what was found, what to do.
     """
 
 
@@ -35,6 +36,7 @@ def code_of(error: Exception) -> int:
     return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 
 
+# An error that is none of these is a fault of the program: a traceback.
 EXIT_CODES = {InputError: EXIT_BAD_INPUT, RunFailed: EXIT_FAILED}
 
 

@@ -30,6 +30,7 @@ class Heartbeat(threading.Thread):
         self.found = threading.Event()
 
     def run(self) -> None:
+        # A ring: each process watches the next one.
         neighbour = (self.world.rank + 1) % self.world.size
         # Count our own beats, not seconds: a suspended machine must not look dead.
         beats, missed = None, 0
@@ -46,6 +47,7 @@ class Heartbeat(threading.Thread):
                 self.lost = "process 0, or the way to it,"
             if self.stopping.wait(BEAT if self.lost is None else 0):
                 return
+        # The main thread may notice by itself, by a collective that fails. If it hangs, end it.
         self.found.set()
         if not self.stopping.wait(GRACE):
             print(f"error: {self.message()}", file=sys.stderr, flush=True)

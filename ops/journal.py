@@ -15,12 +15,11 @@ from ops.run_folder import lock_folder, provenance
 
 
 class Journal:
-    """Speaks and writes for the whole run. With folder None (every process but the first) it is
-    silent.
+    """Speaks and writes for the whole run; silent with folder None, on all processes but the first.
 
     Files: config.json, metrics.jsonl (a line per log step and per epoch), TensorBoard events. What
-    cannot be written at the moment (full disk, lost folder) is kept, said once, and tried again
-    with the next line.
+    cannot be written at the moment (full disk, lost folder) is kept in memory, said once, and tried
+    again with the next line.
 
     size: bytes of metrics.jsonl to keep; lines after them are of steps that will be taken again.
     Raises InputError where the folder cannot be written, or belongs to a run that still goes on.
@@ -31,6 +30,7 @@ class Journal:
         self.bar = tqdm(disable=True)
         if folder is None:
             return
+        # The lock first: a folder belongs to one run at a time.
         self.metrics = folder / "metrics.jsonl"
         self.waiting = b""  # lines that are not in the file yet
         self.troubled = False  # whether the last attempt failed
@@ -38,6 +38,7 @@ class Journal:
             self.lock = lock_folder(folder)
             self.metrics.touch()
             if size is not None:
+                # Lines after the checkpoint are of steps that will be taken again.
                 os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
             self.board = Scalars(folder)
         except OSError as error:
@@ -80,6 +81,7 @@ class Journal:
         """One JSON line {"kind", "step", values...}, and a TensorBoard scalar of each number."""
         if self.folder is None:
             return
+        # The line waits in memory until it is in the file: a full disk loses none.
         line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
         self.waiting += line.encode()
         numbers = {
@@ -92,6 +94,7 @@ class Journal:
             self.board.write(step, numbers)
             self.troubled = False
         except OSError as error:
+            # Said once, not with every line.
             if not self.troubled:
                 self.warn(
                     f"cannot write the log in {str(self.folder)!r} ({error}); training goes on"
@@ -112,6 +115,7 @@ class Journal:
 
     def open_bar(self, total: int, title: str, done: int = 0) -> None:
         """A progress bar where stderr is a terminal; elsewhere `progress` prints lines."""
+        # Where nobody watches, lines are better than a bar.
         silent = self.folder is None or not sys.stderr.isatty()
         self.bar = tqdm(
             total=total, initial=done, desc=title, unit="step", dynamic_ncols=True, leave=False,
@@ -144,6 +148,8 @@ class Scalars:
     def __init__(self, folder: Path):
         from tensorboardX.event_file_writer import EventsWriter
 
+        # The writer that lies under SummaryWriter, which writes from a thread of its own and would
+        # fail there. Private protos (tensorboardX 2.6); plain alternative: SummaryWriter.
         self.events = EventsWriter(str(folder / "events"))
         self.flushed = time.monotonic()
 

@@ -89,12 +89,14 @@ def device_kind(wanted: str) -> str:
 
 
 def processes_here(config: ProcessOptions, kind: str) -> int:
+    # One GPU by its number: it has to be there.
     if config.gpu is not None:
         num_gpus = torch.cuda.device_count() if kind == "cuda" else 0
         if config.gpu >= num_gpus:
             raise InputError(
                 f"gpu={config.gpu}: this machine shows {num_gpus} GPU(s), numbered from 0"
             )
+    # Without GPUs as many as are asked for; with GPUs one each.
     if kind == "cpu":
         return config.nproc
     if kind == "cuda" and config.gpu is None and config.multiprocessing_distributed:
@@ -104,6 +106,7 @@ def processes_here(config: ProcessOptions, kind: str) -> int:
 
 def rendezvous_url(config: ProcessOptions, size: int) -> str:
     """URL at which all processes meet. Node 0 opens it, so there it has to be free."""
+    # The address: given, a free port of this machine, or node 0.
     if config.dist_url == "env://":
         return config.dist_url
     if config.dist_url:
@@ -112,6 +115,7 @@ def rendezvous_url(config: ProcessOptions, size: int) -> str:
         return f"tcp://127.0.0.1:{free_port()}"
     else:
         url = f"tcp://{config.master_addr}:{config.master_port}"
+    # Node 0 opens the port, so it has to be free there.
     port = urlparse(url).port
     if port is None:
         raise InputError(f"dist_url={url!r} names no port; expected tcp://host:port")
@@ -140,6 +144,7 @@ def port_is_free(port: int) -> bool:
 
 def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout) -> int:
     """Be one process of the run, from its device to the end of its process group."""
+    # The device, and a fair share of the cores where several processes compute on the CPU.
     world = World(layout.first_rank + local_rank, layout.size)
     device = torch.device(layout.kind)
     if layout.kind == "cuda":
@@ -147,6 +152,7 @@ def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout)
         torch.cuda.set_device(device)
     elif layout.local_size > 1:
         torch.set_num_threads(max(1, os.cpu_count() // layout.local_size))
+    # The process group. Alone there is none.
     backend = config.dist_backend if layout.kind == "cuda" else "gloo"
     store = join_group(world, layout.url, backend)
     unblock_requests()
@@ -155,6 +161,7 @@ def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout)
         ignore_requests()
         return code
 
+    # Whoever waits in a collective for a lost process is told so by the heartbeat.
     heartbeat = Heartbeat(store, world)
     heartbeat.start()
     try:
@@ -165,6 +172,7 @@ def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout)
         if is_lost_connection(error) and heartbeat.someone_is_lost():
             raise RunFailed(heartbeat.message()) from error
         raise
+    # The last one out: nobody may still read from a connection that is closed.
     heartbeat.stop()
     leave_group(store, world)
     return code
@@ -192,6 +200,7 @@ def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
                 process.start()
                 processes.append(process)
                 error_pipes.append(receive)
+        # Wait for all of them, or for the first one that fails.
         failed, errors = first_failure(processes, error_pipes)
         deadline = time.monotonic() + GRACE_SECONDS
         for process in processes:
@@ -225,6 +234,7 @@ def exit_code(processes: list, failed: int | None, errors: list, stop, first_ran
 
 def first_failure(processes: list, error_pipes: list) -> tuple[int | None, list]:
     """Wait until all have ended well, or one has not: its number, and the errors sent by then."""
+    # A sentinel becomes ready when its process ends, a pipe when it has an error in it.
     running = {process.sentinel: number for number, process in enumerate(processes)}
     listening, errors = set(error_pipes), []
     while running:

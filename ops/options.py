@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, check_intervals, option, switch
 from ops.errors import InputError
 
+# Names of --dataset, and of --arch (torchvision's; resnet10 is ours, one block a stage).
 DATASETS = ("ImageNet", "folder", "cifar10", "cifar100", "stl10", "digits")
 ARCHITECTURES = (
     "resnet10",

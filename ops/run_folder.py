@@ -29,9 +29,11 @@ def new_run_folder(parent: Path) -> Path:
 
 def lock_folder(folder: Path) -> TextIO:
     """Keep the run folder for this process, as long as the file that comes back stays open."""
+    # POSIX locks belong to the process, so loader processes do not inherit them. One such file
+    # is opened once only: closing a second one would drop the lock of the first.
     lock = open(folder / "run.lock", "w")
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by loader processes
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         raise InputError(
             f"the run in {str(folder)!r} is still going on in another process; wait for its end, "
@@ -44,6 +46,7 @@ def lock_folder(folder: Path) -> TextIO:
 
 def provenance() -> dict:
     """What else decides a number: versions, commit, command line, machine."""
+    # The commit of this program, wherever it was started from.
     here = Path(__file__).resolve().parent
     commit = None
     with suppress(OSError, subprocess.SubprocessError):

@@ -6,7 +6,8 @@ import threading
 from contextlib import contextmanager
 from multiprocessing import parent_process
 
-REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # sent to whole process groups
+# Schedulers and terminals send these to whole process groups.
+REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @contextmanager
@@ -78,6 +79,7 @@ class StopRequest:
     def _keep(self, number: int, _) -> None:
         # Keep the first one: launchers often send a second signal.
         self.received = self.received or signal.Signals(number)
+        # A second Ctrl-C is to end the process at once.
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             if parent_process() is None:  # one message is enough

@@ -32,6 +32,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device, local_si
     Raises InputError for whatever would stop the run: unreadable pictures, a batch that does not
     split, a folder that cannot be written, too small a disk.
     """
+    # Everything that the run would do first.
     game = build(config, world, device, local_size)
     start = start_or_resume_(game, config, world, AsyncFlags(world))
     num_broken = read_sample(game.splits.train, config)
@@ -52,6 +53,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device, local_si
             "--save_freq"
         )
 
+    # The options as they are carried out, then what follows from them.
     effective = asdict(config) | {
         "device": str(device),
         "amp": str(game.model.amp or torch.float32),
@@ -76,6 +78,7 @@ def findings(
 ) -> dict[str, str]:
     """What the run is going to be, in words. seconds: of a step."""
     num_keys, steps_per_epoch = game.num_keys, len(game.loader)
+    # Steps that are still to be taken.
     startup = 0
     if config.ad_init and not progress.playing:
         startup = config.startup_steps(num_keys) - progress.startup_step
@@ -100,6 +103,7 @@ def read_sample(pictures: Pictures, config: PretrainConfig) -> int:
     Raises InputError where there are clearly more than --bad_images_max of them: of a sample, by
     more than three standard deviations.
     """
+    # A sample, the same one every time.
     chosen = np.random.default_rng(config.seed).permutation(len(pictures))[:SAMPLE]
     broken = {}
     for index in chosen:
@@ -109,6 +113,7 @@ def read_sample(pictures: Pictures, config: PretrainConfig) -> int:
             if config.bad_images == "error":
                 raise
             broken[pictures.name(int(index))] = error.reason
+    # A sample may by chance hold more broken pictures than its share.
     expected = config.bad_images_max * len(chosen)
     allowed = expected + (3 * sqrt(expected) if len(chosen) < len(pictures) else 0)
     if len(broken) > allowed:
@@ -146,6 +151,7 @@ def time_steps(game: Game) -> float:
     """Seconds of the second of two real steps, with the wait for its pictures."""
     game.model.train()
     batches = (views for epoch in (0, 1) for views in game.batches(epoch))
+    # The first step makes what later ones reuse: only the second is timed.
     for _ in range(2):
         start = time.perf_counter()
         result = game.play(next(batches))

@@ -94,6 +94,7 @@ def build(config: PretrainConfig, world: World, device: torch.device, local_size
     # The adversaries, and what moves both players. The optimizer holds both encoders, as in the
     # published checkpoints; the key encoder has no gradient and stays.
     bank = NegativeBank(config.cluster, config.moco_dim, config.seed).to(device)
+    # Fused: one kernel for all parameters, and a dropped step is skipped on the device.
     optimizer = SGD(
         model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=True
     )
@@ -142,9 +143,9 @@ def build_loader(
 def training_recipes(config: PretrainConfig) -> list[Recipe]:
     """One recipe per view, in the order in which the view plan numbers them.
 
-    Multi-crop and symmetric together has two full-size views; of the crops it takes the smaller
-    ones.
+    Multi-crop and symmetric together have two full-size views, and the smaller ones of the crops.
     """
+    # Full-size views and crops differ in size and scale alone.
     switches = dict(blur_p=0.5 * config.blur, flip_p=0.5 * config.flip)
     full = Recipe(config.image_size, config.min_scale, **switches)
     if not config.multi_crop:

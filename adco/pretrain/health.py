@@ -31,6 +31,7 @@ class CollapseWatch:
     """
 
     def __init__(self, num_keys: int, weight: float, patience: int, state: dict | None = None):
+        # The loss when all keys are equally near.
         self.chance = log(num_keys) * weight  # the loss when all keys are equally near
         self.patience = patience
         # Sign -> step at which it was first seen.
@@ -43,6 +44,7 @@ class CollapseWatch:
 
     def read(self, step: int, loss: float, mass: float, spread: float) -> list[str]:
         """Warnings that are due at this step. The three values are those of the log."""
+        # Three signs: features in a cone, the loss of guessing, a softmax that is all keys.
         at_chance = mass > 0.98 and abs(loss - self.chance) < 0.02 * self.chance
         signs = {
             "cone": (
@@ -64,6 +66,7 @@ class CollapseWatch:
         if not present:
             self.since.pop(sign, None)
             return False
+        # Told once, when it has lasted without a break.
         first = self.since.setdefault(sign, step)
         if step - first < self.patience or sign in self.told:
             return False
@@ -85,6 +88,7 @@ class DropStreak:
         """A sentence where so many steps in a row were dropped that no weight will ever move again,
         else nothing. last: the last checkpoint. Waits for the device.
         """
+        # The only read of the device, on log steps.
         if self.longest.item() < MOST_DROPPED:
             return ""
         saved = last and last.exists()

@@ -35,6 +35,7 @@ class KnnMonitor:
         if self.splits.val is None:
             return None
         features = []
+        # Features of this process's share, first of train, then of val.
         for pictures in (self.splits.labelled, self.splits.val):
             views = CheckViews(pictures, self.image_size, self.augment, self.skip_broken)
             loader = check_loader(views, self.images, self.workers, self.world)

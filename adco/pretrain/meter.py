@@ -19,6 +19,7 @@ class EpochMeter:
         self.steps = 0
         self.seconds = self.data_seconds = 0.0
         if state:
+            # Sums of each process; with another number of processes now, their mean for each.
             of_each = state["totals"]  # [R, number of fields]
             same = len(of_each) == world.size
             self.totals.copy_(of_each[world.rank] if same else of_each.mean(dim=0))
@@ -41,6 +42,7 @@ class EpochMeter:
 
     def step_is_done(self, result: Round) -> None:
         self.latest = torch.stack(result)
+        # A dropped step counts for nothing but itself. Decided on the device.
         dropped = result.dropped.bool()
         values = torch.where(dropped, torch.zeros_like(self.latest), self.latest)
         values[DROPPED] = result.dropped
@@ -86,6 +88,7 @@ class EpochMeter:
         """
         totals = mean_across_ranks_(self.totals.clone(), self.world)
         dropped = totals[DROPPED].clone()
+        # Means over the steps that were not dropped.
         totals /= self.steps - dropped
         totals[DROPPED] = dropped
         return by_name(totals)

@@ -139,6 +139,7 @@ class PretrainConfig(RunOptions):
     def images_per_process(self, local_size: int) -> int:
         """N: the node's batch over its `local_size` processes."""
         if self.batch_size % local_size:
+            # Name the nearest sizes that split.
             low = self.batch_size // local_size * local_size
             nearest = " or ".join(str(size) for size in (low, low + local_size) if size)
             raise InputError(
@@ -169,6 +170,7 @@ class PretrainConfig(RunOptions):
         """
         if epoch < self.warmup_epochs:
             return self.lr * epoch / self.warmup_epochs
+        # Published: the rate is set once an epoch.
         epoch = floor(epoch)
         if self.cos == 1:
             return cosine(epoch, self.epochs, self.lr, self.lr_final)
@@ -178,6 +180,7 @@ class PretrainConfig(RunOptions):
 
     def changes_numbers(self) -> dict:
         """The options that a resumed run has to share with the one it goes on from."""
+        # Where and on how many processes a run computes may change; so may what is marked so.
         of_processes = {f.name for f in fields(ProcessOptions)}
         return {
             f.name: getattr(self, f.name)

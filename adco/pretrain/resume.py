@@ -86,8 +86,8 @@ def newest_with(config: PretrainConfig, folder: Path) -> tuple[Path | None, dict
     """The newest checkpoint below a folder that was made with this configuration and is whole: its
     path, its content, and a sentence about each newer one that is damaged.
 
-    Where there is none: None, None, and the damaged ones, or else the newest run with other
-    options.
+    Where there is none: None, None, and a sentence about the damaged ones or, without such, about
+    the newest run with other options.
     """
     damaged, other = [], None
     for path in sorted(folder.rglob("checkpoint_*.pth.tar"), key=written_at, reverse=True):
@@ -116,6 +116,7 @@ def made_otherwise(path: Path, config: PretrainConfig) -> str:
     """The options by which a run's config.json differs from `config`, of those that change the
     numbers, in words; nothing where there are none.
     """
+    # Both as JSON gives them: lists, not tuples.
     ours = FORMER_OPTIONS | json.loads(json.dumps(config.changes_numbers()))  # tuples as lists
     defaults = FORMER_OPTIONS | json.loads(json.dumps(PretrainConfig().changes_numbers()))
     try:

@@ -22,6 +22,7 @@ def run(config: PretrainConfig, world: World, device: torch.device, local_size: 
 
     local_size: processes on this node.
     """
+    # Check and time, but leave nothing behind.
     if config.dry_run:
         return dry_run(config, world, device, local_size)
     with StopRequest() as stop:
@@ -76,6 +77,7 @@ class Pretraining:
 
     def start(self) -> None:
         """The score of random weights, then the start-up of the adversaries."""
+        # Every process has to begin with the same weights.
         self.upkeep.sync_and_check_ranks()
         if not self.is_resumed and self.config.knn_freq:
             self.score()
@@ -85,6 +87,7 @@ class Pretraining:
 
     def fill_bank(self) -> None:
         """Fill the bank with keys, taking an encoder step with each batch of them."""
+        # As many steps as fill the K columns with M keys each, or --init_steps.
         game, progress = self.game, self.progress
         num_steps = self.config.startup_steps(game.num_keys)
         set_rate(game.optimizer, self.config.lr)
@@ -99,10 +102,12 @@ class Pretraining:
                 progress.startup_step += 1
                 self.journal.advance()
                 self.log_startup(loss, progress.startup_step, num_steps)
+                # What is due after the last step comes with the first epoch.
                 if progress.startup_step == num_steps:
                     break
                 self.upkeep.between_steps()
         self.journal.close_bar()
+        # theta_k <- theta_q: both players begin the epochs with one encoder.
         game.model.copy_query_to_key()
 
     def log_startup(self, loss: torch.Tensor, step: int, num_steps: int) -> None:
@@ -122,6 +127,7 @@ class Pretraining:
         num_steps = len(game.loader)
         game.model.train()
         self.journal.open_bar(num_steps, f"epoch {progress.epoch}", progress.epoch_step)
+        # An interrupted epoch goes on with its sums.
         meter = EpochMeter(game.device, self.world, self.meter_state)
         upkeep.meter = meter
         for views in game.batches(progress.epoch, progress.epoch_step):
@@ -132,6 +138,7 @@ class Pretraining:
             set_rate(game.optimizer, config.rate(progress.epoch + i / num_steps))
             result = game.play(views)
 
+            # Count, log, and see to what is due. Nothing here waits for the device but log().
             progress.step += 1
             progress.epoch_step += 1
             self.journal.advance()
@@ -166,11 +173,13 @@ class Pretraining:
         scored = bool(config.knn_freq) and (done % config.knn_freq == 0 or done == config.epochs)
         if scored:
             upkeep.save_if_older_than(minutes=1)  # on a large data set the score takes a while
+        # The epoch is over: log it, and count from the next one on.
         epoch = {"epoch": progress.epoch, **upkeep.meter.summary()}
         self.journal.record("epoch", progress.step, epoch)
         upkeep.meter = self.meter_state = None
         progress.epoch, progress.epoch_step = done, 0
 
+        # A new best score gives the checkpoint a second name, every tenth epoch a third.
         score = self.score() if scored else None
         names, best_before = [], progress.best_acc
         if score is not None and score > progress.best_acc:

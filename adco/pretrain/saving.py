@@ -23,6 +23,7 @@ class Checkpoints:
         self.last = folder / checkpoint.LAST
         self.last_is_good = source == self.last
         self.failed = False  # whether the newest state could not be written
+        # The clock of --save_minutes.
         self.saved_at = time.monotonic()
         self.asked = False  # whether `due` has said so
 
@@ -37,14 +38,18 @@ class Checkpoints:
         return due
 
     def save(self, state: dict, more_names: tuple[str, ...] = ()) -> bool:
-        """Write the last checkpoint, and the same under more names; whether that could be done. A
-        failure is told and survived: what was saved before stays, and the next save tries again.
+        """Write the last checkpoint, and the same under more names. True where that was done.
+
+        A failure does not end the run: it is told, what was saved before stays, and the next save
+        tries again.
         """
         path, self.failed, self.asked = self.last, True, False
         try:
+            # The last one becomes the one before it, unless it is known to be damaged.
             previous = self.folder / checkpoint.PREVIOUS if self.last_is_good else None
             checkpoint.save(state, path, previous)
             self.failed, self.last_is_good = False, True
+            # Further names are hard links where the file system has them.
             for name in more_names:
                 path = self.folder / name
                 duplicate(self.last, path)

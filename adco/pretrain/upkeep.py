@@ -68,6 +68,7 @@ class Upkeep:
 
     def between_steps(self) -> None:
         """Whatever is due: broken pictures, a check that the processes agree, a save, a stop."""
+        # One exchange a step, answered one step late, so that no process waits for another.
         steps = self.progress.startup_step + self.progress.step
         asked_for = self.flags.exchange(
             self.stop.received is not None,
@@ -75,6 +76,7 @@ class Upkeep:
             len(self.game.loader.newly_broken),
         )
         requests = Requests(*asked_for)
+        # All processes act on the same sums: collectives below are met by all or by none.
         if requests.broken:
             self.note_bad_pictures()
             self.stop_if_too_many_are_broken()

@@ -43,7 +43,7 @@ class ProbeConfig(RunOptions):
     )
     holdout: float = option(
         0.0,
-        "share of train on which lr, epoch, k or C is chosen; 0: on val, as published (logistic: 0.1)",
+        "share of train on which lr, epoch, k or C is chosen; 0: on val, as published",
         BELOW_1,
     )
 
