@@ -33,6 +33,7 @@ from ops.signals import (
 )
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+START_METHOD = "spawn"  # a fork of a process that has used CUDA would not work
 GRACE_SECONDS = 5.0  # that the other processes have when one has failed
 
 
@@ -183,7 +184,7 @@ def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
 
     If one fails, the others have GRACE_SECONDS to end by themselves.
     """
-    context = mp.get_context("spawn")
+    context = mp.get_context(START_METHOD)
     processes, error_pipes = [], []
 
     def ask_to_stop():

@@ -1,6 +1,7 @@
 """Shared fixtures: tiny real pictures, and a way to run the scripts as a user does."""
 
 import importlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,7 +21,13 @@ from ops.signals import REQUESTS
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU
-torch.set_num_threads(2)
+# Small tensors: a second thread would wait at every barrier, and take a core from child processes.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+# Most of a small test in several processes would be the import of torch: a server imports it once,
+# and its forks take the place of spawned processes.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch._dynamo", "adco.pretrain.run", "adco.probe.run"])
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +66,7 @@ def run_main(*words, cwd: Path, **env) -> subprocess.CompletedProcess:
     main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
     out, err = StringIO(), StringIO()
     with ExitStack() as held:
-        held.enter_context(one_thread())
+        held.enter_context(mock.patch("ops.launch.START_METHOD", "forkserver"))
         held.enter_context(signals_kept())
         held.enter_context(torch.random.fork_rng(devices=[]))
         held.enter_context(mock.patch.dict(os.environ, env))
@@ -74,17 +81,6 @@ def run_main(*words, cwd: Path, **env) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(
         [script, *options], code or 0, out.getvalue(), err.getvalue()
     )
-
-
-@contextmanager
-def one_thread():
-    """Torch computes with one thread, and afterwards with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Run a function in several processes of a gloo group, and hand back what each returned."""
 
-import multiprocessing
 import tempfile
 import time
 from functools import cache
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ops.distributed import World, join_group, leave_group, wait_for_all
+from tests.conftest import FORKS
 
 MOST = 3  # processes
 PATIENCE = 240  # seconds
@@ -16,15 +16,14 @@ PATIENCE = 240  # seconds
 
 @cache
 def pool():
-    """Processes that have imported torch, which is most of what a small test would take, and wait
-    for work. Each does one piece and is replaced: a second process group in it could meet what the
-    first has left.
+    """Processes that wait for work. Each does one piece and is replaced: a second process group in
+    it could meet what the first has left.
     """
-    return multiprocessing.get_context("spawn").Pool(MOST, be_ready, maxtasksperchild=1)
+    return FORKS.Pool(MOST, be_ready, maxtasksperchild=1)
 
 
 def be_ready() -> None:
-    """To find this function a process has to import this module, and torch with it."""
+    """To find this function a process has to import this module, before there is work."""
 
 
 def in_processes(function, size: int, *arguments) -> list:
@@ -50,7 +49,7 @@ def in_processes(function, size: int, *arguments) -> list:
 
 def _member(rank: int, function, size: int, folder: str, arguments: tuple) -> None:
     torch.set_num_threads(1)
-    world = World(rank, size, size)
+    world = World(rank, size)
     store = join_group(world, f"file://{folder}/meet", "gloo")
     torch.save(function(world, *arguments), Path(folder) / f"{rank}.pt")
     if store is not None:
