@@ -1,22 +1,14 @@
-"""Shared fixtures: tiny real pictures, and a way to run the scripts as a user does."""
+"""How tests compute, and tiny real pictures for all of them."""
 
-import importlib
 import multiprocessing
 import os
-import signal
-import subprocess
 import sys
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from ops.signals import REQUESTS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -44,70 +36,3 @@ def digit_folder(tmp_path_factory) -> Path:
             for index in np.flatnonzero(pictures.labels == digit)[:count]:
                 Image.fromarray(pictures.array[index]).save(folder / f"{index:04d}.png")
     return root
-
-
-def run_script(*words, cwd: Path, timeout: float = 240, **env) -> subprocess.CompletedProcess:
-    """Run `python SCRIPT OPTIONS...` of this project from the folder `cwd`, without a GPU."""
-    script, *options = map(str, words)
-    command = [sys.executable, str(ROOT / script), *options]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **env}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
-    )
-
-
-def run_main(*words, cwd: Path, **env) -> subprocess.CompletedProcess:
-    """What run_script gives, from the script's main in this process: torch is here already.
-
-    For one process; what the script sets for all of this one is set back afterwards. An error that
-    would end in a traceback is raised.
-    """
-    script, *options = map(str, words)
-    main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
-    out, err = StringIO(), StringIO()
-    with ExitStack() as held:
-        held.enter_context(mock.patch("ops.launch.START_METHOD", "forkserver"))
-        held.enter_context(signals_kept())
-        held.enter_context(torch.random.fork_rng(devices=[]))
-        held.enter_context(mock.patch.dict(os.environ, env))
-        held.enter_context(mock.patch.object(sys, "argv", [str(ROOT / script), *options]))
-        held.enter_context(in_folder(cwd))
-        held.enter_context(redirect_stdout(out))
-        held.enter_context(redirect_stderr(err))
-        try:
-            code = main(options)
-        except SystemExit as stop:
-            code = stop.code
-    return subprocess.CompletedProcess(
-        [script, *options], code or 0, out.getvalue(), err.getvalue()
-    )
-
-
-@contextmanager
-def signals_kept():
-    """What a script does with signals at its end is undone."""
-    before = {number: signal.getsignal(number) for number in REQUESTS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def in_folder(path: Path):
-    before = Path.cwd()
-    os.chdir(path)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
-    """Exit code 2 and one sentence on stderr that holds the words."""
-    assert result.returncode == 2, (result.returncode, result.stdout, result.stderr)
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]

@@ -19,7 +19,7 @@ from adco.probe.features import extract_features
 from adco.probe.knn import knn_accuracy
 from ops.distributed import World
 from ops.errors import InputError
-from tests.conftest import assert_refused, run_main
+from tests.support.scripts import assert_refused, run_main
 
 RNG = np.random.default_rng(0)
 GOOD = [f"good_{i:02d}.jpg" for i in range(20)]

@@ -13,7 +13,7 @@ from ops.distributed import (
     gather_uneven_rows,
     wrap_encoder,
 )
-from tests.gloo import in_processes
+from tests.support.gloo import in_processes
 
 
 def exchange(world: World, permutation: torch.Tensor):

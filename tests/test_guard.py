@@ -10,8 +10,8 @@ import adco
 from adco.finite import check_finite
 from adco.step import Round, startup_step
 from ops.distributed import World, wrap_encoder
-from tests.gloo import in_processes
-from tests.small import assert_equal, parts, state_of, views_of
+from tests.support.game import assert_equal, small_game, state_of, views_of
+from tests.support.gloo import in_processes
 
 PLAN = adco.view_plan(sym=True)
 
@@ -32,7 +32,7 @@ def with_nan(views, bad: bool = True):
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
 @pytest.mark.parametrize("steps_before", [0, 2])
 def test_a_nan_in_one_picture_changes_nothing(fused, steps_before):
-    game = parts(fused=fused)
+    game = small_game(fused=fused)
     for i in range(steps_before):
         step(game, views_of(i))
     before = state_of(*game)
@@ -44,7 +44,7 @@ def test_a_nan_in_one_picture_changes_nothing(fused, steps_before):
 
 
 def test_a_dropped_step_leaves_the_next_one_as_if_it_had_not_been():
-    with_drop, without = parts(fused=True), parts(fused=True)
+    with_drop, without = small_game(fused=True), small_game(fused=True)
     for game in (with_drop, without):
         step(game, views_of(0))
     step(with_drop, with_nan(views_of(7)))
@@ -56,7 +56,7 @@ def test_a_dropped_step_leaves_the_next_one_as_if_it_had_not_been():
 
 @pytest.mark.parametrize("fault", [torch.nan, torch.inf, -torch.inf])
 def test_one_number_of_the_banks_gradient_is_enough_to_drop(fault):
-    model, bank, _ = parts()
+    model, bank, _ = small_game()
     before, gradient = bank.state_dict()["W"].clone(), torch.ones_like(bank.W)
     bank.ascend_(gradient, 3.0, 0.9, 1e-4, check_finite(model, gradient)[1])
     assert not torch.equal(bank.W, before)
@@ -77,7 +77,7 @@ class Dropped(NamedTuple):
 
 
 def drop_on_two(world: World) -> tuple:
-    game = parts()
+    game = small_game()
     network = wrap_encoder(game[0], world)
     step(game, views_of(0, world=world), network)
     before = state_of(*game)
@@ -97,7 +97,7 @@ def test_a_nan_on_one_process_drops_the_step_on_all():
 
 
 def test_start_up_writes_no_key_that_is_not_finite():
-    game = parts()
+    game = small_game()
     model, bank, optimizer = game
     before = state_of(*game)
     views = with_nan(views_of(0))
@@ -109,7 +109,7 @@ def test_start_up_writes_no_key_that_is_not_finite():
 
 
 def test_the_logged_gradient_norm_is_that_of_the_whole_gradient():
-    game = parts(torch.float64)
+    game = small_game(torch.float64)
     result = step(game, views_of(0, dtype=torch.float64))
     gradients = [p.grad.flatten() for p in game[0].parameters() if p.grad is not None]
     torch.testing.assert_close(result.grad_norm, torch.cat(gradients).norm())
@@ -124,7 +124,7 @@ class NoReads(TorchDispatchMode):
 
 
 def test_a_step_makes_no_host_wait_for_its_numbers():
-    game = parts()
+    game = small_game()
     with pytest.raises(AssertionError, match="host"), NoReads():
         step(game, views_of(0))  # the first lays out the momentum
     step(game, views_of(0))
@@ -134,7 +134,7 @@ def test_a_step_makes_no_host_wait_for_its_numbers():
 
 
 def test_sgd_without_momentum_makes_the_host_wait_for_nothing_ever():
-    game = parts()
+    game = small_game()
     game[2].param_groups[0]["momentum"] = 0
     before = state_of(*game)
     with NoReads():

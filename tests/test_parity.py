@@ -7,8 +7,8 @@ import torch
 
 import adco
 from ops.distributed import World, wrap_encoder
-from tests.gloo import in_processes
 from tests.parity import rule
+from tests.support.gloo import in_processes
 
 FILES = Path(__file__).parent / "parity"
 

@@ -16,15 +16,15 @@ from ops.arguments import parse
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World, exchange_rows, wrap_encoder
 from ops.errors import InputError
-from tests.conftest import run_script
-from tests.gloo import in_processes
-from tests.small import (
+from tests.support.game import (
     MODES,
     assert_near,
-    parts,
+    small_game,
     state_of,
     views_of,
 )
+from tests.support.gloo import in_processes
+from tests.support.scripts import run_script
 
 ALONE = World()
 
@@ -33,7 +33,7 @@ def play(
     world=ALONE, mode="single", accum_steps=1, eval_mode=False, dtype=torch.float64, **options
 ):
     """A step of the start-up and three rounds; all that they leave, and what they reported."""
-    model, bank, optimizer = parts(dtype, **options)
+    model, bank, optimizer = small_game(dtype, **options)
     if eval_mode:
         model.eval()
     network, plan, num_views = (
@@ -96,7 +96,7 @@ def test_micro_batches_on_one_process_are_so_many_processes():
 
 def test_one_whole_batch_alone_draws_no_shuffle():
     for accum_steps, drawn in ((1, 0), (2, 1)):
-        model, _, _ = parts()
+        model, _, _ = small_game()
         model.embed_keys(views_of(0)[:1], accum_steps)
         assert model.num_shuffles == drawn
 
@@ -108,7 +108,7 @@ class Kept:
 
 def most_activations(accum_steps: int) -> int:
     """Most numbers kept for backward passes at a time, the parameters themselves left out."""
-    game, alive, most = parts(), weakref.WeakSet(), 0
+    game, alive, most = small_game(), weakref.WeakSet(), 0
     own = {p.data_ptr() for p in game[0].parameters()}
 
     def keep(x):
@@ -130,7 +130,7 @@ def test_activations_of_one_micro_batch_only_are_kept():
 
 def test_pictures_that_do_not_split_are_refused():
     with pytest.raises(ValueError, match="8 pictures do not split into 3 micro-batches"):
-        adco.train_step(*parts(), views_of(0), adco.view_plan(), accum_steps=3)
+        adco.train_step(*small_game(), views_of(0), adco.view_plan(), accum_steps=3)
     with pytest.raises(InputError, match="accum_steps=8"):
         PretrainConfig(batch_size=12, accum_steps=8)
     with pytest.raises(InputError, match="micro-batches of 4 pictures"):
@@ -177,7 +177,7 @@ def test_pictures_change_process_in_bf16_and_stay_channels_last():
 
 
 def half_game():
-    model, bank, optimizer = parts(amp=torch.float16)
+    model, bank, optimizer = small_game(amp=torch.float16)
     return (
         model,
         bank,
@@ -188,14 +188,14 @@ def half_game():
 
 def test_fp16_with_a_scaler_takes_the_steps_of_float32():
     model, bank, optimizer, views = half_game()
-    plain = parts()
+    plain = small_game()
     for _ in range(3):
         adco.train_step(model, bank, optimizer, views, adco.view_plan(), mem_t=0.1,
                         memory_lr=0.5, scaler=GradScaler("cpu"))  # fmt: skip
         adco.train_step(*plain, views, adco.view_plan(), mem_t=0.1, memory_lr=0.5)
     start, found, expected = (
         torch.nn.utils.parameters_to_vector(m.encoder_q.parameters())
-        for m in (parts()[0], model, plain[0])
+        for m in (small_game()[0], model, plain[0])
     )
     assert (found - expected).norm() < 0.05 * (expected - start).norm()
 
@@ -243,9 +243,9 @@ def test_batches_come_in_the_layout_that_is_asked_for():
 
 
 def test_a_loaded_momentum_keeps_rates_and_layout_of_this_run():
-    theirs = parts(fused=False)
+    theirs = small_game(fused=False)
     adco.train_step(*theirs, views_of(0), adco.view_plan())
-    model, _, optimizer = parts()
+    model, _, optimizer = small_game()
     model.to(memory_format=torch.channels_last)
     optimizer.param_groups[0]["weight_decay"] = 0.5
     load_optimizer_(optimizer, theirs[2].state_dict(), "the file")
@@ -260,7 +260,7 @@ def test_a_loaded_momentum_keeps_rates_and_layout_of_this_run():
 
 
 def test_compiled_encoders_give_the_same_numbers_under_the_same_names():
-    plain, compiled = parts(), parts()
+    plain, compiled = small_game(), small_game()
     compile_(compiled[0].children(), torch.device("cpu"))
     for game in (plain, compiled):
         adco.train_step(*game, views_of(0), adco.view_plan(), mem_t=0.1, memory_lr=0.5)

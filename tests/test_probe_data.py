@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from adco.probe.data import share_of_each_class
+from tests.support.scripts import assert_refused, run_main
 
 sys.path.insert(0, "tests")
 
@@ -31,7 +32,6 @@ from adco.probe.run import run
 from ops.arguments import parse
 from ops.distributed import World
 from ops.errors import InputError
-from tests.conftest import assert_refused, run_main
 
 ROOT = "data/vision/torralba/deeplearning/images256"
 LISTS = "trainvalsplit_places205"

@@ -12,7 +12,7 @@ from adco.pretrain.state import Progress, pack, unpack_
 from adco.step import Round, startup_step
 from ops import checkpoint
 from ops.distributed import World, wrap_encoder
-from tests.gloo import in_processes
+from tests.support.gloo import in_processes
 
 # Of all processes together. The columns split evenly neither over two nor over three.
 NUM_PICTURES, NUM_COLUMNS, DIM = 12, 61, 8

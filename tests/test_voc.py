@@ -16,7 +16,8 @@ from adco.data.views import view_rng
 from adco.encoder import read_trunk
 from ops.checkpoint import with_module
 from ops.distributed import World
-from tests.conftest import ROOT, run_main, run_script
+from tests.conftest import ROOT
+from tests.support.scripts import run_main, run_script
 from tests.voc_case import make_voc
 from VOC_CLF.dataset import CLASSES, IGNORED, TrainingViews, five_crops, load_voc, training_view
 from VOC_CLF.linear import predict, train_epoch

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from adco.data.pictures import ArrayPictures
 from adco.data.views import Recipe
 from ops.distributed import World
 from ops.signals import REQUESTS, requests_blocked
-from tests.conftest import ROOT
+from tests.conftest import FORKS
 
 PICTURES = np.zeros((40, 8, 8, 3), np.uint8)
 
@@ -52,25 +53,31 @@ def test_a_request_that_comes_while_workers_start_is_answered_by_the_parent():
 
 
 ENDS = {
-    "error": "raise RuntimeError('on purpose')",
-    "exit": "sys.exit(7)",
-    "kill": "os.kill(os.getpid(), signal.SIGKILL)",
+    "error": lambda: [][0],
+    "exit": lambda: sys.exit(7),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
 }
 
 
+def end_with_workers(end: str, held_open, stderr: Path) -> None:
+    """End this process while its loader processes work. They too hold `held_open`."""
+    os.dup2(os.open(stderr, os.O_CREAT | os.O_WRONLY), 2)
+    batches = iter(loader().epoch(0))
+    next(batches)
+    ENDS[end]()
+
+
 @pytest.mark.parametrize("end", ENDS)
-def test_workers_end_with_their_parent_however_it_ends(end):
-    code = f"""
-import os, signal, sys
-from tests.test_workers import loader
-training = loader()
-batches = iter(training.epoch(0))
-next(batches)
-{ENDS[end]}
-"""
-    # returns when the last process that holds its output has ended
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30
-    )
-    assert done.returncode == {"error": 1, "exit": 7, "kill": -signal.SIGKILL}[end], done.stderr
-    assert "DataLoader" not in done.stderr
+def test_workers_end_with_their_parent_however_it_ends(tmp_path, end):
+    receive, send = FORKS.Pipe(duplex=False)
+    parent = FORKS.Process(target=end_with_workers, args=(end, send, tmp_path / "stderr"))
+    parent.start()
+    send.close()
+    # Ready when the last process that holds the other end has ended.
+    assert receive.poll(30)
+    with pytest.raises(EOFError):
+        receive.recv()
+    parent.join()
+    said = (tmp_path / "stderr").read_text()
+    assert parent.exitcode == {"error": 1, "exit": 7, "kill": -signal.SIGKILL}[end], said
+    assert "DataLoader" not in said

@@ -13,7 +13,7 @@ MODES = {"single": (False, False, 2), "symmetric": (True, False, 2),
          "multi-crop": (False, True, 3), "both": (True, True, 3)}  # fmt: skip
 
 
-def parts(dtype=torch.float32, fused: bool = True, **options):
+def small_game(dtype=torch.float32, fused: bool = True, **options):
     """Model, bank, optimizer."""
     torch.manual_seed(0)
     model = adco.AdCo("resnet10", momentum=0.9, **options)

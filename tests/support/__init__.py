@@ -1,0 +1,1 @@
+"""What tests share: a small game, processes, scripts and their pictures."""
