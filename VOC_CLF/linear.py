@@ -16,15 +16,7 @@ from ops.distributed import World
 from ops.journal import Journal
 from ops.schedule import cosine, set_rate
 from ops.workers import ParentsLoader, workers_per_process
-from VOC_CLF.dataset import (
-    CLASSES,
-    FixedViews,
-    TrainingViews,
-    Voc,
-    VocSplit,
-    five_crops,
-    middle,
-)
+from VOC_CLF.dataset import CLASSES, FixedViews, TrainingViews, Voc, VocSplit, five_crops, middle
 from VOC_CLF.options import VocConfig
 from VOC_CLF.scores import score
 

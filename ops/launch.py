@@ -14,23 +14,10 @@ from urllib.parse import urlparse
 import torch
 
 from ops.distributed import World, is_lost_connection, join_group, leave_group, wait_for_all
-from ops.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_CODES,
-    EXIT_STOPPED,
-    InputError,
-    RunFailed,
-    code_of,
-)
+from ops.errors import EXIT_BAD_INPUT, EXIT_CODES, EXIT_STOPPED, InputError, RunFailed, code_of
 from ops.heartbeat import Heartbeat, follow_parent
 from ops.options import ProcessOptions
-from ops.signals import (
-    REQUESTS,
-    StopRequest,
-    ignore_requests,
-    requests_blocked,
-    unblock_requests,
-)
+from ops.signals import REQUESTS, StopRequest, ignore_requests, requests_blocked, unblock_requests
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 START_METHOD = "spawn"  # a fork of a process that has used CUDA would not work

@@ -16,13 +16,7 @@ from ops.arguments import parse
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World, exchange_rows, wrap_encoder
 from ops.errors import InputError
-from tests.support.game import (
-    MODES,
-    assert_near,
-    small_game,
-    state_of,
-    views_of,
-)
+from tests.support.game import MODES, assert_near, small_game, state_of, views_of
 from tests.support.gloo import in_processes
 from tests.support.scripts import run_script
 

@@ -210,9 +210,7 @@ def test_a_probe_that_goes_on_ends_where_an_unbroken_one_does(pictures, tmp_path
     run(whole, World(), CPU)
     last = checkpoint.load(run_folder(whole) / "checkpoint.pth.tar")
     rest = replace(
-        whole,
-        resume=str(run_folder(whole) / "model_1.pth.tar"),
-        save_path=str(tmp_path / "rest"),
+        whole, resume=str(run_folder(whole) / "model_1.pth.tar"), save_path=str(tmp_path / "rest")
     )
     run(rest, World(), CPU)
     again = checkpoint.load(run_folder(rest) / "checkpoint.pth.tar")

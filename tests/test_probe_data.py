@@ -21,12 +21,7 @@ from adco.data.list_files import load_places
 from adco.data.loader import EpochBatches
 from adco.data.pictures import ArrayPictures
 from adco.data.views import MEAN, STD
-from adco.probe.data import (
-    ProbeViews,
-    load_probe_sets,
-    probe_recipe,
-    scoring_loader,
-)
+from adco.probe.data import ProbeViews, load_probe_sets, probe_recipe, scoring_loader
 from adco.probe.options import PROBE_PRESETS, ProbeConfig
 from adco.probe.run import run
 from ops.arguments import parse

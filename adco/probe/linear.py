@@ -14,13 +14,7 @@ from adco.encoder import Trunk
 from adco.probe.data import ProbeSets, ProbeViews, probe_recipe, scoring_loader
 from adco.probe.features import Features, extract_features
 from adco.probe.options import ProbeConfig
-from ops.distributed import (
-    World,
-    broadcast_from_first_,
-    checksum,
-    sum_across_ranks_,
-    wrap_encoder,
-)
+from ops.distributed import World, broadcast_from_first_, checksum, sum_across_ranks_, wrap_encoder
 from ops.journal import Journal, Stopwatch
 from ops.metrics import Accuracy, accuracies, count_right, lead
 from ops.workers import workers_per_process

@@ -42,9 +42,7 @@ class ProbeConfig(RunOptions):
         "", "file that names the training pictures to use, one a line (Places205: 'path label')"
     )
     holdout: float = option(
-        0.0,
-        "share of train on which lr, epoch, k or C is chosen; 0: on val, as published",
-        BELOW_1,
+        0.0, "share of train on which lr, epoch, k or C is chosen; 0: on val, as published", BELOW_1
     )
 
     # What is scored
