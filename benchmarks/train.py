@@ -25,8 +25,8 @@ from adco.loader import TrainingViews
 from adco.pictures import FolderPictures
 from adco.views import Recipe
 from benchmarks import measure
+from benchmarks.rounds import DECAY, MEM_T, MOCO_T, MOMENTUM, RATE, play_published, whole_bank
 from benchmarks.views import jpeg, made_up, published_recipe
-from benchmarks.ways import DECAY, MEM_T, MOCO_T, MOMENTUM, RATE, play_published
 from ops.arguments import at_least, option, parse
 from ops.device import amp_dtype, has_fused_sgd, on_device, tune
 from ops.distributed import ALONE, World
@@ -87,7 +87,7 @@ def published(config: TrainBenchmark, files: FolderPictures, size: int, device):
     """
     encoder_q = build_encoder(config.arch, 128, mlp=True).to(device)
     encoder_k = copy.deepcopy(encoder_q).requires_grad_(False)
-    bank = adco.NegativeBank(config.cluster).to(device)
+    W, v = whole_bank(config.cluster, 128, device)
     optimizer = torch.optim.SGD(encoder_q.parameters(), LR, MOMENTUM, weight_decay=DECAY)
     recipe = published_recipe(size)
 
@@ -101,7 +101,7 @@ def published(config: TrainBenchmark, files: FolderPictures, size: int, device):
                 key.mul_(EMA).add_(query, alpha=1 - EMA)
             keys = F.normalize(encoder_k(key_view), dim=1)
         optimizer.zero_grad()
-        play_published(queries, keys, bank, ALONE)
+        play_published(queries, keys, W, v, ALONE)
         optimizer.step()
 
     return step

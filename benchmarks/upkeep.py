@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import adco
-from adco.guard import Statistics, examine
+from adco.finite import BufferSnapshot, check_finite
 from adco.state import Progress, pack
 from benchmarks import measure
 from ops import checkpoint
@@ -44,7 +44,7 @@ class UpkeepBenchmark(ProcessOptions):
 def run(config: UpkeepBenchmark, world: World, device: torch.device) -> int:
     model = adco.AdCo(config.arch, amp=amp_dtype("auto", device))
     model.to(device, memory_format=torch.channels_last)
-    bank = adco.NegativeBank(shard=world.size > 1).to(device)
+    bank = adco.NegativeBank().to(device)
     optimizer = torch.optim.SGD(
         model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4, fused=has_fused_sgd(device)
     )
@@ -57,9 +57,9 @@ def run(config: UpkeepBenchmark, world: World, device: torch.device) -> int:
         adco.train_step(wrapped, bank, optimizer, views, adco.view_plan())
 
     def guard():
-        statistics = Statistics(model)
-        _, dropped = examine(model, bank.W, bank.W[0, 0])
-        statistics.restore_if_(dropped)
+        buffers = BufferSnapshot(model)
+        _, dropped = check_finite(model, bank.W, bank.W[0, 0])
+        buffers.restore_if_(dropped)
 
     def check():
         broadcast_from_first_(model.buffers(), world)
