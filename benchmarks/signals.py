@@ -216,8 +216,9 @@ def print_answers(pictures: Path, row: tuple, count: int, spent: dict, rng) -> b
     """The row of `count` signals of one kind; whether all ended as promised."""
     name, target, processes = row
     answers = []
+    loader = target == "child" and processes == 1
     for _ in range(count):
-        place = rng.choice(PLACES)
+        place = rng.choice((BANK, EPOCH, SAVE) if loader else PLACES)  # where there is one
         pause = rng.uniform(0, spent[place])
         answers.append(answer(pictures, signal.Signals[name], target, processes, place, pause, rng))
     places = "; ".join(given.place or "it had ended" for given in answers)
