@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check_intervals, option, switch
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, option, switch
 from ops.errors import InputError
 from ops.options import ARCHITECTURES
 
@@ -43,7 +43,6 @@ class VocConfig:
     seed: int = option(0, "seed of everything random; same seed, same run", AT_LEAST_0)
 
     def __post_init__(self):
-        check_intervals(self)
         if not self.pretrained:
             raise InputError("no encoder to score; give its checkpoint with --pretrained FILE")
         if self.bn_adapt and self.protocol == "svm":

@@ -1,7 +1,10 @@
 """Interrupt a training run at random moments, go on each time, and compare with a run in peace.
+Then send runs a signal at any moment, and look at how they end.
 
-python3 -m benchmarks.kill              # 36 interruptions, a sixth with a damaged file after it
-python3 -m benchmarks.kill --kills 3    # a short one
+python3 -m benchmarks.kill                          # 36 interruptions, a sixth with a damaged file
+                                                    # after it, and 24 signals
+python3 -m benchmarks.kill --kills 3 --signals 0    # a short one
+python3 -m benchmarks.kill --kills 0 --signals 24   # the signals alone
 """
 
 import json
@@ -18,17 +21,13 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.background import ERR, finish, run_folder, start, started_by
 from benchmarks.measure import print_head, print_row
+from benchmarks.signals import print_signals
 from ops import checkpoint
-from ops.arguments import at_least, option, parse
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, option, parse
 from ops.errors import EXIT_STOPPED, reported
 
-ROOT = Path(__file__).resolve().parent.parent
-RUN = [
-    *("--dataset", "digits", "--arch", "resnet10", "--image_size", "20", "--cluster", "128"),
-    *("--batch_size", "100", "--init_steps", "20", "--print_freq", "1", "--workers", "1"),
-    *("--knn_freq", "2", "--save_steps", "3", "--save_freq", "1", "--resume", "auto"),
-]
 MOMENTS = ("SIGKILL", "SIGKILL in a save", "SIGTERM", "SIGTERM in a save")
 DAMAGES = ("truncated", "zeroed", "one byte flipped")
 TIMES = ("images_per_second", "data_share", "seconds", "data_seconds")  # of one run only
@@ -36,30 +35,14 @@ TIMES = ("images_per_second", "data_share", "seconds", "data_seconds")  # of one
 
 @dataclass(frozen=True)
 class KillBenchmark:
-    """Interrupt, resume, compare bit for bit."""
+    """Interrupt, resume, compare bit for bit; send a signal, look at the exit code."""
 
-    processes: tuple = option((1, 2), "of the run, one run for each number", type=int, nargs="+")
-    kills: int = option(18, "interruptions for each number of processes")
-    epochs: int = option(8, "epochs of the run, of 40 steps each")
+    processes: tuple[int, ...] = option((1, 2), "of the run, one run for each number")
+    kills: int = option(18, "interruptions for each number of processes", AT_LEAST_0)
+    signals: int = option(24, "signals at any moment, each in a run of its own", AT_LEAST_0)
+    epochs: int = option(8, "epochs of the run, of 40 steps each", AT_LEAST_1)
     amp: str = option("none", "precision of the encoders", choices=("none", "bf16"))
     seed: int = option(0, "seed of the moments")
-
-    def __post_init__(self):
-        at_least(self, 1, "kills", "epochs")
-
-
-def start(folder: Path, words: list[str]) -> subprocess.Popen:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "main_adco.py"), *RUN, *words, "--save_path", str(folder)],
-        cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def run_folder(folder: Path) -> Path | None:
-    """The newest: a run that was killed before its first save is started anew."""
-    found = [path.parent for path in folder.rglob("metrics.jsonl")]
-    return max(found, key=lambda run: run.stat().st_ctime, default=None)
 
 
 def wait_for_moment(process, folder: Path, moment: str, rng, pause: float) -> bool:
@@ -93,13 +76,6 @@ def send(process: subprocess.Popen, number: signal.Signals, rng) -> None:
         process.send_signal(number)
 
 
-def started_by(process: subprocess.Popen) -> list[int]:
-    """Processes of the run, loader processes aside."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
-    return [pid for pid, command in commands.items() if "spawn_main" in command]
-
-
 def damage(path: Path, kind: str, rng) -> None:
     content = bytearray(path.read_bytes())
     if kind == "truncated":
@@ -121,12 +97,13 @@ def disturb(
         process = start(folder, words)
         if wait_for_moment(process, folder, moment, rng, pause):
             send(process, signal.Signals[moment.split()[0]], rng)
-        error = process.communicate(timeout=300)[1]
+        process.wait(timeout=300)
         if process.returncode == 0:
             happened["ended before the signal"] += 1
             continue
         happened[moment] += 1
         if moment.startswith("SIGTERM"):
+            error = (folder / ERR).read_text()
             assert process.returncode == EXIT_STOPPED, (process.returncode, error)
         if kill % 6 == 5:
             kind = DAMAGES[kill // 6 % len(DAMAGES)]
@@ -134,12 +111,6 @@ def disturb(
             happened[f"last checkpoint {kind} after it"] += 1
     finish(folder, words)
     return happened
-
-
-def finish(folder: Path, words: list[str]) -> None:
-    process = start(folder, words)
-    error = process.communicate(timeout=900)[1]
-    assert process.returncode == 0, error
 
 
 def outcome(folder: Path) -> tuple[dict, list[dict]]:
@@ -165,26 +136,36 @@ def differences(one: Path, other: Path) -> list[str]:
     return found + [f"{a} against {b}" for a, b in pairs if a != b][:3]
 
 
+def print_kills(config: KillBenchmark, rng: random.Random) -> bool:
+    """A row for each number of processes; whether all is equal to the run in peace."""
+    print_head("processes", "what happened", "tensors", "log lines", "not bit-equal")
+    good = True
+    for processes in config.processes:
+        words = ["--nproc", str(processes), "--epochs", str(config.epochs), "--amp", config.amp]
+        with tempfile.TemporaryDirectory() as above:
+            peace, trouble = Path(above) / "peace", Path(above) / "trouble"
+            peace.mkdir(), trouble.mkdir()
+            finish(peace, words)
+            happened = disturb(trouble, words, config.kills, rng)
+            found = differences(peace, trouble)
+            tensors, logged = outcome(trouble)
+        counts = ", ".join(f"{count} x {what}" for what, count in happened.items())
+        print_row(processes, counts, len(tensors), len(logged), "; ".join(found) or "nothing")
+        good &= not found
+    return good
+
+
 def main(argv=None) -> int:
     with reported("benchmarks.kill"):
         config = parse(KillBenchmark, argv)
         rng = random.Random(config.seed)
-        print_head("processes", "what happened", "tensors", "log lines", "not bit-equal")
-        failed = False
-        for processes in config.processes:
-            words = ["--nproc", str(processes), "--epochs", str(config.epochs)]
-            words += ["--amp", config.amp]
-            with tempfile.TemporaryDirectory() as above:
-                peace, trouble = Path(above) / "peace", Path(above) / "trouble"
-                peace.mkdir(), trouble.mkdir()
-                finish(peace, words)
-                happened = disturb(trouble, words, config.kills, rng)
-                found = differences(peace, trouble)
-                tensors, logged = outcome(trouble)
-            counts = ", ".join(f"{count} x {what}" for what, count in happened.items())
-            print_row(processes, counts, len(tensors), len(logged), "; ".join(found) or "nothing")
-            failed |= bool(found)
-        return int(failed)
+        good = True
+        if config.kills:
+            good &= print_kills(config, rng)
+        if config.signals:
+            print()
+            good &= print_signals(config.processes, config.signals, rng)
+        return int(not good)
 
 
 if __name__ == "__main__":

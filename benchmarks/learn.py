@@ -31,7 +31,7 @@ class LearnBenchmark:
 
     dataset: str = option("digits", "data set with labels", choices=DATASETS)
     data: str = option("data", "its folder, where it has one")
-    seeds: tuple = option((0, 1, 2), "one run each", type=int, nargs="+")
+    seeds: tuple[int, ...] = option((0, 1, 2), "one run each")
 
 
 def train(config: LearnBenchmark, words: list[str], seed: int) -> float:

@@ -19,16 +19,17 @@ from PIL import Image
 from torch import nn
 
 import adco
+from adco.data import pil_render
 from adco.data.datasets import from_folders
 from adco.data.loader import TrainingViews
 from adco.data.pictures import FolderPictures
 from adco.data.views import Recipe
 from adco.encoder import Trunk, build_encoder, build_trunk
 from benchmarks import measure
+from benchmarks.rounds import DECAY, MEM_T, MOCO_T, MOMENTUM, RATE, play_published, whole_bank
 from benchmarks.views import jpeg, made_up, published_recipe
-from benchmarks.ways import DECAY, MEM_T, MOCO_T, MOMENTUM, RATE, play_published
-from ops.arguments import at_least, option, parse
-from ops.device import amp_dtype, has_fused_sgd, on_device, tune
+from ops.arguments import AT_LEAST_1, option, parse
+from ops.device import amp_dtype, on_device, tune
 from ops.distributed import ALONE, World
 from ops.errors import reported
 from ops.launch import launch
@@ -43,15 +44,11 @@ class TrainBenchmark(ProcessOptions):
 
     data: str = option("", "folder of pictures; none: one of its own making")
     arch: str = option("resnet50", "encoder", choices=ARCHITECTURES)
-    batch_size: int = option(8, "N")
-    image_size: tuple = option((224, 160, 96), "sides of the views, pixels", type=int, nargs="+")
-    cluster: int = option(65536, "K, columns of the bank or keys of the queue")
+    batch_size: int = option(8, "N", AT_LEAST_1)
+    image_size: tuple[int, ...] = option((224, 160, 96), "sides of the views, pixels")
+    cluster: int = option(65536, "K, columns of the bank or keys of the queue", AT_LEAST_1)
     amp: str = option("auto", "ours: precision", choices=("auto", "bf16", "fp16", "none"))
-    repeats: int = option(7, "times that each way is taken, in turn with the others")
-
-    def __post_init__(self):
-        super().__post_init__()
-        at_least(self, 1, "batch_size", "cluster", "repeats")
+    repeats: int = option(7, "times that each way is taken, in turn with the others", AT_LEAST_1)
 
 
 def ours(config: TrainBenchmark, files: FolderPictures, size: int, device, amp: str, layout):
@@ -59,9 +56,7 @@ def ours(config: TrainBenchmark, files: FolderPictures, size: int, device, amp: 
     model = adco.AdCo(config.arch, momentum=EMA, amp=amp_dtype(amp, device))
     model.to(device, memory_format=layout)
     bank = adco.NegativeBank(config.cluster).to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), LR, MOMENTUM, weight_decay=DECAY, fused=has_fused_sgd(device)
-    )
+    optimizer = torch.optim.SGD(model.parameters(), LR, MOMENTUM, weight_decay=DECAY, fused=True)
     views, plan = TrainingViews(files, [Recipe(size)] * 2, seed=0), adco.view_plan()
 
     def batches():
@@ -87,7 +82,7 @@ def published(config: TrainBenchmark, files: FolderPictures, size: int, device):
     """
     encoder_q = build_encoder(config.arch, 128, mlp=True).to(device)
     encoder_k = copy.deepcopy(encoder_q).requires_grad_(False)
-    bank = adco.NegativeBank(config.cluster).to(device)
+    W, v = whole_bank(config.cluster, 128, device)
     optimizer = torch.optim.SGD(encoder_q.parameters(), LR, MOMENTUM, weight_decay=DECAY)
     recipe = published_recipe(size)
 
@@ -101,7 +96,7 @@ def published(config: TrainBenchmark, files: FolderPictures, size: int, device):
                 key.mul_(EMA).add_(query, alpha=1 - EMA)
             keys = F.normalize(encoder_k(key_view), dim=1)
         optimizer.zero_grad()
-        play_published(queries, keys, bank, ALONE)
+        play_published(queries, keys, W, v, ALONE)
         optimizer.step()
 
     return step
@@ -138,7 +133,7 @@ def lightlys(config: TrainBenchmark, files: FolderPictures, size: int, device):
 
 def load(files: FolderPictures, transform: Callable, device) -> list[torch.Tensor]:
     """A batch [N, 3, S, S] per view, by a transform of Pillow pictures."""
-    rows = [transform(files.picture(index)) for index in range(len(files))]
+    rows = [transform(files.read(index, pil_render)) for index in range(len(files))]
     return [torch.stack(views).to(device) for views in zip(*rows, strict=True)]
 
 
@@ -157,7 +152,7 @@ def ways(config: TrainBenchmark, files: FolderPictures, size: int, device) -> di
     return found
 
 
-def run(config: TrainBenchmark, _: World, device: torch.device) -> int:
+def run(config: TrainBenchmark, _: World, device: torch.device, local_size: int) -> int:
     tune(device, tf32=True)
     print(measure.describe(device))
     print(f"{config.arch}, N {config.batch_size}, K {config.cluster}, {config.repeats} turns\n")
@@ -181,7 +176,7 @@ def write_jpegs(config: TrainBenchmark, folder: Path) -> FolderPictures:
     pictures = from_folders(Path(config.data), False).train if config.data else made_up()
     names = [f"{i}.jpg" for i in range(config.batch_size)]
     for i, name in enumerate(names):
-        picture: Image.Image = pictures.picture(i % len(pictures))
+        picture: Image.Image = pictures.read(i % len(pictures), pil_render)
         (folder / name).write_bytes(jpeg(picture))
     return FolderPictures(folder, names)
 

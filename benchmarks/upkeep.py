@@ -10,16 +10,22 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from adco.guard import Statistics, examine
 
 import adco
+from adco.finite import BufferSnapshot, check_finite
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import Progress, pack
 from benchmarks import measure
 from ops import checkpoint
-from ops.arguments import at_least, option, parse
-from ops.device import amp_dtype, has_fused_sgd
-from ops.distributed import Poll, World, broadcast_from_first_, check_ranks_agree, wrap_encoder
+from ops.arguments import AT_LEAST_1, option, parse
+from ops.device import amp_dtype
+from ops.distributed import (
+    AsyncFlags,
+    World,
+    broadcast_from_first_,
+    check_ranks_agree,
+    wrap_encoder,
+)
 from ops.errors import reported
 from ops.launch import launch
 from ops.options import ARCHITECTURES, ProcessOptions
@@ -32,34 +38,30 @@ class UpkeepBenchmark(ProcessOptions):
     """Time of everything between two steps, at the default settings."""
 
     arch: str = option("resnet50", "encoder", choices=ARCHITECTURES)
-    batch_size: int = option(8, "N of each process")
-    image_size: int = option(224, "side of the views, pixels")
-    repeats: int = option(5, "times that each is taken")
-
-    def __post_init__(self):
-        super().__post_init__()
-        at_least(self, 1, "batch_size", "image_size", "repeats")
+    batch_size: int = option(8, "N of each process", AT_LEAST_1)
+    image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
+    repeats: int = option(5, "times that each is taken", AT_LEAST_1)
 
 
-def run(config: UpkeepBenchmark, world: World, device: torch.device) -> int:
+def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size: int) -> int:
     model = adco.AdCo(config.arch, amp=amp_dtype("auto", device))
     model.to(device, memory_format=torch.channels_last)
-    bank = adco.NegativeBank(shard=world.size > 1).to(device)
+    bank = adco.NegativeBank().to(device)
     optimizer = torch.optim.SGD(
-        model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4, fused=has_fused_sgd(device)
+        model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4, fused=True
     )
     wrapped = wrap_encoder(model, world)
     side = config.image_size
     views = [torch.randn(config.batch_size, 3, side, side, device=device) for _ in range(2)]
-    poll = Poll(world)
+    flags = AsyncFlags(world)
 
     def step():
         adco.train_step(wrapped, bank, optimizer, views, adco.view_plan())
 
     def guard():
-        statistics = Statistics(model)
-        _, dropped = examine(model, bank.W, bank.W[0, 0])
-        statistics.restore_if_(dropped)
+        buffers = BufferSnapshot(model)
+        _, dropped = check_finite(model, bank.W, bank.W[0, 0])
+        buffers.restore_if_(dropped)
 
     def check():
         broadcast_from_first_(model.buffers(), world)
@@ -76,7 +78,7 @@ def run(config: UpkeepBenchmark, world: World, device: torch.device) -> int:
         parts = {
             "step": step,
             "guard": guard,
-            "poll": lambda: poll.ask(0, 0, 0),
+            "flags": lambda: flags.exchange(0, 0, 0),
             "check": check,
             "save": save,
         }
@@ -97,7 +99,7 @@ def print_table(config: UpkeepBenchmark, world: World, seconds: dict, size: int)
     often = {
         "step": ("", step),
         "guard": ("every step", step),
-        "poll": ("every step", step),
+        "flags": ("every step", step),
         "check": (f"every {check_steps} steps, and with each save", check_steps * step),
         "save": (f"every {minutes:g} minutes", 60 * minutes),
     }

@@ -16,13 +16,13 @@ import torchvision.transforms as VT
 from PIL import Image, ImageFilter
 
 import adco
-from adco.data import fast_render, views
+from adco.data import fast_render, pil_render, views
 from adco.data.datasets import from_folders, load_splits
 from adco.data.loader import TrainingViews
 from adco.data.pictures import ArrayPictures, Pictures
 from adco.data.views import Draw, Recipe, draw_view, normalised, view_rng
 from benchmarks import measure
-from ops.arguments import above_zero, at_least, option, parse
+from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
 from ops.errors import reported
 
 FULL = Recipe()  # two of these make the views of a picture
@@ -35,14 +35,10 @@ class ViewsBenchmark:
     """Time of two full-size views of a 500 x 375 JPEG, difference of the renderers, small views."""
 
     data: str = option("", "folder of pictures; none: one of its own making")
-    pictures: int = option(8, "pictures whose views are timed")
-    compared: int = option(1000, "pictures, at most, whose views are compared with Pillow's")
-    repeats: int = option(15, "times that each way is taken, in turn with the others")
+    pictures: int = option(8, "pictures whose views are timed", POSITIVE)
+    compared: int = option(1000, "pictures whose views are compared with Pillow's", POSITIVE)
+    repeats: int = option(15, "times that each way is taken, in turn with the others", AT_LEAST_1)
     sheet: str = option("", "write views of both renderers, side by side, to this PNG file")
-
-    def __post_init__(self):
-        at_least(self, 1, "repeats")
-        above_zero(self, "pictures", "compared")
 
 
 def main(argv=None) -> int:
@@ -97,7 +93,7 @@ def fast(index: int, data: bytes):
 def pil(index: int, data: bytes):
     picture = opened(data)
     draws = (draw(index, view, *picture.size) for view in (0, 1))
-    return normalised([views.render(picture, drawn, FULL.size) for drawn in draws])
+    return normalised([pil_render.render(picture, drawn, FULL.size) for drawn in draws])
 
 
 def published_recipe(size: int = FULL.size):
@@ -139,7 +135,7 @@ def print_times(pictures: Pictures, number: int, repeats: int) -> None:
         ways["lightly"] = lightly()
     except ImportError as error:
         print(f"lightly is left out: {error}\n")
-    jpegs = [jpeg(pictures.picture(i)) for i in range(min(number, len(pictures)))]
+    jpegs = [jpeg(pictures.read(i, pil_render)) for i in range(min(number, len(pictures)))]
     jpegs = (jpegs * number)[:number]
 
     def all_jpegs(way):
@@ -182,15 +178,15 @@ def print_small(repeats: int, batch_size: int = 128) -> None:
 def pair(pictures: Pictures, index: int, drawn: Draw) -> tuple[np.ndarray, np.ndarray]:
     """One view by both renderers, uint8 [S, S, 3]."""
     return (
-        fast_render.render(pictures.pixels(index), drawn, FULL.size),
-        views.render(pictures.picture(index), drawn, FULL.size),
+        fast_render.render(pictures.read(index, fast_render), drawn, FULL.size),
+        pil_render.render(pictures.read(index, pil_render), drawn, FULL.size),
     )
 
 
 def print_differences(pictures: Pictures, number: int) -> None:
     means = []
     for index in range(min(number, len(pictures))):
-        width, height = pictures.picture(index).size
+        width, height = pictures.read(index, pil_render).size
         for view in (0, 1):
             one, other = pair(pictures, index, draw(index, view, width, height))
             means.append(np.abs(one.astype(int) - other).mean())
@@ -206,10 +202,13 @@ def contact_sheet(pictures: Pictures, columns: int = 12) -> Image.Image:
         drawn = []
         for index in range(start, start + columns):
             chosen = index * 97 % len(pictures)
-            drawn.append((chosen, draw(chosen, index, *pictures.picture(chosen).size)))
+            size = pictures.read(chosen, pil_render).size
+            drawn.append((chosen, draw(chosen, index, *size)))
         rows.append(drawn)
     for chosen in (0, len(pictures) // 2):
-        rows.append([(chosen, drawn) for drawn in extremes(*pictures.picture(chosen).size)])
+        rows.append(
+            [(chosen, drawn) for drawn in extremes(*pictures.read(chosen, pil_render).size)]
+        )
     pairs = [[pair(pictures, *one) for one in row] for row in rows]
     return Image.fromarray(
         np.vstack([np.hstack([views[way] for views in row]) for row in pairs for way in (0, 1)])

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
-from benchmarks.bank import BankBenchmark, groups, sizes
-from benchmarks.ways import way
+from benchmarks.rounds import WAYS, RoundsBenchmark, groups, sizes, way
 from ops.arguments import option, parse
 from ops.distributed import World, exchange_rows, gather_rows, mean_across_ranks_
 from ops.errors import reported
@@ -23,12 +22,11 @@ from ops.launch import launch
 
 
 @dataclass(frozen=True)
-class WireBenchmark(BankBenchmark):
+class WireBenchmark(RoundsBenchmark):
     """Bytes sent for the adversaries and for shuffling pictures, and their growth with K, N, R."""
 
-    processes: tuple = option(
-        (2, 4, 8), "R; the first stays while N and K change", type=int, nargs="+"
-    )
+    processes: tuple[int, ...] = option((2, 4, 8), "R; the first stays while N and K change")
+    queries: tuple[int, ...] = option((128, 32, 512), "N of each process; the first stays")
     image_size: int = option(64, "side of the shuffled pictures, pixels")
     repeats: int = option(3, "steps that are counted")
     dist_backend: str = option("gloo", "process group", choices=("gloo",))
@@ -61,10 +59,10 @@ def shuffles(num_images: int, side: int, device, world: World) -> tuple[Callable
     )
 
 
-def run(config: WireBenchmark, world: World, device: torch.device) -> int:
+def run(config: WireBenchmark, world: World, device: torch.device, local_size: int) -> int:
     """The rows of one number of processes."""
     for N, K in sizes(config):
-        ways = [way(name, N, K, config.dim, device, world) for name in ("ours", "published")]
+        ways = [way(name, N, K, config.dim, device, world) for name in WAYS]
         print_row(config, world, "adversaries", N, K, *ways)
     for N in config.queries:
         print_row(config, world, "pictures", N, "", *shuffles(N, config.image_size, device, world))

@@ -108,7 +108,9 @@ def parse(config_type, argv=None, presets=None):
     positional = values.pop("positional_data", None)
     if positional is not None:
         values["data"] = positional
-    return config_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    config = config_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    check_intervals(config)
+    return config
 
 
 def preset_defaults(argv: list[str], presets: dict[str, dict[str, dict]]) -> dict:

@@ -5,8 +5,7 @@ import importlib
 import pytest
 
 TINY = {
-    "step": "--queries 4 --cluster 64 --memory_cluster 64 --dim 8 --repeats 1",
-    "bank": "--processes 2 1 --queries 4 --cluster 64 --dim 8 --repeats 1",
+    "rounds": "--processes 1 2 --queries 4 --cluster 64 --memory_cluster 64 --dim 8 --repeats 1",
     "wire": "--processes 2 --queries 4 --cluster 64 --dim 8 --repeats 1 --image_size 8",
     "train": "--arch resnet10 --batch_size 2 --image_size 32 --cluster 64 --repeats 1",
     "views": "--pictures 1 --compared 2 --repeats 1",

@@ -1,13 +1,18 @@
-"""Runs that are killed at random moments and go on end bit-equal to a run in peace.
+"""Runs that are killed at random moments and go on end bit-equal to a run in peace; runs that are
+asked to stop end with the code that says so.
 
 A short form of benchmarks/kill.py.
 """
 
 import random
+import signal
 
 import pytest
 
-from benchmarks.kill import differences, disturb, finish
+from benchmarks.background import finish
+from benchmarks.kill import differences, disturb
+from benchmarks.signals import BEGINNING, EPOCH, answer, write_pictures
+from ops.errors import EXIT_STOPPED
 
 TINY = ["--epochs", "1", "--init_steps", "6", "--cluster", "64", "--batch_size", "200"]
 
@@ -24,3 +29,20 @@ def test_a_killed_run_goes_on_to_the_end_of_the_undisturbed_one(
     happened = disturb(trouble, words, kills, random.Random(processes), pause=0.5)
     assert sum(happened.values()) == kills and happened["ended before the signal"] < kills
     assert not differences(peace, trouble)
+
+
+@pytest.mark.parametrize(
+    "name, target, processes, place",
+    [
+        ("SIGTERM", "group", 1, EPOCH),
+        ("SIGUSR1", "child", 2, EPOCH),
+        ("SIGINT", "group", 2, BEGINNING),
+    ],
+)
+def test_a_signal_ends_a_run_as_promised(tmp_path, name, target, processes, place):
+    rng = random.Random(0)
+    write_pictures(tmp_path)
+    pause = rng.uniform(0, 3) if place == BEGINNING else 0
+    given = answer(tmp_path, signal.Signals[name], target, processes, place, pause, rng)
+    assert not given.faults, (given.faults, given.said)
+    assert given.place == BEGINNING or given.code == EXIT_STOPPED

@@ -1,0 +1,70 @@
+"""A small run of main_adco.py in the background, and how far it has come."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = [
+    *("--dataset", "digits", "--arch", "resnet10", "--image_size", "20", "--cluster", "128"),
+    *("--batch_size", "100", "--init_steps", "20", "--print_freq", "1", "--workers", "1"),
+    *("--knn_freq", "2", "--save_minutes", "0.01", "--save_freq", "1", "--resume", "auto"),
+]
+OUT, ERR = "stdout", "stderr"  # files in the folder of a run, of its last start
+
+
+def start(folder: Path, words: list[str]) -> subprocess.Popen:
+    """Start the run in a process group of its own. What it says goes into two files."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    with (folder / OUT).open("w") as out, (folder / ERR).open("w") as err:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "main_adco.py"), *RUN, *words, "--save_path", str(folder)],
+            cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True,
+        )  # fmt: skip
+
+
+def finish(folder: Path, words: list[str]) -> None:
+    """Run to the end, undisturbed."""
+    code = start(folder, words).wait(timeout=900)
+    assert code == 0, (code, (folder / ERR).read_text())
+
+
+def run_folder(folder: Path) -> Path | None:
+    """The newest: a run that was killed before its first save is started anew."""
+    found = [path.parent for path in folder.rglob("metrics.jsonl")]
+    return max(found, key=lambda run: run.stat().st_ctime, default=None)
+
+
+def started_by(process: subprocess.Popen) -> list[int]:
+    """Processes of the run, loader processes aside."""
+    return [pid for pid, command in children(process) if "spawn_main" in command]
+
+
+def loaders_of(process: subprocess.Popen) -> list[int]:
+    """Loader processes of a run on one process, which are forked."""
+    return [pid for pid, command in children(process) if "main_adco.py" in command]
+
+
+def children(process: subprocess.Popen) -> list[tuple[int, str]]:
+    """Number and command line of every process that this one has started and not outlived."""
+    found = []
+    try:
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            found.append((int(pid), Path(f"/proc/{pid}/cmdline").read_text()))
+    except OSError:  # one has just ended
+        pass
+    return found
+
+
+def group_of(process: subprocess.Popen) -> list[int]:
+    """Living processes of the group of a run that was started here."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it has just ended
+            continue
+        if int(group) == process.pid and state != "Z":
+            found.append(int(path.parent.name))
+    return found
