@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, option, switch
 from ops.errors import InputError
-from ops.options import ARCHITECTURES
+from ops.options import ARCHITECTURES, DEVICES
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,7 @@ class VocConfig:
     workers: int = option(32, "loader processes, at most the cores", AT_LEAST_0, names=("-j",))
     save_path: str = option(".", "folder below which train_log is written")
     device: str = option(
-        "auto",
-        "where to compute; auto: cuda, else mps, else cpu",
-        choices=("auto", "cuda", "cpu", "mps"),
+        "auto", "where to compute; auto: cuda, else mps, else cpu", choices=DEVICES
     )
     choose: str = option(None, "GPU to use, as in 0 (sets CUDA_VISIBLE_DEVICES)")
     seed: int = option(0, "seed of everything random; same seed, same run", AT_LEAST_0)

@@ -15,17 +15,15 @@ POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
 BELOW_1, SHARE = "[0, 1)", "(0, 1]"
 
 
-def option(default, help, within="", *, names=(), changes_numbers=True, **keywords):
+def option(default, help, within="", *, names=(), may_change=False, **keywords):
     """A dataclass field that is also a command-line option.
 
     within: the interval of allowed numbers, such as "[0, 1)".  names: further spellings.
-    changes_numbers: whether a run with another value is another run.
+    may_change: whether a run that goes on may have another value.
     """
     # What the parser and the checks need to know travels with the field.
-    metadata = dict(
-        help=help, names=names, keywords=keywords, within=within, changes_numbers=changes_numbers
-    )
-    return field(default=default, metadata=metadata)
+    known = dict(help=help, within=within, names=names, may_change=may_change, keywords=keywords)
+    return field(default=default, metadata=known)
 
 
 def switch(default, help, **keywords):

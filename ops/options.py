@@ -8,6 +8,8 @@ from ops.errors import InputError
 
 # Names of --dataset, and of --arch (torchvision's; resnet10 is ours, one block a stage).
 DATASETS = ("ImageNet", "folder", "cifar10", "cifar100", "stl10", "digits")
+STEMS = ("imagenet", "small")
+DEVICES = ("auto", "cuda", "cpu", "mps")
 ARCHITECTURES = (
     "resnet10",
     "resnet18",
@@ -27,30 +29,22 @@ class ProcessOptions:
     """Which device, how many processes, and how they find one another."""
 
     device: str = option(
-        "auto",
-        "where to compute; auto: cuda, else mps, else cpu",
-        choices=("auto", "cuda", "cpu", "mps"),
+        "auto", "where to compute; auto: cuda, else mps, else cpu", choices=DEVICES
     )
-    nproc: int = option(
-        1, "processes on this node when there is no GPU (with GPUs: one each)", AT_LEAST_1
-    )
+    nproc: int = option(1, "processes on this node where it has no GPU", AT_LEAST_1)
     ngpu: int = option(8, "use at most this many GPUs of the node", AT_LEAST_1)
     gpu: int = option(None, "use this GPU only, in one process", AT_LEAST_0)
-    choose: str = option(None, "GPUs to show to the run, as in 0,1 (sets CUDA_VISIBLE_DEVICES)")
-    multiprocessing_distributed: int = switch(1, "1: one process per GPU; 0: one process in all")
+    choose: str = option(None, "GPUs to show to the run: 0,1 (sets CUDA_VISIBLE_DEVICES)")
+    multiprocessing_distributed: int = switch(1, "1: one process per GPU; 0: one process")
     world_size: int = option(1, "number of nodes", AT_LEAST_1, names=("--nodes_num",))
     rank: int = option(0, "number of this node, from 0", AT_LEAST_0, names=("--node_rank",))
     master_addr: str = option("127.0.0.1", "address of node 0, where --dist_url is not given")
-    master_port: int = option(
-        1234, "port of node 0, where --dist_url is not given and there are more nodes"
-    )
+    master_port: int = option(1234, "port of node 0, where --dist_url is not given")
     dist_url: str = option(
         None,
         "where processes meet: tcp://host:port or env:// (default: a free port, or the master's)",
     )
-    dist_backend: str = option(
-        "nccl", "process group on GPUs (without: gloo)", choices=("nccl", "gloo")
-    )
+    dist_backend: str = option("nccl", "group on GPUs (else gloo)", choices=("nccl", "gloo"))
 
     def __post_init__(self):
         check_intervals(self)
@@ -67,30 +61,14 @@ class ProcessOptions:
 class RunOptions(ProcessOptions):
     """What pre-training and probes share: where the pictures are, and where the run leaves what."""
 
-    data: str = option(
-        "data", "folder of the pictures (also as a positional argument)", changes_numbers=False
-    )
-    download: int = switch(
-        0, "1: let torchvision fetch cifar10, cifar100 or stl10", changes_numbers=False
-    )
-    workers: int = option(
-        32,
-        "loader processes per node, at most its cores",
-        AT_LEAST_0,
-        names=("-j",),
-        changes_numbers=False,
-    )
-    batch_size: int = option(
-        256, "pictures per step and node, split over its processes", AT_LEAST_1, names=("-b",)
-    )
+    data: str = option("data", "folder of the pictures (or positional)", may_change=True)
+    download: int = switch(0, "1: fetch cifar10, cifar100 or stl10", may_change=True)
+    workers: int = option(32, "loader processes a node", AT_LEAST_0, names=("-j",), may_change=True)
+    batch_size: int = option(256, "pictures per step and node", AT_LEAST_1, names=("-b",))
     start_epoch: int = option(0, "first epoch, where no checkpoint says it", AT_LEAST_0)
-    save_path: str = option(".", "folder below which logs are written", changes_numbers=False)
-    log_path: str = option(
-        "train_log", "name of the log folder below --save_path", changes_numbers=False
-    )
-    print_freq: int = option(
-        10, "steps between two log lines", AT_LEAST_1, names=("-p",), changes_numbers=False
-    )
+    save_path: str = option(".", "folder below which logs are written", may_change=True)
+    log_path: str = option("train_log", "log folder below --save_path", may_change=True)
+    print_freq: int = option(10, "steps a log line", AT_LEAST_1, names=("-p",), may_change=True)
     seed: int = option(0, "seed of everything random; same seed, same run", AT_LEAST_0)
 
     def __post_init__(self):

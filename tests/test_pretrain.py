@@ -128,7 +128,7 @@ def test_the_report_draws_curves_and_neighbours(run_of):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [sys.executable, "-m", "adco.report", "."],
-        cwd=run.parents[4], env=environment, capture_output=True, text=True, timeout=120, check=True,
+        cwd=run.parents[4], env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "kNN accuracy, random weights" in result.stdout
     assert (run / "curves.png").stat().st_size > 1000

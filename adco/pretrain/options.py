@@ -5,7 +5,7 @@ from math import cos, floor, pi
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, option, switch
 from ops.errors import InputError
-from ops.options import ARCHITECTURES, DATASETS, ProcessOptions, RunOptions
+from ops.options import ARCHITECTURES, DATASETS, STEMS, ProcessOptions, RunOptions
 from ops.schedule import cosine, steps
 
 
@@ -14,31 +14,23 @@ class PretrainConfig(RunOptions):
     """Everything `main_adco.py` can be told. Defaults are the published run on ImageNet."""
 
     # Pictures
-    dataset: str = option(
-        "ImageNet", "which data set --data holds; digits come with the program", choices=DATASETS
-    )
+    dataset: str = option("ImageNet", "data set; digits come with the program", choices=DATASETS)
     image_size: int = option(224, "side of the full-size views, pixels", AT_LEAST_1)
-    min_scale: float = option(
-        0.2, "smallest share of the picture's area that a full-size view shows", SHARE
-    )
+    min_scale: float = option(0.2, "smallest share of the picture in a full-size view", SHARE)
     blur: int = switch(1, "1: Gaussian blur in the views")
     flip: int = switch(1, "1: horizontal flips in the views")
-    augment: str = option(
-        "fast",
-        "renderer of the views: fast (OpenCV, torch), or pil (Pillow, slower)",
-        choices=("fast", "pil"),
-    )
+    augment: str = option("fast", "renderer: OpenCV and torch, or Pillow", choices=("fast", "pil"))
     bad_images: str = option(
         "skip",
         "a picture that cannot be read; skip: use another one; error: stop",
         choices=("skip", "error"),
-        changes_numbers=False,
+        may_change=True,
     )
     bad_images_max: float = option(
         0.01,
         "share of the pictures that may be broken before the run stops",
         "[0, 1]",
-        changes_numbers=False,
+        may_change=True,
     )
     size_crops: tuple[int, ...] = option(
         (224, 192, 160, 128, 96), "multi-crop: sides of the crops", AT_LEAST_1
@@ -65,16 +57,12 @@ class PretrainConfig(RunOptions):
     mem_wd: float = option(1e-4, "lambda, weight decay of the adversaries", AT_LEAST_0)
     ad_init: int = switch(1, "1: start the adversaries from keys of the pictures; 0: random normal")
     init_steps: int = option(
-        0, "steps of the start-up, at least as many as fill the K columns (0: as many)", AT_LEAST_0
+        0, "start-up steps, at least as many as fill the K columns", AT_LEAST_0
     )
 
     # Encoder
     arch: str = option("resnet50", "architecture", names=("-a",), choices=ARCHITECTURES)
-    stem: str = option(
-        "imagenet",
-        "small: 3x3 first convolution and no max-pool, for small pictures",
-        choices=("imagenet", "small"),
-    )
+    stem: str = option("imagenet", "small: 3x3 first convolution, no max-pool", choices=STEMS)
     mlp: int = switch(1, "1: two-layer projection head; 0: one linear layer")
     amp: str = option(
         "auto",
@@ -88,47 +76,27 @@ class PretrainConfig(RunOptions):
     # Optimisation
     epochs: int = option(200, "epochs to train", AT_LEAST_1)
     accum_steps: int = option(
-        1,
-        "micro-batches of a process's batch: less memory, BatchNorm as on so many GPUs",
-        AT_LEAST_1,
+        1, "micro-batches: less memory, BatchNorm as on so many GPUs", AT_LEAST_1
     )
     lr: float = option(0.03, "learning rate of the encoder", POSITIVE, names=("--learning_rate",))
     lr_final: float = option(0.0006, "learning rate at the end of --cos 1", AT_LEAST_0)
-    cos: int = option(
-        1,
-        "1: cosine to lr_final; 2: quarter cosine to 0; 0: steps at --schedule",
-        choices=(0, 1, 2),
-    )
-    schedule: tuple[int, ...] = option(
-        (120, 160), "with --cos 0: epochs at which lr drops tenfold", nargs="*"
-    )
+    cos: int = option(1, "1: cosine to lr_final; 2: quarter cosine; 0: steps", choices=(0, 1, 2))
+    schedule: tuple[int, ...] = option((120, 160), "--cos 0: lr drops tenfold there", nargs="*")
     warmup_epochs: int = option(0, "epochs over which lr rises linearly from 0", AT_LEAST_0)
     momentum: float = option(0.9, "SGD momentum, of the encoder and of the adversaries", BELOW_1)
     weight_decay: float = option(1e-4, "weight decay of the encoder", AT_LEAST_0, names=("--wd",))
 
     # Scores and checkpoints
-    save_freq: int = option(
-        10, "epochs between two numbered checkpoints", AT_LEAST_1, changes_numbers=False
-    )
+    save_freq: int = option(10, "epochs between numbered checkpoints", AT_LEAST_1, may_change=True)
     save_minutes: float = option(
         15.0,
         "minutes between two checkpoints inside an epoch; 0: only after epochs",
         AT_LEAST_0,
-        changes_numbers=False,
+        may_change=True,
     )
-    dry_run: int = switch(
-        0,
-        "1: check what the run needs, take two steps, say how long it will take",
-        changes_numbers=False,
-    )
-    knn_freq: int = option(
-        10, "epochs between two kNN scores of the frozen trunk; 0: never", AT_LEAST_0
-    )
-    resume: str = option(
-        "",
-        "checkpoint to go on from, or auto: the newest with this configuration",
-        changes_numbers=False,
-    )
+    dry_run: int = switch(0, "1: check, time two steps, and leave nothing", may_change=True)
+    knn_freq: int = option(10, "epochs between two kNN scores; 0: never", AT_LEAST_0)
+    resume: str = option("", "checkpoint to go on from, or auto: the newest", may_change=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -185,7 +153,7 @@ class PretrainConfig(RunOptions):
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.metadata["changes_numbers"] and f.name not in of_processes
+            if not f.metadata["may_change"] and f.name not in of_processes
         }
 
 

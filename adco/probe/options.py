@@ -5,7 +5,7 @@ from math import floor
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, option, switch
 from ops.errors import InputError
-from ops.options import ARCHITECTURES, DATASETS, RunOptions
+from ops.options import ARCHITECTURES, DATASETS, STEMS, RunOptions
 from ops.schedule import cosine, steps
 
 PLACES = ("Places205", "Place205")
@@ -18,56 +18,36 @@ class ProbeConfig(RunOptions):
 
     # Pictures
     dataset: str = option(
-        "ImageNet",
-        "which data set --data holds; digits come with the program",
-        choices=DATASETS + PLACES,
+        "ImageNet", "data set; digits come with the program", choices=DATASETS + PLACES
     )
     image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
     min_scale: float = option(
-        None,
-        "smallest share of the picture's area in a training view (0.08; --train_strong: 0.2)",
-        SHARE,
+        None, "smallest share of the picture in a view (0.08, strong 0.2)", SHARE
     )
     flip: int = switch(1, "1: horizontal flips in the training views")
-    randcrop: int = switch(
-        0, "1: training views are crops at full resolution, small pictures padded"
-    )
-    train_strong: int = switch(
-        0, "1: training views are those of pre-training, with colour and blur"
-    )
-    train_fraction: float = option(
-        1.0, "share of each class's training pictures that is used", SHARE
-    )
-    train_list: str = option(
-        "", "file that names the training pictures to use, one a line (Places205: 'path label')"
-    )
+    randcrop: int = switch(0, "1: training views are crops at full resolution")
+    train_strong: int = switch(0, "1: training views are those of pre-training")
+    train_fraction: float = option(1.0, "share of each class's pictures to train on", SHARE)
+    train_list: str = option("", "file that names the pictures to train on, one a line")
     holdout: float = option(
         0.0, "share of train on which lr, epoch, k or C is chosen; 0: on val, as published", BELOW_1
     )
 
     # What is scored
-    pretrained: str = option(
-        "", "checkpoint of the trunk: AdCo, MoCo or torchvision; or random, for the baseline"
-    )
+    pretrained: str = option("", "checkpoint of the trunk, or random: the baseline")
     arch: str = option(
         None,
         "architecture; default: what the checkpoint says, else resnet50",
         names=("-a",),
         choices=ARCHITECTURES,
     )
-    stem: str = option(
-        None,
-        "first layers; default: what the checkpoint says, else imagenet",
-        choices=("imagenet", "small"),
-    )
+    stem: str = option(None, "first layers; default: what the checkpoint says", choices=STEMS)
     head: str = option(
         "linear",
         "linear: trained on views by SGD; knn, logistic: on features extracted once",
         choices=("linear", "knn", "logistic"),
     )
-    trainable: str = option(
-        "fc", "fc: frozen trunk; all: fine-tune the trunk too", choices=("fc", "all")
-    )
+    trainable: str = option("fc", "fc: frozen trunk; all: fine-tune", choices=("fc", "all"))
     knn_k: tuple[int, ...] = option((10, 20, 100, 200), "--head knn: neighbours", AT_LEAST_1)
     dropout: float = option(0.0, "share of the features dropped before the linear head", BELOW_1)
     evaluate: int = switch(
@@ -82,16 +62,12 @@ class ProbeConfig(RunOptions):
     epochs: int = option(100, "epochs to train", AT_LEAST_1)
     lr: float = option(10.0, "learning rate of the head", POSITIVE, names=("--learning_rate",))
     lr_sweep: tuple[float, ...] = option(
-        (), "learning rates to train one head each with, all in one pass", POSITIVE, nargs="*"
+        (), "rates of one head each, in one pass", POSITIVE, nargs="*"
     )
     trunk_lr: float = option(0.01, "learning rate of the trunk, with --trainable all", POSITIVE)
-    final_lr: float = option(
-        0.01, "learning rate at the end of --cos 1", AT_LEAST_0, names=("--lr_final",)
-    )
+    final_lr: float = option(0.01, "lr at the end of --cos 1", AT_LEAST_0, names=("--lr_final",))
     cos: int = switch(1, "1: cosine to final_lr; 0: steps at --schedule")
-    schedule: tuple[int, ...] = option(
-        (15, 25, 30), "with --cos 0: epochs at which lr drops tenfold", nargs="*"
-    )
+    schedule: tuple[int, ...] = option((15, 25, 30), "--cos 0: lr drops tenfold there", nargs="*")
     sgdr: int = option(
         0,
         "1: lr (1 + cos(pi t / 12)) / 2, t the fractional epoch; 2: cosine with warm restarts",
