@@ -26,6 +26,7 @@ torch.set_num_threads(2)
 @pytest.fixture(scope="session")
 def digit_folder(tmp_path_factory) -> Path:
     """Real digits as PNG files: train/{0,1,2} with 16 pictures each, val/{0,1,2} with 5 each."""
+    from adco.data import fast_render
     from adco.data.datasets import load_splits
 
     splits = load_splits("digits", "")
@@ -35,7 +36,8 @@ def digit_folder(tmp_path_factory) -> Path:
             folder = root / split / str(digit)
             folder.mkdir(parents=True)
             for index in np.flatnonzero(pictures.labels == digit)[:count]:
-                Image.fromarray(pictures.array[index]).save(folder / f"{index:04d}.png")
+                pixels = pictures.read(index, fast_render)
+                Image.fromarray(pixels).save(folder / f"{index:04d}.png")
     return root
 
 
