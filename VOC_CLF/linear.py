@@ -15,7 +15,7 @@ from ops import checkpoint
 from ops.distributed import World
 from ops.journal import Journal
 from ops.schedule import cosine, set_rate
-from ops.workers import ParentsLoader, workers_per_process
+from ops.workers import SignalSafeLoader, workers_per_process
 from VOC_CLF.dataset import (
     CLASSES,
     FixedViews,
@@ -109,7 +109,7 @@ def predict(model, batches, device) -> np.ndarray:
     return torch.cat(outputs).numpy()
 
 
-def in_order(config: VocConfig, views: Dataset) -> ParentsLoader:
+def in_order(config: VocConfig, views: Dataset) -> SignalSafeLoader:
     """Batches of all views in the order of the list."""
     return check_loader(views, config.batch_size, num_workers(config), World())
 

@@ -17,7 +17,7 @@ from adco.data.views import Recipe, draw_view, normalised, view_rng
 from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import World
 from ops.errors import InputError
-from ops.workers import ParentsLoader
+from ops.workers import SignalSafeLoader
 
 CROP_VIEW = 1  # number of the view that --randcrop draws its place with; view 0 is all else
 
@@ -111,7 +111,7 @@ def probe_recipe(config: ProbeConfig) -> Recipe:
 
 def scoring_loader(
     pictures: Pictures, config: ProbeConfig, batch_size: int, workers: int, world: World
-) -> ParentsLoader:
+) -> SignalSafeLoader:
     """Test views and labels of this process's share. Places205 is made square first."""
     views = CheckViews(pictures, config.image_size, square=config.dataset in PLACES)
     return check_loader(views, batch_size, workers, world)
