@@ -7,12 +7,13 @@ dependencies = ["torch", "torchvision"]
 
 
 def adco_resnet50(weights: str, encoder: str = "query"):
-    """A frozen-ready ResNet-50 in eval mode: pictures [N, 3, H, W] to features [N, 2048].
+    """A ResNet-50 in eval mode, without its head: pictures [N, 3, H, W] to features [N, 2048].
 
     weights: a checkpoint of this program, the published AdCo, MoCo or torchvision.
     encoder: query or key, where the file holds both.
     Raises ops.errors.InputError where the file is no ResNet-50.
     """
+    # Here, since torch.hub checks `dependencies` after it has imported this file.
     from torch import nn
 
     from adco.encoder import read_trunk

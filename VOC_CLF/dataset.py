@@ -1,6 +1,7 @@
 """VOC2007: pictures, labels and views.
 
-Labels [n, 20]: 1 an object of the class is there, 0 none is, IGNORED only difficult ones are.
+Labels [n, 20]: 1 the picture shows an object of the class, 0 it shows none, IGNORED all its objects
+of the class are difficult ones.
 """
 
 from pathlib import Path
@@ -44,7 +45,7 @@ class Voc(NamedTuple):
 
 
 def load_voc(data: str) -> Voc:
-    """VOC2007 below `data`/VOCdevkit. Raises InputError naming what is missing."""
+    """The splits of VOC2007 below `data`/VOCdevkit. Raises InputError naming what is missing."""
     root = Path(data) / "VOCdevkit" / "VOC2007"
     needed = ("Annotations", "ImageSets/Main", "JPEGImages")
     absent = [name for name in needed if not (root / name).is_dir()]
@@ -53,6 +54,7 @@ def load_voc(data: str) -> Voc:
             f"{str(root)!r} has no {', '.join(absent)}; expected --data to hold "
             "VOCdevkit/VOC2007 as its archives unpack"
         )
+    # The pictures of test come in an archive of their own, which may not be there.
     has_test = (root / "ImageSets/Main/test.txt").is_file()
     test = read_split(root, "test") if has_test else None
     return Voc(read_split(root, "train"), read_split(root, "val"), test)
@@ -63,11 +65,10 @@ def read_split(root: Path, name: str) -> VocSplit:
     listing = root / "ImageSets" / "Main" / f"{name}.txt"
     if not listing.is_file():
         raise InputError(f"no list of pictures at {str(listing)!r}; unpack the archive again")
+    # Look for both files of every listed picture now, not in the middle of training.
     ids = listing.read_text().split()
-    for folder, suffix, what in (
-        ("JPEGImages", ".jpg", "picture"),
-        ("Annotations", ".xml", "annotation"),
-    ):
+    kinds = (("JPEGImages", ".jpg", "picture"), ("Annotations", ".xml", "annotation"))
+    for folder, suffix, what in kinds:
         missing = [i for i in ids if not (root / folder / f"{i}{suffix}").is_file()]
         if missing:
             raise InputError(
@@ -82,7 +83,7 @@ def read_split(root: Path, name: str) -> VocSplit:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """[20] int8: what an annotation says of each class."""
+    """[20] int8: 1, 0 or IGNORED for each class, from an annotation."""
     labels = np.zeros(len(CLASSES), np.int8)
     try:
         objects = ElementTree.parse(path).iter("object")
@@ -92,6 +93,7 @@ def read_labels(path: Path) -> np.ndarray:
         name = found.findtext("name", "").strip()
         if name not in CLASSES:
             raise InputError(f"{str(path)!r} names an object {name!r}; VOC2007 has no such class")
+        # One object that is not difficult makes the label 1, whatever the others are.
         number = CLASSES.index(name)
         if found.findtext("difficult", "0").strip() != "1":
             labels[number] = 1
@@ -100,8 +102,8 @@ def read_labels(path: Path) -> np.ndarray:
     return labels
 
 
-class TrainingViews(Dataset):
-    """(view [3, S, S], labels [20] of 0 and 1) of each picture, in whole batches."""
+class VocTrainingViews(Dataset):
+    """(random view [3, S, S], labels [20] of 0 and 1) of each picture, in whole batches."""
 
     def __init__(self, split: VocSplit, size: int, seed: int):
         self.split, self.size, self.seed = split, size, seed
@@ -110,7 +112,7 @@ class TrainingViews(Dataset):
         return len(self.split.ids)
 
     def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """[n, 3, S, S], [n, 20], of pairs (epoch, index)."""
+        """[n, 3, S, S] and labels [n, 20], for pairs (epoch, index)."""
         views = [
             training_view(
                 self.split.pictures.read(index, pil_render),
@@ -119,11 +121,12 @@ class TrainingViews(Dataset):
             )
             for epoch, index in positions
         ]
+        # A class whose objects are all difficult trains as absent.
         labels = self.split.labels[[index for _, index in positions]]
         return torch.stack(views), torch.from_numpy(labels == 1).float()
 
 
-class FixedViews(Dataset):
+class VocEvalViews(Dataset):
     """(view(picture), labels [20] int8) of each picture, in whole batches."""
 
     def __init__(self, split: VocSplit, view):
@@ -133,17 +136,17 @@ class FixedViews(Dataset):
         return len(self.split.ids)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """[n, ...], [n, 20]"""
+        """Views [n, ...] and labels [n, 20], for indices."""
         views = [self.view(self.split.pictures.read(index, pil_render)) for index in indices]
         return torch.stack(views), torch.from_numpy(self.split.labels[list(indices)])
 
 
 def training_view(picture: Image.Image, size: int, rng: np.random.Generator) -> Tensor:
-    """[3, size, size]: the whole picture with either other brightness or, at times, no colour;
-    flipped at times; turned by up to 25 degrees.
-    """
+    """[3, size, size]: the whole picture, changed in brightness or gray, flipped, rotated."""
+    # All draws come first, so that their number does not depend on their values.
     brighten, gray, flip = rng.random(3) < (0.5, 0.25, 0.25)
-    brightness, angle = rng.uniform(0.8, 1.2), rng.uniform(-25, 25)
+    brightness, angle = rng.uniform(0.8, 1.2), rng.uniform(-25, 25)  # factor, degrees
+    # The shape of the picture is not kept.
     view = VF.resize(picture, [size, size])
     if brighten:
         view = VF.adjust_brightness(view, brightness)
@@ -151,23 +154,23 @@ def training_view(picture: Image.Image, size: int, rng: np.random.Generator) -> 
         view = VF.to_grayscale(view, num_output_channels=3)
     if flip:
         view = VF.hflip(view)
-    return normalised(VF.rotate(view, angle, InterpolationMode.BILINEAR))
+    return normalised_tensor(VF.rotate(view, angle, InterpolationMode.BILINEAR))
 
 
-def enlarged(picture: Image.Image, size: int) -> Image.Image:
-    return VF.resize(picture, round(size * 330 / 300))
+def resized_to_crop(picture: Image.Image, size: int) -> Image.Image:
+    return VF.resize(picture, round(size * 330 / 300))  # of the shorter side
 
 
-def middle(picture: Image.Image, size: int) -> Tensor:
-    """[3, size, size]: the centre, by which the epoch is chosen."""
-    return normalised(VF.center_crop(enlarged(picture, size), [size, size]))
+def center_crop(picture: Image.Image, size: int) -> Tensor:
+    """[3, size, size]: the view that the epoch is chosen by."""
+    return normalised_tensor(VF.center_crop(resized_to_crop(picture, size), [size, size]))
 
 
 def five_crops(picture: Image.Image, size: int) -> Tensor:
-    """[5, 3, size, size]: corners and centre, by which the score is computed."""
-    crops = VF.five_crop(enlarged(picture, size), [size, size])
-    return torch.stack([normalised(crop) for crop in crops])
+    """[5, 3, size, size]: corners and centre, the views that are scored."""
+    crops = VF.five_crop(resized_to_crop(picture, size), [size, size])
+    return torch.stack([normalised_tensor(crop) for crop in crops])
 
 
-def normalised(picture: Image.Image) -> Tensor:
+def normalised_tensor(picture: Image.Image) -> Tensor:
     return VF.normalize(VF.to_tensor(picture), MEAN, STD, inplace=True)

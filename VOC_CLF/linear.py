@@ -15,36 +15,48 @@ from ops import checkpoint
 from ops.distributed import World
 from ops.journal import Journal
 from ops.schedule import cosine, set_rate
-from ops.workers import ParentsLoader, workers_per_process
-from VOC_CLF.dataset import CLASSES, FixedViews, TrainingViews, Voc, VocSplit, five_crops, middle
+from ops.workers import SignalSafeLoader, workers_per_process
+from VOC_CLF.dataset import (
+    CLASSES,
+    Voc,
+    VocEvalViews,
+    VocSplit,
+    VocTrainingViews,
+    center_crop,
+    five_crops,
+)
 from VOC_CLF.options import VocConfig
-from VOC_CLF.scores import score
+from VOC_CLF.scores import voc_score
 
 
 def linear_scores(
-    config: VocConfig, model, voc: Voc, scored: VocSplit, device, journal: Journal
+    config: VocConfig, model, voc: Voc, split: VocSplit, device, journal: Journal
 ) -> np.ndarray:
-    """[n, 20] sigmoid outputs on `scored`, each the mean of five crops, at the best epoch on val.
+    """[n, 20] sigmoid outputs on `split`, each the mean of five crops, at the best epoch on val.
 
     model: a ResNet, left with the fc of that epoch and, with bn_adapt, its BatchNorm statistics.
     """
+    # One layer for the 20 classes, in place of the head.
     torch.manual_seed(config.seed)
     model.fc = nn.Linear(model.fc.in_features, len(CLASSES))
     nn.init.normal_(model.fc.weight, std=0.01)
     nn.init.zeros_(model.fc.bias)
     model.to(device)
-    fit(config, model, voc, device, journal)
-    crops = FixedViews(scored, partial(five_crops, size=config.picture_size()))
-    return predict(model, in_order(config, crops), device)
+    train_linear_(config, model, voc, device, journal)
+    crops = VocEvalViews(split, partial(five_crops, size=config.picture_size()))
+    return predict(model, loader_in_order(config, crops), device)
 
 
-def fit(config: VocConfig, model, voc: Voc, device, journal: Journal) -> None:
+def train_linear_(config: VocConfig, model, voc: Voc, device, journal: Journal) -> None:
     """Train fc, and leave the model as it was after the epoch with the best mAP on val."""
-    views = TrainingViews(voc.train, config.picture_size(), config.seed)
+    # Random views of train; a centre crop of each picture of val.
+    views = VocTrainingViews(voc.train, config.picture_size(), config.seed)
     batches = EpochBatches(len(views), config.batch_size, World(), config.seed)
     train_loader = batch_loader(views, batches, num_workers(config))
-    middles = FixedViews(voc.val, partial(middle, size=config.picture_size()))
-    val_loader = in_order(config, middles)
+    crops = VocEvalViews(voc.val, partial(center_crop, size=config.picture_size()))
+    val_loader = loader_in_order(config, crops)
+
+    # The rate falls to 0 in 12 epochs and rises again, as published.
     optimizer = torch.optim.SGD(model.fc.parameters(), lr=config.lr, momentum=config.momentum)
     best, best_state = -1.0, None
     for epoch in range(config.epochs):
@@ -52,34 +64,32 @@ def fit(config: VocConfig, model, voc: Voc, device, journal: Journal) -> None:
         set_rate(optimizer, lr)
         batches.epoch = epoch
         loss = train_epoch(model, train_loader, optimizer, bool(config.bn_adapt), device)
-        mean_ap = 100 * score(predict(model, val_loader, device), voc.val.labels).mean_ap
+        mean_ap = 100 * voc_score(predict(model, val_loader, device), voc.val.labels).mean_ap
         journal.say(f"epoch {epoch}: lr {lr:.5f}, loss {loss:.4f}, val mAP {mean_ap:.2f}")
         journal.record("epoch", epoch, {"lr": lr, "loss": loss, "val_map": mean_ap})
+        # The whole model is kept: with bn_adapt its BatchNorm statistics move too.
         if mean_ap > best:
             best, best_state = mean_ap, copy.deepcopy(model.state_dict())
-            save(model, config, epoch, best, journal)
+            state = {"epoch": epoch + 1, "state_dict": best_state, "best_map": best}
+            checkpoint.save(state, journal.folder / "model_best.pth.tar")
     model.load_state_dict(best_state)
     journal.say(f"best on val: mAP {best:.2f}")
 
 
-def save(model, config: VocConfig, epoch: int, best: float, journal: Journal) -> None:
-    state = {"epoch": epoch + 1, "state_dict": model.state_dict(), "best_map": best}
-    checkpoint.save(state, journal.folder / "model_best.pth.tar")
+def train_epoch(model, loader, optimizer, bn_adapt: bool, device) -> float:
+    """The loss of one pass: nats per picture, summed over the 20 classes.
 
-
-def train_epoch(model, batches, optimizer, bn_adapt: bool, device) -> float:
-    """One pass. Returns the mean over pictures of the loss, summed over the 20 classes, in nats.
-
-    bn_adapt: BatchNorm normalises by the batch and keeps its statistics; nothing else in the trunk
-    moves either way.
+    bn_adapt: BatchNorm normalises by the batch, and its running statistics move. Nothing else in
+    the trunk ever moves.
     """
     model.train(bn_adapt)
     trunk = Trunk(model)
     total, num_pictures = 0.0, 0
-    for pictures, labels in batches:
+    for pictures, labels in loader:
         with torch.no_grad():
             features = trunk(pictures.to(device, non_blocking=True))
         logits = model.fc(features)
+        # A sum over pictures and classes: --lr is a rate for sums.
         loss = F.binary_cross_entropy_with_logits(logits, labels.to(device), reduction="sum")
         optimizer.zero_grad()
         loss.backward()
@@ -89,20 +99,21 @@ def train_epoch(model, batches, optimizer, bn_adapt: bool, device) -> float:
 
 
 @torch.inference_mode()
-def predict(model, batches, device) -> np.ndarray:
-    """[n, 20] sigmoid outputs, the mean over crops where a picture comes as [crops, 3, S, S]."""
+def predict(model, loader, device) -> np.ndarray:
+    """[n, 20] sigmoid outputs. Where a picture comes as [crops, 3, S, S], their mean over crops."""
     model.eval()
     outputs = []
-    for pictures, _ in batches:
-        crops = pictures.flatten(0, -4).to(device, non_blocking=True)
-        logits = model(crops).cpu().double()  # float32 rounds belief above 17 to 1: ties
+    for pictures, _ in loader:
+        crops = pictures.flatten(0, -4).to(device, non_blocking=True)  # [n * crops, 3, S, S]
+        # In float32 the sigmoid of every logit above 17 is 1: pictures would tie.
+        logits = model(crops).cpu().double()
         probabilities = logits.sigmoid().view(len(pictures), -1, len(CLASSES))
         outputs.append(probabilities.mean(dim=1))
     return torch.cat(outputs).numpy()
 
 
-def in_order(config: VocConfig, views: Dataset) -> ParentsLoader:
-    """Batches of all views in the order of the list."""
+def loader_in_order(config: VocConfig, views: Dataset) -> SignalSafeLoader:
+    """Batches of all views, in the order of the list."""
     return check_loader(views, config.batch_size, num_workers(config), World())
 
 

@@ -20,7 +20,8 @@ def main(argv=None) -> int:
     with reported("VOC_CLF/main.py"):
         config = parse(VocConfig, argv)
         choose_gpus(config)
-        from VOC_CLF.run import run  # torch is imported here: a bad flag is answered before
+        # Imports torch: a wrong option is answered before that.
+        from VOC_CLF.run import run
 
         return run(config)
 

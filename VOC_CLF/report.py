@@ -18,7 +18,7 @@ from VOC_CLF.scores import VocScore
 
 
 def say_table(journal: Journal, split: VocSplit, result: VocScore) -> None:
-    """AP of each class in percent, then the three means. THE result is the first."""
+    """AP of each class in percent, then the three means; the first mean is the result."""
     positives = (split.labels == 1).sum(axis=0)
     journal.say(f"{'class':12} {'pictures':>8} {'AP':>7} {'11-point':>9}")
     for row in zip(CLASSES, positives, 100 * result.area, 100 * result.eleven_point, strict=True):
@@ -26,6 +26,7 @@ def say_table(journal: Journal, split: VocSplit, result: VocScore) -> None:
         journal.say(f"{name:12} {number:8} {area:7.2f} {eleven:9.2f}")
     if np.isnan(result.area).any():
         journal.say(f"nan: no picture in {split.name} to find; left out of the means")
+    # The second mean is VOC2007's own measure, the third is that of the published program.
     journal.say(
         f" * {split.name}: mAP per class {100 * result.mean_ap:.2f}, "
         f"11-point {100 * result.mean_ap_11_point:.2f}; "
@@ -34,7 +35,7 @@ def say_table(journal: Journal, split: VocSplit, result: VocScore) -> None:
 
 
 def write_scores(path: Path, split: VocSplit, scores: np.ndarray) -> None:
-    """A row a picture, a column a class."""
+    """One row per picture, one column per class."""
     with open(path, "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["image", *CLASSES])
@@ -44,9 +45,10 @@ def write_scores(path: Path, split: VocSplit, scores: np.ndarray) -> None:
 
 
 def write_curves(path: Path, split: VocSplit, scores: np.ndarray, result: VocScore) -> None:
-    """Precision over recall, a small picture a class."""
+    """Precision over recall, one panel per class."""
     figure = Figure(figsize=(12, 10), layout="constrained")
     for number, (axes, name) in enumerate(zip(figure.subplots(4, 5).flat, CLASSES, strict=True)):
+        # A class without a picture to find has an empty panel.
         labels = split.labels[:, number]
         known = labels != IGNORED
         if (labels == 1).any():
@@ -60,7 +62,7 @@ def write_curves(path: Path, split: VocSplit, scores: np.ndarray, result: VocSco
 
 
 def write_results(path: Path, config: VocConfig, split: VocSplit, result: VocScore) -> None:
-    """Numbers in percent, with all that decides them. null: no picture of the class to find."""
+    """Numbers in percent, with all that they depend on. null: no picture of the class to find."""
     results = {
         "dataset": "VOC2007",
         "protocol": config.protocol,
@@ -80,4 +82,5 @@ def write_results(path: Path, config: VocConfig, split: VocSplit, result: VocSco
 
 
 def percent(share: float) -> float | None:
+    # JSON has no nan.
     return None if np.isnan(share) else 100 * float(share)

@@ -1,4 +1,4 @@
-"""A run: encoder and pictures in, score out."""
+"""A run of `VOC_CLF/main.py`: read the encoder and the pictures, score, report."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ from VOC_CLF.dataset import load_voc
 from VOC_CLF.linear import linear_scores
 from VOC_CLF.options import VocConfig
 from VOC_CLF.report import say_table, write_curves, write_results, write_scores
-from VOC_CLF.scores import score
+from VOC_CLF.scores import voc_score
 from VOC_CLF.svm import svm_scores
 
 PROTOCOLS = {"linear": linear_scores, "svm": svm_scores}
@@ -21,6 +21,7 @@ PROTOCOLS = {"linear": linear_scores, "svm": svm_scores}
 
 def run(config: VocConfig) -> int:
     """Train, score and write as configured. Returns the exit code."""
+    # The encoder and the pictures, before a run folder is made.
     device = torch.device(device_kind(config.device))
     model = read_trunk(config.pretrained, arch=config.arch).build()
     voc = load_voc(config.data)
@@ -35,13 +36,15 @@ def run(config: VocConfig) -> int:
         )
         if voc.test is None:
             journal.say(
-                "no ImageSets/Main/test.txt: scored on val, which is no result to compare with "
-                "those on test"
+                "no ImageSets/Main/test.txt: scored on val; do not compare this result with those "
+                "on test"
             )
             if config.protocol == "linear":
                 journal.say("val also chooses the epoch")
+
+        # Outputs [n, 20] rank the pictures for each class.
         outputs = PROTOCOLS[config.protocol](config, model, voc, split, device, journal)
-        result = score(outputs, split.labels)
+        result = voc_score(outputs, split.labels)
         write_scores(folder / "scores.csv", split, outputs)
         write_curves(folder / "precision_recall.png", split, outputs, result)
         write_results(folder / "results.json", config, split, result)

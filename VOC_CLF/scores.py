@@ -1,6 +1,6 @@
 """Average precision: of a class over pictures (the field's), of a picture over classes.
 
-Entries that are IGNORED count for nothing, as VOC has it for objects marked difficult.
+IGNORED entries are left out, as VOC does with objects marked difficult.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from VOC_CLF.dataset import IGNORED
 
 @dataclass(frozen=True)
 class VocScore:
+    """Average precisions as shares, not percent."""
+
     area: np.ndarray  # [20] AP of each class, area under its curve; nan without positives
     eleven_point: np.ndarray  # [20] AP of each class as VOC2007 defines it
     per_image: float  # mean over pictures of the AP of their 20 scores
@@ -27,9 +29,12 @@ class VocScore:
         return float(np.nanmean(self.eleven_point))
 
 
-def score(scores: np.ndarray, labels: np.ndarray) -> VocScore:
-    """scores [n, 20], any increasing measure of belief; labels [n, 20] of 1, 0, IGNORED."""
-    classes = list(zip(labels.T, scores.T, strict=True))
+def voc_score(scores: np.ndarray, labels: np.ndarray) -> VocScore:
+    """The average precisions of scores [n, 20], for labels [n, 20] of 1, 0 and IGNORED.
+
+    Only the order of the scores counts.
+    """
+    classes = list(zip(labels.T, scores.T, strict=True))  # columns
     return VocScore(
         area=np.array([average_precision(*column) for column in classes]),
         eleven_point=np.array([average_precision(*column, eleven_point) for column in classes]),
@@ -39,6 +44,7 @@ def score(scores: np.ndarray, labels: np.ndarray) -> VocScore:
 
 def per_image_ap(scores: np.ndarray, labels: np.ndarray) -> float:
     """The published program's number: it ranks the classes of each picture, not the pictures."""
+    # A picture whose objects are all difficult has no positive, hence nan.
     rows = zip(labels, scores, strict=True)
     return float(np.nanmean([average_precision(*row) for row in rows]))
 
@@ -54,11 +60,13 @@ def average_precision(
 
 
 def eleven_point(labels: np.ndarray, scores: np.ndarray) -> float:
-    """VOC2007's AP: the mean over recalls r = 0, 0.1, ..., 1 of the best precision at a recall of
-    r or more. (Everingham et al., The PASCAL VOC Challenge, 2010, section 4.2)
+    """VOC2007's AP: the best precision at a recall of r or more, mean over r = 0, 0.1, ..., 1.
+
+    Everingham et al., The PASCAL Visual Object Classes Challenge, 2010, section 4.2.
     """
     precision, recall, _ = precision_recall_curve(labels, scores)
     precision, recall = precision[:-1], recall[:-1]  # the last point belongs to no threshold
+    # Recall in whole pictures: a comparison such as recall >= 0.3 is then exact.
     num_positives = int(labels.sum())
-    found = np.rint(recall * num_positives)  # whole numbers: recall >= 0.3 is then exact
+    found = np.rint(recall * num_positives)
     return float(np.mean([precision[10 * found >= r * num_positives].max() for r in range(11)]))

@@ -8,28 +8,30 @@ from adco.data.loader import CheckViews
 from adco.probe.features import extract_features
 from ops.journal import Journal
 from VOC_CLF.dataset import CLASSES, Voc, VocSplit
-from VOC_CLF.linear import in_order
+from VOC_CLF.linear import loader_in_order
 from VOC_CLF.options import VocConfig
 
-COSTS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C, of which cross-validation chooses one a class
+COSTS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C; cross-validation chooses one for each class
 FOLDS = 3
 
 
 def svm_scores(
-    config: VocConfig, model, voc: Voc, scored: VocSplit, device, journal: Journal
+    config: VocConfig, model, voc: Voc, split: VocSplit, device, journal: Journal
 ) -> np.ndarray:
-    """[n, 20] distances from each class's plane, for the pictures of `scored`.
+    """[n, 20] distances from each class's plane, for the pictures of `split`.
 
     Trains on train and val together, or on train alone where val is what is scored.
     """
+    # Features once, of all pictures.
     model.to(device)
-    splits = [voc.train] if scored is voc.val else [voc.train, voc.val]
-    extracted = [features(config, model, split, device) for split in splits]
+    splits = [voc.train] if split is voc.val else [voc.train, voc.val]
+    extracted = [features(config, model, each, device) for each in splits]
     x = np.concatenate(extracted)
-    labels = np.concatenate([split.labels for split in splits]) == 1
-    queries = features(config, model, scored, device)
+    labels = np.concatenate([each.labels for each in splits]) == 1
+    queries = features(config, model, split, device)
     journal.say(f"{len(x)} pictures to train on, features of width {x.shape[1]}")
 
+    # One class against all others.
     scores = np.zeros((len(queries), len(CLASSES)))
     for number, name in enumerate(CLASSES):
         svm, cost = fit_svm(x, labels[:, number], config.seed)
@@ -43,23 +45,26 @@ def svm_scores(
 
 
 def features(config: VocConfig, model, split: VocSplit, device) -> np.ndarray:
-    """[n, d] trunk features, unit length, of the view that ImageNet scores are computed on."""
-    loader = in_order(config, CheckViews(split.pictures, config.picture_size()))
+    """[n, d] trunk features of unit length, of the view that ImageNet scores are computed on."""
+    loader = loader_in_order(config, CheckViews(split.pictures, config.picture_size()))
     return extract_features(model, loader, device).rows.cpu().numpy()
 
 
 def fit_svm(x: np.ndarray, positive: np.ndarray, seed: int):
-    """(SVM, cost), the cost by cross-validated average precision; (None, 0) with one label only.
+    """(SVM, cost), the cost chosen by cross-validated average precision.
 
-    A class with one positive cannot be cross-validated and takes the middle one of the costs.
+    A class with one positive cannot be cross-validated; it takes the middle one of the costs.
+    Without a positive, or without a negative, it is (None, 0).
     """
     rarest = min(positive.sum(), (~positive).sum())
     if rarest == 0:
         return None, 0.0
-    svm = LinearSVC(class_weight={True: 2, False: 1}, dual=False)  # the primal converges here
+    # A positive counts twice, as is usual for this score. The primal problem converges here.
+    svm = LinearSVC(class_weight={True: 2, False: 1}, dual=False)
     if rarest == 1:
         cost = COSTS[len(COSTS) // 2]
         return svm.set_params(C=cost).fit(x, positive), cost
+    # Each fold has a positive and a negative.
     folds = StratifiedKFold(min(FOLDS, int(rarest)), shuffle=True, random_state=seed)
     search = GridSearchCV(svm, {"C": COSTS}, scoring="average_precision", cv=folds)
     search.fit(x, positive)

@@ -13,9 +13,9 @@ from ops.options import ARCHITECTURES
 
 
 def build_trunk(arch: str, stem: str = "imagenet") -> ResNet:
-    """A ResNet with torchvision's parameter names and a classifier `fc` still to be replaced.
+    """A ResNet with torchvision's parameter names, and a classifier `fc` still to be replaced.
 
-    stem "small": 3x3 first convolution without stride and no max-pool, for small pictures.
+    stem "small": a 3x3 first convolution without stride and no max-pool, for small pictures.
     """
     if arch not in ARCHITECTURES:
         raise InputError(f"arch={arch!r}: expected one of {', '.join(ARCHITECTURES)}")
@@ -23,6 +23,7 @@ def build_trunk(arch: str, stem: str = "imagenet") -> ResNet:
         trunk = ResNet(BasicBlock, [1, 1, 1, 1])
     else:
         trunk = torchvision.models.get_model(arch)
+    # The stem usual for CIFAR: the other one would leave 8 of 32 pixels a side.
     if stem == "small":
         trunk.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -31,9 +32,9 @@ def build_trunk(arch: str, stem: str = "imagenet") -> ResNet:
 
 
 def build_encoder(arch: str, dim: int, mlp: bool, stem: str = "imagenet") -> ResNet:
-    """Trunk with head fc = Linear(d, d), ReLU, Linear(d, dim); mlp False: one Linear(d, dim)."""
+    """A trunk with the head fc = Linear(d, d), ReLU, Linear(d, dim); mlp False: Linear(d, dim)."""
     encoder = build_trunk(arch, stem)
-    width = encoder.fc.in_features
+    width = encoder.fc.in_features  # d
     last = nn.Linear(width, dim)
     encoder.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), last) if mlp else last
     return encoder
@@ -47,6 +48,7 @@ class Trunk(nn.Module):
 
     def __init__(self, encoder: ResNet):
         super().__init__()
+        # torchvision's ResNet applies its children in this order.
         below_head = (module for name, module in encoder.named_children() if name != "fc")
         self.layers = nn.Sequential(*below_head)
 
@@ -71,7 +73,7 @@ class TrunkWeights:
         Raises InputError naming the keys that are missing, left over or of another shape.
         """
         trunk = build_trunk(self.arch, self.stem)
-        # Old torchvision files lack the counters, which a BatchNorm with a momentum never reads.
+        # Old torchvision files lack batch counters, which a BatchNorm with a momentum never reads.
         fresh = {
             name: value
             for name, value in trunk.state_dict().items()
@@ -89,17 +91,23 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
 
     encoder: query or key, where the file holds both.
     arch: of a file that does not name its own; resnet50 by default.
+    Raises InputError where the file holds no such trunk, or names another architecture.
     """
+    # torchvision's files are a state_dict, all others hold one.
     state = checkpoint.load(path)
     names = state.get("state_dict", state)
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path!r} holds no state_dict; expected a dictionary of named tensors")
+
+    # Of two encoders, the one asked for; a file with one has no prefix.
     names = checkpoint.without_module(names)
     prefix = PREFIXES[encoder]
     if any(name.startswith(tuple(PREFIXES.values())) for name in names):
         names = {
             n.removeprefix(prefix): value for n, value in names.items() if n.startswith(prefix)
         }
+
+    # Everything but the head.
     weights = {name: value for name, value in names.items() if name.split(".")[0] != "fc"}
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(
@@ -107,7 +115,10 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
             f"such as module.{prefix}conv1.weight or conv1.weight, "
             f"found {', '.join(map(str, list(state)[:5])) or 'nothing'}"
         )
-    weights = {name: value.contiguous() for name, value in weights.items()}  # not channels last
+    # A run with --channels_last saves its weights in that layout.
+    weights = {name: value.contiguous() for name, value in weights.items()}
+
+    # What the file says of itself.
     named = state.get("arch")
     if arch and named and arch != named:
         raise InputError(f"{path} holds a {named}, not a {arch}: --arch {named}")

@@ -2,7 +2,7 @@
 
 torchvision  a state dict for torchvision.models.resnet50() with fc = nn.Identity()
 timm         the same, for timm.create_model("resnet50", num_classes=0, checkpoint_path=OUT)
-safetensors  the same names in a file without pickle, what they are in its header
+safetensors  the same names in a file without pickle; its header says what they are
 detectron2   the pickle that detectron2 reads, with its names
 """
 
@@ -45,10 +45,13 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> int:
-    """Write the file and return how many tensors it holds. Nothing is written on InputError."""
+    """Write the file. Returns how many tensors it holds. On InputError nothing is written."""
+    # Building the model checks that the weights are whole.
     trunk = read_trunk(config.checkpoint, config.encoder, config.arch)
     full = trunk.build().state_dict()
     weights = {name: full[name] for name in full if not name.startswith("fc.")}
+
+    # What the other program has no model for.
     if config.to != "safetensors" and trunk.stem != "imagenet":
         raise InputError(
             f"{config.checkpoint} has the stem for small pictures, which no {config.to} model has; "
@@ -56,6 +59,8 @@ def export(config: ExportConfig) -> int:
         )
     if config.to == "timm" and trunk.arch == "resnet10":
         raise InputError("timm has no resnet10 of this kind; use --to torchvision or safetensors")
+
+    # Every format is written whole or not at all.
     out = Path(config.out)
     if config.to in ("torchvision", "timm"):
         checkpoint.save(weights, out)
@@ -67,7 +72,7 @@ def export(config: ExportConfig) -> int:
 
 
 def header(trunk: TrunkWeights) -> dict[str, str]:
-    """What travels with the weights: what they are, where they come from, who may use them."""
+    """What the weights are, where they come from, and under which licence."""
     return {
         "format": "pt",
         "arch": trunk.arch,
@@ -85,12 +90,14 @@ def safetensors_file(weights: dict[str, Tensor], header: dict[str, str]) -> byte
 
 
 def detectron2_pickle(weights: dict[str, Tensor]) -> bytes:
+    # The heuristics let detectron2 find these names below prefixes of its own.
     arrays = {detectron2_name(name): value.numpy() for name, value in weights.items()}
     return pickle.dumps({"model": arrays, "__author__": "AdCo", "matching_heuristics": True})
 
 
-RENAMES = (  # from torchvision to detectron2, in this order
-    (r"^(?!layer)", "stem."),
+# From torchvision's names to detectron2's, in this order.
+RENAMES = (
+    (r"^(?!layer)", "stem."),  # conv1, bn1
     (r"^layer(\d)", lambda found: f"res{int(found[1]) + 1}"),
     (r"bn(\d)", r"conv\1.norm"),
     (r"downsample\.0", "shortcut"),

@@ -14,14 +14,12 @@ class Term(NamedTuple):
 
 
 def view_plan(sym: bool = False, multi_crop: bool = False, num_views: int = 2) -> list[Term]:
-    """The terms whose weighted sum is the objective, for the views 0 .. num_views - 1 of a data
-    set.
+    """The terms whose weighted sum is the objective, for the views 0 .. num_views - 1.
 
-    single crop             0 query, 1 key
-    symmetric               0 and 1, each query and key, half weight
-    multi-crop              0 key, all others queries: a sum over the crops, not a mean
-    multi-crop, symmetric   0 and 1 as in symmetric; every further crop against both keys, half
-    weight
+    single crop             0 is the query, 1 the key
+    symmetric               0 and 1 are query and key of each other, with half weight
+    multi-crop              0 is the key, all others are queries: a sum over crops, not a mean
+    multi-crop, symmetric   0 and 1 as in symmetric; all others against both, with half weight
     """
     if num_views < 2:
         raise InputError(f"num_views={num_views}: a query and a key need at least 2 views")
@@ -38,8 +36,10 @@ def view_plan(sym: bool = False, multi_crop: bool = False, num_views: int = 2) -
 
 
 def query_views(plan: list[Term]) -> list[int]:
+    """The views that pass through the query encoder, ascending."""
     return sorted({term.query for term in plan})
 
 
 def key_views(plan: list[Term]) -> list[int]:
+    """The views that pass through the key encoder, ascending."""
     return sorted({term.key for term in plan})

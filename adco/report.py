@@ -21,6 +21,7 @@ from adco.data.loader import CheckViews, check_loader
 from adco.encoder import read_trunk
 from adco.probe.features import extract_features
 from ops.arguments import argument, option, parse
+from ops.checkpoint import LAST
 from ops.distributed import World
 from ops.errors import InputError, reported
 
@@ -36,6 +37,7 @@ class ReportConfig:
 
 
 def newest_run(folder: Path) -> Path:
+    """The run folder below a folder whose metrics were written last."""
     runs = sorted(folder.rglob("metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     if not runs:
         raise InputError(f"no run in {str(folder)!r}; expected a folder with a metrics.jsonl")
@@ -60,6 +62,7 @@ def draw_curves(records: dict[str, list[dict]], path: Path) -> None:
     )
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), layout="constrained")
     for axis, (kind, name, label) in zip(axes, panels, strict=True):
+        # A run without labels has no kNN records, and an empty panel.
         found = records.get(kind, [])
         style = "o-" if kind == "knn" else "-"
         axis.plot([r["step"] for r in found], [r[name] for r in found], style, markersize=3)
@@ -70,21 +73,27 @@ def draw_curves(records: dict[str, list[dict]], path: Path) -> None:
 
 
 def draw_neighbours(splits: Splits, checkpoint: Path, size: int, path: Path) -> None:
-    """Rows of a val picture and the training pictures that the encoder finds nearest to it.
+    """Rows of a val picture and its nearest training pictures, by cosine of their features.
 
     A frame is green where the class is the same, red where it is not.
     """
+    # Features of all labelled pictures, on the CPU.
     encoder = read_trunk(str(checkpoint)).build()
     train, val = (
         extract_features(
-            encoder, check_loader(CheckViews(part, size), 256, 0, World()), torch.device("cpu")
+            encoder,
+            check_loader(CheckViews(part, size), batch_size=256, workers=0, world=World()),
+            torch.device("cpu"),
         )
         for part in (splits.labelled, splits.val)
     )
+
+    # The first val picture of each of the first classes, and what is nearest to it.
     classes = np.unique(splits.val.labels)[:NUM_QUERIES]
     queries = [int(np.flatnonzero(splits.val.labels == number)[0]) for number in classes]
     nearest = (val.rows[queries] @ train.rows.T).topk(NUM_NEIGHBOURS).indices.tolist()
 
+    # A row is the query, then its neighbours from the nearest on.
     shape = (len(queries), 1 + NUM_NEIGHBOURS)
     figure, axes = plt.subplots(
         *shape, figsize=(shape[1], shape[0]), layout="constrained", squeeze=False
@@ -104,27 +113,30 @@ def draw_neighbours(splits: Splits, checkpoint: Path, size: int, path: Path) -> 
 
 
 def table(run: Path, records: dict[str, list[dict]]) -> str:
-    """What the run learned, a line each."""
+    """What the run learned: lines of a name and a value."""
     scores = records.get("knn", [])
     seconds = sum(record["seconds"] for record in records.get("epoch", []))
     rows = [("epochs", f"{len(records.get('epoch', []))} in {seconds:.0f} s")]
-    if scores and scores[0]["epoch"] == 0:  # a run that goes on from a file has no such score
+    # The score before the first epoch; a run that began from a checkpoint has none.
+    if scores and scores[0]["epoch"] == 0:
         rows.append(("kNN accuracy, random weights", f"{scores[0]['accuracy']:.1f} %"))
     if scores:
         rows.append(("kNN accuracy, pre-trained", f"{scores[-1]['accuracy']:.1f} %"))
-    rows.append(("checkpoint", str(run / "checkpoint_last.pth.tar")))
+    rows.append(("checkpoint", str(run / LAST)))
     rows.append(("log folder", str(run)))
     rows += [("picture", str(path)) for path in sorted(run.glob("*.png"))]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def report(config: ReportConfig) -> None:
+def report_run(config: ReportConfig) -> None:
+    """Draw the curves and, where there are labels, the neighbours; print the table."""
     run = newest_run(Path(config.run))
     records = read_metrics(run)
     options = json.loads((run / "config.json").read_text())["config"]
     draw_curves(records, run / "curves.png")
-    checkpoint = run / "checkpoint_last.pth.tar"
+    checkpoint = run / LAST
+    # The data set is the one that the run was given.
     splits = load_splits(options["dataset"], config.data or options["data"])
     if splits.val is not None and checkpoint.is_file():
         draw_neighbours(splits, checkpoint, options["image_size"], run / "neighbours.png")
@@ -133,7 +145,7 @@ def report(config: ReportConfig) -> None:
 
 def main(argv=None) -> int:
     with reported("adco.report"):
-        report(parse(ReportConfig, argv))
+        report_run(parse(ReportConfig, argv))
     return 0
 
 

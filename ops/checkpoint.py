@@ -23,35 +23,39 @@ def numbered(epoch: int) -> str:
 
 
 def save(state: dict, path: Path, previous: Path | None = None) -> None:
-    """Write a checkpoint whole or not at all; `previous` keeps the one before it.
+    """Write a checkpoint whole or not at all.
 
-    The file carries a checksum of each of its records, which `load` verifies. Raises OSError where
-    it cannot be written; the old file is then still there.
+    previous: the name that the old file is kept under. Raises OSError where the new one cannot be
+    written; the old file is then still there.
     """
+    # torch.save gives every record a checksum, which `load` verifies.
     content = io.BytesIO()
     torch.save(state, content)
     write_whole(path, content.getbuffer(), previous)
 
 
 def load(path: str | Path) -> dict:
-    """The dictionary in a checkpoint, on the CPU. Only tensors and plain values are ever unpickled.
+    """The dictionary in a checkpoint, on the CPU. Unpickles nothing but tensors and plain values.
 
-    Raises InputError where there is no such file, or it is torn, or holds anything else.
+    Raises InputError where the file does not exist, is damaged, or holds anything else.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {str(path)!r}; give the path of an existing file")
     try:
+        # torch warns of pickles of other programs; the message below says it better.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of foreign pickles; the refusal says it better
+            warnings.simplefilter("ignore")
+            # Checksums first: torch does not look at them.
             verify(path)
+            # weights_only: a file from elsewhere must not run code.
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{str(path)!r} is no checkpoint that can be opened safely: it holds more than tensors "
             "and plain values, or is no torch file at all"
         ) from error
-    except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
+    except Exception as error:  # bytes that are no checkpoint fail in any way
         raise InputError(
             f"{str(path)!r} is damaged or no checkpoint; take an earlier one"
             + (f", {PREVIOUS} beside it" if path.with_name(PREVIOUS).exists() else "")
@@ -64,9 +68,8 @@ def load(path: str | Path) -> dict:
 
 
 def verify(path: Path) -> None:
-    """Raise ValueError where a record of the file is not what its CRC-32 says. Files from before
-    torch 1.6 have none.
-    """
+    """Raise ValueError where a record of the file does not fit its CRC-32."""
+    # Files from before torch 1.6 are no zip files, and have no checksums.
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             torn = archive.testzip()
@@ -75,7 +78,7 @@ def verify(path: Path) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """The fingerprint of a file, in hexadecimal digits."""
+    """The SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -84,7 +87,7 @@ def sha256(path: str | Path) -> str:
 
 
 def with_module(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as a DistributedDataParallel model has them, which the published checkpoints use."""
+    """The names of a DistributedDataParallel model, which published checkpoints have."""
     return {f"module.{name}": value for name, value in state_dict.items()}
 
 
@@ -93,17 +96,20 @@ def without_module(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_state_dict(value) -> bool:
+    """Whether a value from a file is a dictionary of tensors by name."""
     return isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
     )
 
 
 def load_strictly(module: nn.Module, state_dict: dict[str, Tensor], source: str) -> None:
-    """Fill a module, or raise InputError naming every key that is missing, left over or of another
-    shape.
+    """Fill a module with weights, all of them or none.
+
+    Raises InputError naming every key that is missing, left over or of another shape.
     """
     if not is_state_dict(state_dict):
         raise InputError(f"{source} holds no state_dict; expected tensors by their names")
+    # torch's own message does not say what to do.
     own = module.state_dict()
     faults = {
         "missing": sorted(own.keys() - state_dict.keys()),

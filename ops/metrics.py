@@ -33,10 +33,11 @@ class Accuracy(NamedTuple):
 
 
 def count_right(scores: Tensor, labels: Tensor) -> Tensor:
-    """int64 [3]: labels [n] that have the highest score [n, classes], one of the five highest, all.
+    """[3] int64: how many labels are first, how many are among the first five, and how many are.
 
-    A row with a score that is no number counts as wrong.
+    scores [n, classes], labels [n]. A row with a nan counts as wrong.
     """
+    # With fewer than five classes every label is among the first five.
     guesses = scores.topk(min(5, scores.shape[1]), dim=1).indices
     hits = (guesses == labels[:, None]) & ~scores.isnan().any(dim=1, keepdim=True)  # [n, 5]
     total = torch.tensor(len(labels), device=scores.device)
@@ -44,10 +45,10 @@ def count_right(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def accuracies(counts: Tensor, world: World) -> list[Accuracy]:
-    """One accuracy a row of int64 counts [h, 3], over the pictures of all processes."""
+    """One accuracy for each row of counts [h, 3] int64, over the pictures of all processes."""
     return [Accuracy(*row) for row in sum_across_ranks_(counts.clone(), world).tolist()]
 
 
-def lead(found: list[Accuracy]) -> int:
+def best_index(found: list[Accuracy]) -> int:
     """Position of the first one with the most pictures right."""
     return max(range(len(found)), key=lambda i: found[i].right1)

@@ -25,6 +25,7 @@ FORKS.set_forkserver_preload(["torch._dynamo", "adco.pretrain.run", "adco.probe.
 @pytest.fixture(scope="session")
 def digit_folder(tmp_path_factory) -> Path:
     """Real digits as PNG files: train/{0,1,2} with 16 pictures each, val/{0,1,2} with 5 each."""
+    from adco.data import fast_render
     from adco.data.datasets import load_splits
 
     splits = load_splits("digits", "")
@@ -34,5 +35,6 @@ def digit_folder(tmp_path_factory) -> Path:
             folder = root / split / str(digit)
             folder.mkdir(parents=True)
             for index in np.flatnonzero(pictures.labels == digit)[:count]:
-                Image.fromarray(pictures.array[index]).save(folder / f"{index:04d}.png")
+                pixels = pictures.read(index, fast_render)
+                Image.fromarray(pixels).save(folder / f"{index:04d}.png")
     return root

@@ -98,7 +98,7 @@ def test_places_is_scored_on_squares_of_its_pictures(tmp_path):
     wide = np.zeros((10, 64, 3), np.uint8)
     wide[:, 32:] = 255  # half black, half white
     pictures = ArrayPictures(wide[None], [7])
-    ((view,), label), *_ = scoring_loader(pictures, config, 1, 0, World())
+    ((view,), label), *_ = scoring_loader(pictures, config, World(), local_size=1)
     fast = fast_render.check_view(wide, 28, square=True)
     square = Image.fromarray(wide).resize((32, 32), Image.Resampling.BILINEAR)
     assert label.item() == 7
@@ -112,7 +112,7 @@ def test_places_is_probed_from_end_to_end(tmp_path, capsys):
         places(tmp_path), trunk, dataset="Place205", sgdr=1, lr=5.0, epochs=2, print_freq=1,
         batch_size=4,
     )  # fmt: skip
-    run(config, World(), torch.device("cpu"))
+    run(config, World(), torch.device("cpu"), local_size=1)
     halfway = 2.5 * (1 + cos(pi * 0.5 / 12))
     output = capsys.readouterr().out
     assert "Epoch: [0][1/2]\tTime" in output and f"lr {halfway:.6g}\t" in output
@@ -172,7 +172,7 @@ def test_train_and_val_with_other_classes_are_refused(tmp_path):
 
 def test_the_processes_share_out_every_batch_whatever_their_number():
     def steps(size):
-        ranks = [list(EpochBatches(11, 4, World(r, size, size), seed=3)) for r in range(size)]
+        ranks = [list(EpochBatches(11, 4, World(r, size), seed=3)) for r in range(size)]
         return [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
 
     assert steps(1) == steps(2) == steps(3)
@@ -182,13 +182,13 @@ def test_the_processes_share_out_every_batch_whatever_their_number():
 
 @pytest.mark.parametrize(("least", "sizes"), [(1, [4, 4, 3]), (2, [4, 4])])
 def test_a_batch_that_gives_a_process_too_few_pictures_is_left_out(least, sizes):
-    batches = EpochBatches(11, 4, World(1, 2, 2), seed=3, least=least)
+    batches = EpochBatches(11, 4, World(1, 2), seed=3, least=least)
     assert batches.sizes == sizes and len(list(batches)) == len(sizes)
 
 
 def test_an_epoch_without_a_batch_is_refused():
     with pytest.raises(InputError, match="3 pictures do not fill a batch of 2 for each of 2"):
-        EpochBatches(3, 4, World(1, 2, 2), seed=3, least=2)
+        EpochBatches(3, 4, World(1, 2), seed=3, least=2)
 
 
 def test_a_random_crop_shows_the_picture_at_full_resolution_and_pads_a_small_one():

@@ -46,6 +46,24 @@ def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 # ---- what is drawn
 
 
+def test_the_draws_of_a_seed_never_change():
+    """A resumed run goes on with the views of the program that began it."""
+    plain, changed = (draw_view(FULL, 500, 375, view_rng(0, 1, index, 0)) for index in (1, 16))
+    assert plain == Draw((121, 49, 329, 308), jitter=(), gray=False, sigma=0.0, flip=False)
+    assert changed == Draw(
+        box=(95, 86, 174, 230),
+        jitter=(
+            ("contrast", 0.8022139972726069),
+            ("hue", -0.0006504552941754005),
+            ("saturation", 1.2129730382889474),
+            ("brightness", 1.2196836455391562),
+        ),
+        gray=True,
+        sigma=1.1892753832478802,
+        flip=True,
+    )
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_jitter_factors_are_uniform(number):
     name, half = JITTER[number], FULL.jitter[number]
@@ -150,6 +168,13 @@ def test_normalised_is_torchvisions_to_tensor_and_normalize(size):
 
 
 # ---- batches
+
+
+def test_a_part_of_pictures_in_memory_shares_their_pixels():
+    pictures = ArrayPictures(SMALL, np.arange(len(SMALL)))
+    part = pictures.part(np.array([7, 3, 9])).part(np.array([2, 0]))
+    assert part.array is pictures.array and part.labels.tolist() == [9, 7] and len(part) == 2
+    assert (part.read(0, fast_render) == SMALL[9]).all()
 
 
 def training_views(augment: str, size: int = 28) -> TrainingViews:

@@ -19,7 +19,7 @@ from ops.distributed import World
 from tests.conftest import ROOT
 from tests.support.scripts import run_main, run_script
 from tests.voc_case import make_voc
-from VOC_CLF.dataset import CLASSES, IGNORED, TrainingViews, five_crops, load_voc, training_view
+from VOC_CLF.dataset import CLASSES, IGNORED, VocTrainingViews, five_crops, load_voc, training_view
 from VOC_CLF.linear import predict, train_epoch
 from VOC_CLF.main import main
 from VOC_CLF.svm import fit_svm
@@ -143,7 +143,7 @@ def test_labels_tell_difficult_objects_from_absent_ones(data):
 
 def test_a_difficult_object_is_no_positive_label_in_training(data):
     train = load_voc(str(data)).train
-    _, (labels,) = TrainingViews(train, 32, seed=0).__getitems__([(0, len(train.ids) - 1)])
+    _, (labels,) = VocTrainingViews(train, 32, seed=0).__getitems__([(0, len(train.ids) - 1)])
     assert (labels[BUS], labels[COW], labels.sum()) == (0, 1, 1)
 
 
@@ -173,7 +173,7 @@ def test_batchnorm_moves_only_where_it_is_let(data, encoder, adapt):
     model = read_trunk(encoder).build()
     model.fc = torch.nn.Linear(512, 20)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    views = TrainingViews(load_voc(str(data)).train, 32, seed=0)
+    views = VocTrainingViews(load_voc(str(data)).train, 32, seed=0)
     loader = batch_loader(views, EpochBatches(len(views), 8, World(), seed=0), workers=0)
     sgd = torch.optim.SGD(model.fc.parameters(), lr=0.01)
 

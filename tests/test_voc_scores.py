@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from VOC_CLF.dataset import IGNORED
-from VOC_CLF.scores import average_precision, eleven_point, per_image_ap, score
+from VOC_CLF.scores import average_precision, eleven_point, per_image_ap, voc_score
 
 
 def slow_eleven_point(labels, scores) -> float:
@@ -51,7 +51,7 @@ def test_ap_is_scikit_learns():
     rng = np.random.default_rng(0)
     labels, scores = (rng.random((30, 20)) < 0.4).astype(int), rng.random((30, 20))
     expected = [average_precision_score(labels[:, c], scores[:, c]) for c in range(20)]
-    np.testing.assert_allclose(score(scores, labels).area, expected)
+    np.testing.assert_allclose(voc_score(scores, labels).area, expected)
 
 
 def test_ap_by_hand():
@@ -76,6 +76,6 @@ def test_difficult_pictures_are_neither_right_nor_wrong():
 def test_a_class_that_no_picture_shows_stays_out_of_the_mean():
     labels, scores = np.zeros((4, 20), int), np.random.default_rng(0).random((4, 20))
     labels[:, 7] = (1, 0, 0, 1)
-    result = score(scores, labels)
+    result = voc_score(scores, labels)
     assert np.isnan(result.area).sum() == 19
     assert result.mean_ap == average_precision_score(labels[:, 7], scores[:, 7])

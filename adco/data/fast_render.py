@@ -1,7 +1,7 @@
 """The views of views.py, rendered several times faster: the same draws, nearly the same pixels.
 
-Decoding by OpenCV where it gives Pillow's pixels, resizing by torch's antialiasing kernel,
-brightness, contrast and saturation as affine maps of a pixel, the blur as one small kernel.
+OpenCV decodes where it gives Pillow's pixels, and torch's antialiasing kernel resizes. Brightness,
+contrast and saturation are affine maps of a pixel, the blur is one small kernel.
 """
 
 from io import BytesIO
@@ -15,7 +15,8 @@ from PIL import Image
 
 from adco.data.views import Draw
 
-cv2.setNumThreads(0)  # a loader process owns one core, and a forked thread pool would hang
+# A loader process owns one core, and a forked thread pool would hang.
+cv2.setNumThreads(0)
 
 PLAIN_JPEG = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # Pillow does not turn pictures
 END_OF_JPEG = b"\xff\xd9"
@@ -24,9 +25,10 @@ END_OF_JPEG = b"\xff\xd9"
 def decode(data: bytes) -> np.ndarray:
     """The pixels in an image file, uint8 [H, W, 3], RGB, as Pillow gives them.
 
-    OpenCV decodes complete colour and gray JPEGs; what it treats differently (other formats, CMYK,
-    palettes, transparency, 16 bits) and what is torn is left to Pillow. Raises OSError.
+    OpenCV decodes complete colour and gray JPEGs. Pillow decodes what OpenCV treats differently
+    (other formats, CMYK, palettes, transparency, 16 bits) and what is torn. Raises OSError.
     """
+    # Pillow reads the header only, until it converts.
     with Image.open(BytesIO(data)) as image:
         if image.format == "JPEG" and image.mode in ("RGB", "L") and data.endswith(END_OF_JPEG):
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), PLAIN_JPEG)
@@ -48,8 +50,11 @@ def size(pixels: np.ndarray) -> tuple[int, int]:
 
 def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
     """The drawn view of a picture [H, W, 3]: uint8 [size, size, 3]."""
+    # The crop, resized.
     left, top, width, height = draw.box
     view = resized(pixels[top : top + height, left : left + width], size, size)
+
+    # Colours, blur and flip, in the order of pil_render.
     for name, factor in draw.jitter:
         view = JITTER[name](view, factor)
     if draw.gray:
@@ -63,68 +68,76 @@ def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
 
 
 def check_view(pixels: np.ndarray, size: int, square: bool = False) -> np.ndarray:
-    """The view that scores are computed on, as in views.py: uint8 [size, size, 3]."""
+    """The view that scores are computed on, as in pil_render: uint8 [size, size, 3]."""
     height, width = pixels.shape[:2]
     if (height, width) == (size, size):
         return pixels
+    # The shorter side becomes size 256/224; with `square` both do.
     side, short = round(size * 256 / 224), min(height, width)
     if square:
         height = width = short
     view = resized(pixels, side * height // short, side * width // short)
+    # Then the centre.
     top, left = (round((edge - size) / 2) for edge in view.shape[:2])
     return view[top : top + size, left : left + size]
 
 
 def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, widened where it shrinks so that every pixel counts."""
+    """Bilinear; where it shrinks, with a kernel so wide that every pixel counts (antialiasing)."""
+    # OpenCV's kernel is never widened, which makes no difference where nothing shrinks.
     if pixels.shape[0] <= height and pixels.shape[1] <= width:
         return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
-    picture = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # a view: channels last
+    picture = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # no copy: channels last
     shrunk = F.interpolate(picture, (height, width), mode="bilinear", antialias=True)
     return shrunk[0].permute(1, 2, 0).numpy()
 
 
 # A colour operation is an affine map of a pixel, [3, 4]. Pillow cuts off fractions where OpenCV
-# rounds: hence CUT, just less than a half so that whole numbers stay.
+# rounds. So CUT is subtracted: just less than a half, so that whole numbers stay.
 CUT = 0.49
 KEEP = np.eye(3, 4)
-LUMA = np.tile((0.299, 0.587, 0.114, 0.0), (3, 1))
+LUMA = np.tile((0.299, 0.587, 0.114, 0.0), (3, 1))  # a pixel's gray
 UNIT = np.tile((0.0, 0.0, 0.0, 1.0), (3, 1))
 
 
-def brightness(view: np.ndarray, factor: float) -> np.ndarray:
+def adjust_brightness(view: np.ndarray, factor: float) -> np.ndarray:
     return cv2.transform(view, factor * KEEP - CUT * UNIT)
 
 
-def contrast(view: np.ndarray, factor: float) -> np.ndarray:
+def adjust_contrast(view: np.ndarray, factor: float) -> np.ndarray:
+    # Pillow's mean gray of the view is a whole number.
     mean = int(cv2.mean(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))[0] + 0.5)
     return cv2.transform(view, factor * KEEP + ((1 - factor) * mean - CUT) * UNIT)
 
 
-def saturation(view: np.ndarray, factor: float) -> np.ndarray:
+def adjust_saturation(view: np.ndarray, factor: float) -> np.ndarray:
     return cv2.transform(view, factor * KEEP + (1 - factor) * LUMA - CUT * UNIT)
 
 
-def hue(view: np.ndarray, turns: float) -> np.ndarray:
-    """Turn the hue; a whole turn is 1.
-
-    Pillow's hue has 256 steps and is rounded down, so by half a step: without steps, the half is
-    taken off here.
-    """
+def adjust_hue(view: np.ndarray, turns: float) -> np.ndarray:
+    """Turn the hue; a whole turn is 1."""
     colours = cv2.cvtColor(view.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees
     shift = np.zeros_like(colours[0])  # [S, 3]
+    # Pillow's hue has 256 steps and is rounded down: on average it lies half a step lower.
     shift[:, 0] = (int(turns * 255) - 0.5) % 255 / 255 * 360
     colours += shift
     return cv2.convertScaleAbs(cv2.cvtColor(colours, cv2.COLOR_HSV2RGB))
 
 
-JITTER = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+JITTER = {
+    "brightness": adjust_brightness,
+    "contrast": adjust_contrast,
+    "saturation": adjust_saturation,
+    "hue": adjust_hue,
+}
 
 
 def blur_kernel(sigma: float) -> np.ndarray:
     """Pillow's approximation of a Gaussian: the same box, with soft ends, three times over."""
+    # Three boxes add up to the variance. One has `whole` full pixels on each side of its middle,
+    # and two end pixels whose weight makes the variance exact.
     variance = sigma * sigma / 3  # of one box
-    whole = int((sqrt(12 * variance + 1) - 1) / 2)  # pixels on each side that count in full
+    whole = int((sqrt(12 * variance + 1) - 1) / 2)
     end = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
     end /= 6 * (variance - (whole + 1) ** 2)
     box = np.array([end, *[1.0] * (2 * whole + 1), end]) / (2 * whole + 1 + 2 * end)

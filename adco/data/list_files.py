@@ -1,4 +1,4 @@
-"""Pictures named in list files: Places205, and the part of a training set that is to be used."""
+"""Pictures named in list files: Places205, and the part of a training set to use."""
 
 import os
 import re
@@ -14,9 +14,10 @@ PLACES_CLASSES = 205
 
 
 def load_places(data: str, train_list: str = "") -> Splits:
-    """Places205 in its published layout. train_list: a file to use in place of the training list.
+    """Places205 in its published layout.
 
-    Raises InputError where a list or a picture is missing, or a line is not 'path label'.
+    train_list: a file to use in place of the training list. Raises InputError where a list or a
+    picture is missing, or a line is not 'path label'.
     """
     root = Path(data)
     pictures = root / PLACES_PICTURES
@@ -27,15 +28,20 @@ def load_places(data: str, train_list: str = "") -> Splits:
         )
     train = Path(train_list) if train_list else root / PLACES_LISTS / "train_places205.csv"
     val = root / PLACES_LISTS / "val_places205.csv"
+    # One walk through the folders is faster than a look for each of 2.5 million files.
     present = set(pictures_below(pictures))
     train, val = (read_places(path, pictures, present) for path in (train, val))
     return Splits(train, train, val)
 
 
 def read_places(path: Path, root: Path, present: set[str]) -> FolderPictures:
-    """The pictures that a list names, one 'path label' a line; each has to be among `present`."""
+    """The pictures that a list names, one 'path label' a line.
+
+    present: the paths, relative to `root`, that exist.
+    """
     names, labels = [], []
     for number, line in read_lines(path):
+        # The label is the last word: a path may have spaces.
         match = re.fullmatch(r"(.*\S)\s+(\d+)", line)
         if match is None or int(match[2]) >= PLACES_CLASSES:
             raise InputError(
@@ -56,8 +62,9 @@ def read_places(path: Path, root: Path, present: set[str]) -> FolderPictures:
 
 
 def read_lines(path: Path):
-    """(number from 1, line) of each line that is not blank. Bytes that are no UTF-8 are kept."""
+    """(number from 1, line) of each line that is not blank."""
     try:
+        # Bytes that are no UTF-8 are kept, as in the file names that the system gives.
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise InputError(
@@ -69,9 +76,10 @@ def read_lines(path: Path):
 
 
 def inside(name: str, where: str) -> str:
-    """A list's path relative to the pictures: a leading / means their folder, not the machine's.
+    """A path of a list, relative to the folder of the pictures.
 
-    Raises InputError for a path that leads out of that folder.
+    A leading / means that folder, not the machine's root. Raises InputError for a path that leads
+    out of it.
     """
     relative = os.path.normpath(name.lstrip("/")) if name.strip("/") else "."
     if relative.split("/")[0] in ("..", ".") or "\0" in name:
@@ -82,18 +90,22 @@ def inside(name: str, where: str) -> str:
 
 
 def listed_part(pictures: Pictures, path: Path) -> list[int]:
-    """Positions of the pictures that a file names, one a line.
+    """Positions of the pictures that a file names, one a line, ascending.
 
-    A line is a path below the training folder, or the bare name of the file. Raises InputError
-    naming those missing.
+    A line is a path below the training folder, or a file name alone. Raises InputError naming the
+    missing ones.
     """
     if not isinstance(pictures, FolderPictures):
         raise InputError("--train_list names files; this data set has none (use --train_fraction)")
+
+    # Positions by path and, where no two classes use the same file name, by file name.
     paths = [os.fsdecode(bytes(name)) for name in pictures.names]
     position = {os.path.basename(name): i for i, name in enumerate(paths)}
     if len(position) < len(paths):
-        position = {}  # file names repeat from class to class: only whole paths will do
+        position = {}
     position |= {name: i for i, name in enumerate(paths)}
+
+    # A list may name a picture twice, or by a path that begins with train/.
     chosen, missing = [], []
     for number, line in read_lines(path):
         name = inside(line.strip(), f"line {number} of {str(path)!r}")

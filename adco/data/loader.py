@@ -1,4 +1,4 @@
-"""Views of pictures in batches: the order in which they are seen, and the loaders."""
+"""Batches of views: data sets of views, the order of an epoch, and the loaders."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from adco.data.pictures import BrokenPicture, Pictures
 from adco.data.views import Recipe, draw_view, normalised, view_rng
 from ops.distributed import World
 from ops.errors import InputError
-from ops.workers import ParentsLoader
+from ops.workers import SignalSafeLoader
 
 # Modules with the same functions: decode, from_array, size, render, check_view.
 RENDERERS = {"fast": fast_render, "pil": pil_render}
@@ -22,9 +22,9 @@ class TrainingViews(Dataset):
     """Views of picture `index` at `epoch`, one per recipe. Indexed by (epoch, index).
 
     augment: which renderer, fast or pil. The draws are the same.
-    skip_broken: a picture that cannot be read is replaced by another, a pure function of (seed,
-    epoch, index); its views are drawn as those of the picture it stands in for, so that in a batch
-    with both they differ from its own. Otherwise it raises InputError.
+    skip_broken: a picture that cannot be read is replaced by another; without it, it raises
+    BrokenPicture. The other picture is a pure function of (seed, epoch, index). Its views are drawn
+    as those of the picture it replaces, so they differ from its own in the same batch.
     """
 
     def __init__(
@@ -42,13 +42,14 @@ class TrainingViews(Dataset):
         return len(self.pictures)
 
     def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[list[Tensor], dict[str, str]]:
-        """A whole batch at once: [n, 3, S, S] per recipe; and why which pictures were replaced."""
+        """[n, 3, S, S] per recipe; and the pictures that were replaced, name to reason."""
         broken: dict[str, str] = {}
         rendered = [self._render(epoch, index, broken) for epoch, index in positions]
         return [normalised(batch) for batch in zip(*rendered, strict=True)], broken
 
     def _render(self, epoch: int, index: int, broken_: dict[str, str]) -> list[np.ndarray]:
-        """uint8 [S, S, 3] per recipe, from one decoding."""
+        """uint8 [S, S, 3] per recipe."""
+        # Decoding is the dearest part: once for all views.
         picture = self._picture(epoch, index, broken_)
         size = self.renderer.size(picture)
         rendered = []
@@ -58,11 +59,11 @@ class TrainingViews(Dataset):
         return rendered
 
     def _picture(self, epoch: int, index: int, broken_: dict[str, str]):
-        """Picture `index`, or the first readable one of those drawn to stand in for it.
+        """Picture `index`, or the first readable one of those drawn to replace it.
 
-        Those that could not be read are added to `broken_`, name to reason.
+        Adds those that could not be read to `broken_`, name to reason.
         """
-        chosen, rng = index, None
+        chosen, rng = index, None  # most pictures are sound: the generator is made when needed
         for _ in range(1 + NUM_STAND_INS):
             try:
                 return self.pictures.read(chosen, self.renderer)
@@ -81,9 +82,9 @@ class TrainingViews(Dataset):
 class CheckViews(Dataset):
     """(test view [3, S, S], label) of each picture, in whole batches.
 
-    skip_broken: pictures that cannot be read are left out, so that a batch may be smaller, even
-    empty; otherwise they raise InputError.
-    square: whatever a picture's shape, a square is made of it.
+    skip_broken: leave out pictures that cannot be read; a batch may then be smaller, even empty.
+    Without it they raise BrokenPicture.
+    square: make a square of each picture, whatever its shape.
     """
 
     def __init__(
@@ -102,13 +103,14 @@ class CheckViews(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """[n, 3, S, S], [n]; n may be less than was asked for, and 0."""
-        rendered = {}
+        rendered = {}  # index to view
         for index in indices:
             try:
                 rendered[index] = self._render(index)
             except BrokenPicture:
                 if not self.skip_broken:
                     raise
+        # A batch may be empty but never missing: how many there are is known beforehand.
         batch = torch.empty(0, 3, self.size, self.size)
         if rendered:
             batch = normalised(list(rendered.values()))
@@ -127,11 +129,11 @@ def as_it_is(batch):
 class EpochBatches(Sampler):
     """This process's batches of (epoch, index), a pure function of (seed, epoch).
 
-    A global batch is `global_size` consecutive pictures of the epoch's permutation; process r takes
-    the r-th of `world.size` equal parts of it. The last batch may be smaller. One that gives a
-    process fewer than `least` pictures is left out: these wait for the next epoch.
+    A global batch is the next `global_size` pictures of the epoch's permutation. Process r takes
+    the r-th of its `world.size` parts. The last batch may be smaller; if a process would get fewer
+    than `least` pictures of it, the epoch ends before it.
 
-    Set `epoch` before each epoch, and `first` to begin inside it; the length is the whole epoch's.
+    Set `epoch` before each epoch, and `first` to begin inside it. The length is the whole epoch's.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class EpochBatches(Sampler):
         self.num_pictures, self.global_size = num_pictures, global_size
         self.world, self.seed = world, seed
         self.epoch = self.first = 0
+        # Pictures in each global batch; all but the last are full.
         sizes = [min(global_size, num_pictures - i) for i in range(0, num_pictures, global_size)]
         self.sizes = [size for size in sizes if size >= least * world.size]
         if not self.sizes:
@@ -152,9 +155,11 @@ class EpochBatches(Sampler):
         return len(self.sizes)
 
     def __iter__(self):
+        # All processes make the same permutation; negative epochs are the start-up's passes.
         rng = np.random.default_rng((self.seed, self.epoch % 2**32))
         order = rng.permutation(self.num_pictures)
         for step in range(self.first, len(self)):
+            # Without a remainder the parts are equal; else the first ones have one picture more.
             batch = order[step * self.global_size :][: self.global_size]
             mine = np.array_split(batch, self.world.size)[self.world.rank]
             yield [(self.epoch, int(index)) for index in mine]
@@ -162,9 +167,9 @@ class EpochBatches(Sampler):
 
 def batch_loader(
     dataset: Dataset, batches: Sampler, workers: int, pin_memory: bool = False
-) -> ParentsLoader:
-    """A loader of the batches that `dataset` makes of each list of positions in `batches`."""
-    return ParentsLoader(
+) -> SignalSafeLoader:
+    """A loader of the batches that `dataset` makes of the lists of positions in `batches`."""
+    return SignalSafeLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
@@ -177,7 +182,7 @@ def batch_loader(
 class TrainingLoader:
     """Epochs of batches of views: a list of [N, 3, S, S], one per recipe, on the CPU.
 
-    newly_broken: pictures met since take_newly_broken(), name to reason.
+    newly_broken: broken pictures since the last take_newly_broken(), name to reason.
     """
 
     def __init__(
@@ -191,25 +196,27 @@ class TrainingLoader:
         return len(self.batches)
 
     def epoch(self, epoch: int, first: int = 0):
-        """Iterate over the batches of an epoch; -1, -2, ... are the start-up's passes.
+        """The batches of an epoch; epochs -1, -2, ... are the start-up's passes.
 
-        first: the batch to begin with; nothing of those before it is read or drawn.
+        first: the batch to begin with. Nothing of the batches before it is read or drawn.
         """
         self.batches.epoch, self.batches.first = epoch, first
+        # Workers read ahead: what they report counts when its batch is handed out.
         for batch, broken in self.loader:
             self.newly_broken |= broken
             yield batch
 
     def take_newly_broken(self) -> dict[str, str]:
-        """The broken pictures met since this was last asked, name to reason."""
+        """The broken pictures since the last call, name to reason."""
         newly_broken, self.newly_broken = self.newly_broken, {}
         return newly_broken
 
 
-def check_loader(views: Dataset, batch_size: int, workers: int, world: World) -> ParentsLoader:
+def check_loader(views: Dataset, batch_size: int, workers: int, world: World) -> SignalSafeLoader:
     """Batches of this process's share of the views, in order.
 
     Over all processes every picture comes once.
     """
+    # Process r has r, r + R, r + 2R, ...: gather_features puts them back in order.
     share = range(world.rank, len(views), world.size)
     return batch_loader(views, BatchSampler(share, batch_size, drop_last=False), workers)

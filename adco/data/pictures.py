@@ -12,7 +12,7 @@ from ops.errors import InputError
 
 
 class Pictures(Protocol):
-    """Pictures by index, what their labels are (None: they have none) and the classes' names."""
+    """Pictures by index, with the label of each (None: there are no labels) and the class names."""
 
     labels: np.ndarray | None
     classes: list[str]
@@ -20,19 +20,20 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int, renderer):
-        """Picture `index` in RGB, in the form that the renderer (pil_render, fast_render) takes."""
+        """Picture `index` in RGB, as `renderer` (pil_render or fast_render) takes it."""
 
     def name(self, index: int) -> str:
-        """What to call it in a message."""
+        """The picture's name in a message."""
 
     def part(self, positions: np.ndarray) -> "Pictures":
         """The pictures at `positions`, in that order."""
 
 
 class BrokenPicture(InputError):
-    """A picture that cannot be read; `reason` is why, alone."""
+    """A picture that cannot be read. `reason` says why, without the path."""
 
-    def __init__(self, sentence: str, reason: str = ""):  # a loader process hands on the sentence
+    # A worker process hands on the sentence alone.
+    def __init__(self, sentence: str, reason: str = ""):
         super().__init__(sentence)
         self.reason = reason
 
@@ -40,7 +41,7 @@ class BrokenPicture(InputError):
 class FolderPictures:
     """Pictures in files, with the label of each or none.
 
-    Whatever is wrong with a file, reading it raises BrokenPicture.
+    Reading a file raises BrokenPicture, whatever is wrong with it.
     """
 
     def __init__(
@@ -63,18 +64,18 @@ class FolderPictures:
                 raise OSError("the file is empty")
             return renderer.decode(data)
         except MemoryError:
-            raise  # says nothing of the picture
-        except Exception as error:  # decoders raise of all kinds
+            raise  # not the picture's fault
+        except Exception as error:  # decoders raise errors of all kinds
             why = reason(error)
             sentence = f"cannot read the picture {path}: {why}; remove or replace it"
             raise BrokenPicture(sentence, why) from error
 
     def name(self, index: int) -> str:
-        """Its path below the folder; bytes that are no text are written as \\x.."""
+        """Its path below the folder, with bytes that are no UTF-8 as \\x.."""
         return bytes(self.names[index]).decode(errors="backslashreplace")
 
     def part(self, positions: np.ndarray) -> "FolderPictures":
-        part = copy(self)
+        part = copy(self)  # shallow: root and classes are shared
         part.names, part.labels = self.names[positions], labels_at(self.labels, positions)
         return part
 
@@ -92,22 +93,24 @@ class ArrayPictures:
     """Pictures in memory: uint8 [n, H, W, 3], with the label of each or none."""
 
     def __init__(self, array: np.ndarray, labels=None, classes: list[str] = ()):
-        self.array = array
+        # A part shares the array, and has positions of its own in it.
+        self.array, self.positions = array, np.arange(len(array))
         self.labels = None if labels is None else np.asarray(labels)
         self.classes = classes
 
     def __len__(self) -> int:
-        return len(self.array)
+        return len(self.positions)
 
     def read(self, index: int, renderer):
-        return renderer.from_array(self.array[index])
+        return renderer.from_array(self.array[self.positions[index]])
 
     def name(self, index: int) -> str:
         return f"number {index}"
 
     def part(self, positions: np.ndarray) -> "ArrayPictures":
-        labels = labels_at(self.labels, positions)
-        return ArrayPictures(self.array[positions], labels, self.classes)
+        part = copy(self)
+        part.positions, part.labels = self.positions[positions], labels_at(self.labels, positions)
+        return part
 
 
 def labels_at(labels: np.ndarray | None, positions: np.ndarray) -> np.ndarray | None:

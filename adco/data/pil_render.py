@@ -8,19 +8,18 @@ from PIL import Image, ImageFilter
 
 from adco.data.views import Draw
 
-
-def decode(data: bytes) -> Image.Image:
-    """The picture in an image file, in RGB. Raises whatever the decoder does."""
-    with Image.open(BytesIO(data)) as image:
-        return image.convert("RGB")
-
-
 JITTER = {
     "brightness": VF.adjust_brightness,
     "contrast": VF.adjust_contrast,
     "saturation": VF.adjust_saturation,
     "hue": VF.adjust_hue,
 }
+
+
+def decode(data: bytes) -> Image.Image:
+    """The picture in an image file, in RGB. Raises whatever the decoder does."""
+    with Image.open(BytesIO(data)) as image:
+        return image.convert("RGB")
 
 
 def from_array(pixels: np.ndarray) -> Image.Image:
@@ -34,10 +33,13 @@ def size(picture: Image.Image) -> tuple[int, int]:
 
 
 def render(picture: Image.Image, draw: Draw, size: int) -> np.ndarray:
-    """The drawn view of an RGB picture by Pillow: uint8 [size, size, 3]."""
+    """The drawn view of an RGB picture: uint8 [size, size, 3]."""
+    # The crop, resized.
     left, top, width, height = draw.box
     view = picture.crop((left, top, left + width, top + height))
     view = view.resize((size, size), Image.Resampling.BILINEAR)
+
+    # Colours, blur and flip, in the order of MoCo v2's augmentation.
     for name, factor in draw.jitter:
         view = JITTER[name](view, factor)
     if draw.gray:
@@ -57,6 +59,7 @@ def check_view(picture: Image.Image, size: int, square: bool = False) -> np.ndar
     """
     if picture.size != (size, size):
         side = round(size * 256 / 224)
+        # One number is the length of the shorter side; two are both.
         picture = VF.resize(picture, [side, side] if square else side)
         picture = VF.center_crop(picture, [size, size])
     return np.array(picture)

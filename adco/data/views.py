@@ -1,7 +1,7 @@
-"""Augmentation: random views as pure functions of (seed, epoch, picture, view), and the test view.
+"""Augmentation: random views as pure functions of (seed, epoch, picture, view).
 
-Drawing is apart from rendering: `draw_view` decides everything, a renderer only computes pixels.
-There are two renderers of the same views: by Pillow here, the definition, and fast_views.py.
+Drawing is apart from rendering: `draw_view` decides everything random, a renderer computes pixels.
+Two renderers show the same draws: pil_render.py, which defines the pixels, and fast_render.py.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
+NUM_TRIES = 10  # of placing a crop
+JITTER = ("brightness", "contrast", "saturation", "hue")
 IN_CACHE = 2**17  # numbers that a core's cache holds several times
 
 
@@ -24,12 +26,8 @@ class Recipe:
     size: int = 224  # pixels
     min_scale: float = 0.2  # share of the picture's area
     max_scale: float = 1.0
-    jitter: tuple[float, float, float, float] = (
-        0.4,
-        0.4,
-        0.4,
-        0.1,
-    )  # brightness, contrast, saturation, hue
+    # Brightness, contrast and saturation: factors in 1 +- value. Hue: +- value, in whole turns.
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_p: float = 0.8
     gray_p: float = 0.2
     blur_p: float = 0.5
@@ -48,20 +46,20 @@ class Draw(NamedTuple):
 
 
 def view_rng(seed: int, epoch: int, index: int, view: int) -> np.random.Generator:
-    """The only source of randomness of a view. epoch -1, -2, ... are the passes of the start-up."""
+    """The only source of randomness of a view. Epochs -1, -2, ... are the start-up's passes."""
     return np.random.default_rng((seed, epoch % 2**32, index, view))
 
 
-NUM_TRIES = 10  # of placing a crop
-JITTER = ("brightness", "contrast", "saturation", "hue")
-
-
 def draw_view(recipe: Recipe, width: int, height: int, rng: np.random.Generator) -> Draw:
-    """Draw a view of a picture of width x height pixels. The number of draws never depends on
-    their values.
+    """A random view of a picture of width x height pixels.
+
+    Every view takes the same number of random numbers, whatever their values.
     """
-    uniform = rng.random(4 * NUM_TRIES + 13).tolist()  # one call: each costs more than its numbers
-    box = draw_box(recipe, width, height, uniform[13:])
+    # All numbers by one call, which costs more than the numbers. The last are 4 for each try.
+    u = rng.random(13 + 4 * NUM_TRIES).tolist()
+    factors, order, chances, sigma, tries = u[:4], u[4:8], u[8:12], u[12], u[13:]
+
+    # Which factor each colour operation has.
     brightness, contrast, saturation, hue = recipe.jitter
     ranges = (
         (1 - brightness, 1 + brightness),
@@ -69,33 +67,41 @@ def draw_view(recipe: Recipe, width: int, height: int, rng: np.random.Generator)
         (1 - saturation, 1 + saturation),
         (-hue, hue),
     )
-    factors = [between(*ends, u) for ends, u in zip(ranges, uniform[:4], strict=True)]
-    order = sorted(range(4), key=uniform[4:8].__getitem__)  # every order equally likely
-    jittered, gray, blurred, flip = uniform[8:12]
+    factors = [between(*ends, factor) for ends, factor in zip(ranges, factors, strict=True)]
+
+    # Sorting four random numbers gives every order with equal probability.
+    ranked = sorted(range(4), key=order.__getitem__)
+
+    # What is done at all.
+    jittered, gray, blurred, flip = chances
+    jittered = jittered < recipe.jitter_p
     return Draw(
-        box=box,
-        jitter=tuple((JITTER[i], factors[i]) for i in order) if jittered < recipe.jitter_p else (),
+        box=draw_box(recipe, width, height, tries),
+        jitter=tuple((JITTER[i], factors[i]) for i in ranked) if jittered else (),
         gray=gray < recipe.gray_p,
-        sigma=between(*recipe.blur_sigma, uniform[12]) if blurred < recipe.blur_p else 0.0,
+        sigma=between(*recipe.blur_sigma, sigma) if blurred < recipe.blur_p else 0.0,
         flip=flip < recipe.flip_p,
     )
 
 
 def draw_box(
-    recipe: Recipe, width: int, height: int, uniform: list[float]
+    recipe: Recipe, width: int, height: int, tries: list[float]
 ) -> tuple[int, int, int, int]:
-    """A crop with area share in [min_scale, max_scale] and log-uniform aspect ratio in [3/4, 4/3].
+    """A crop with area share in [min_scale, max_scale] and aspect ratio in [3/4, 4/3].
 
-    The first of ten tries that fits inside the picture; else the largest centred one of an allowed
-    ratio. uniform: four numbers in [0, 1) per try.
+    It is the first try that fits inside the picture. If none does, it is the largest centred box
+    of an allowed ratio. tries: four numbers in [0, 1) for each try.
     """
-    for i in range(0, 4 * NUM_TRIES, 4):
-        share, shape, x, y = uniform[i : i + 4]
+    for i in range(0, len(tries), 4):
+        share, shape, x, y = tries[i : i + 4]
+        # Uniform in area, log-uniform in aspect ratio: a ratio is as likely as its inverse.
         area = between(recipe.min_scale, recipe.max_scale, share) * (width * height)
         ratio = exp(between(log(3 / 4), log(4 / 3), shape))
         w, h = round(sqrt(area * ratio)), round(sqrt(area / ratio))
+        # Then uniform over all places, in whole pixels.
         if 0 < w <= width and 0 < h <= height:
             return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
+    # A very long or small picture: its longer side is cut to the ratio.
     w = min(width, max(1, round(height * 4 / 3)))
     h = min(height, max(1, round(width * 4 / 3)))
     return (width - w) // 2, (height - h) // 2, w, h
@@ -106,14 +112,17 @@ def between(low: float, high: float, uniform: float) -> float:
 
 
 def normalised(views: list[np.ndarray]) -> Tensor:
-    """A batch of views uint8 [S, S, 3] as float32 [n, 3, S, S] with ImageNet's mean 0 and standard
-    deviation 1, laid out channels last.
+    """Views uint8 [S, S, 3] as one batch float32 [n, 3, S, S], laid out channels last.
+
+    ImageNet's pixels get mean 0 and standard deviation 1.
     """
     num, side = len(views), len(views[0])
-    scale = (1 / (255 * torch.tensor(STD))).repeat(side)  # [3 S], as a row of pixels
+    # (x / 255 - mean) / std as x * scale + shift, for a whole row of pixels at a time.
+    scale = (1 / (255 * torch.tensor(STD))).repeat(side)  # [3 S]
     shift = (-torch.tensor(MEAN) / torch.tensor(STD)).repeat(side)
     pixels = torch.from_numpy(np.stack(views)).view(num, side, 3 * side)
     batch = torch.empty(num, side, 3 * side)
+    # A few pictures at a time, so that converting and scaling happen in the cache.
     chunk = max(1, IN_CACHE // pixels[0].numel())
     for part, source in zip(batch.split(chunk), pixels.split(chunk), strict=True):
         torch.addcmul(shift, source, scale, out=part)

@@ -1,4 +1,4 @@
-"""What a probe sees: labelled training views, a held-out part of train, and val."""
+"""What a probe works on: labelled training views, a held-out part of train, and val."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.models.resnet import ResNet
 
 from adco.data import pil_render
 from adco.data.datasets import load_splits
@@ -17,21 +18,35 @@ from adco.data.views import Recipe, draw_view, normalised, view_rng
 from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import World
 from ops.errors import InputError
-from ops.workers import ParentsLoader
+from ops.journal import Journal
+from ops.workers import SignalSafeLoader, workers_per_process
 
-CROP_VIEW = 1  # number of the view that --randcrop draws its place with; view 0 is all else
+CROP_VIEW = 1  # view number that seeds the place of a --randcrop; view 0 seeds all else
 
 
 class ProbeSets(NamedTuple):
-    """Labelled pictures. `held_out` is None where everything is trained on."""
+    """Labelled pictures."""
 
     train: Pictures
-    held_out: Pictures | None
+    held_out: Pictures | None  # None: all of train is trained on
     val: Pictures
+
+
+class ProbeRun(NamedTuple):
+    """What every protocol works on."""
+
+    config: ProbeConfig
+    encoder: ResNet
+    sets: ProbeSets
+    world: World
+    device: torch.device
+    local_size: int  # processes on this node
+    journal: Journal
 
 
 def load_probe_sets(config: ProbeConfig, holdout: float) -> ProbeSets:
     """Train, its held-out share and val. Raises InputError where pictures or labels are missing."""
+    # All labelled pictures.
     if config.dataset in PLACES:
         splits = load_places(config.data, config.train_list)
     else:
@@ -42,12 +57,16 @@ def load_probe_sets(config: ProbeConfig, holdout: float) -> ProbeSets:
             f"{config.data!r} has no labels to score with; a probe needs class folders both in "
             "train and in val: train/CLASS/picture and val/CLASS/picture"
         )
+
+    # Of train, what a list names and the share asked for. Places205 has read its list above.
     positions = np.arange(len(train))
     if config.train_list and config.dataset not in PLACES:
         positions = np.array(listed_part(train, Path(config.train_list)))
     if config.train_fraction < 1:
         labels = train.labels[positions]
         positions = positions[share_of_each_class(labels, config.train_fraction, config.seed)]
+
+    # Of that, a share apart to choose by.
     held_out = None
     if holdout:
         apart = share_of_each_class(train.labels[positions], holdout, config.seed)
@@ -64,7 +83,7 @@ def load_probe_sets(config: ProbeConfig, holdout: float) -> ProbeSets:
 class ProbeViews(Dataset):
     """(training view [3, S, S], label) of each picture, in whole batches.
 
-    randcrop: a view is a window of the picture at full resolution.
+    randcrop: each view is a window of the picture at full resolution.
     """
 
     def __init__(self, pictures: Pictures, recipe: Recipe, randcrop: bool, seed: int):
@@ -74,7 +93,7 @@ class ProbeViews(Dataset):
         return len(self.pictures)
 
     def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """[n, 3, S, S], [n], of pairs (epoch, index)."""
+        """[n, 3, S, S] and labels [n], for pairs (epoch, index)."""
         views = [self._render(epoch, index) for epoch, index in positions]
         labels = self.pictures.labels[[index for _, index in positions]]
         return normalised(views), torch.as_tensor(labels)
@@ -82,6 +101,7 @@ class ProbeViews(Dataset):
     def _render(self, epoch: int, index: int) -> np.ndarray:
         picture, size = self.pictures.read(index, pil_render), self.recipe.size
         draw = draw_view(self.recipe, *picture.size, view_rng(self.seed, epoch, index, 0))
+        # The drawn box gives way to a window of the view's own size.
         if self.randcrop:
             rng = view_rng(self.seed, epoch, index, CROP_VIEW)
             left, top = (window_start(length, size, rng) for length in picture.size)
@@ -90,10 +110,8 @@ class ProbeViews(Dataset):
 
 
 def window_start(length: int, size: int, rng: np.random.Generator) -> int:
-    """Where a random window of `size` pixels begins, on a side of `length` pixels.
-
-    A side that is shorter lies in the middle of its window: Pillow crops black outside a picture.
-    """
+    """Where a random window of `size` pixels begins, on a side of `length` pixels."""
+    # A shorter side lies in the middle of its window: Pillow crops black outside a picture.
     if length < size:
         return -((size - length) // 2)
     return int(rng.integers(length - size + 1))
@@ -110,15 +128,21 @@ def probe_recipe(config: ProbeConfig) -> Recipe:
 
 
 def scoring_loader(
-    pictures: Pictures, config: ProbeConfig, batch_size: int, workers: int, world: World
-) -> ParentsLoader:
-    """Test views and labels of this process's share. Places205 is made square first."""
+    pictures: Pictures, config: ProbeConfig, world: World, local_size: int
+) -> SignalSafeLoader:
+    """Test views and labels of this process's share. Places205 is made square first.
+
+    local_size: processes on this node, which share its batch size and its workers.
+    """
     views = CheckViews(pictures, config.image_size, square=config.dataset in PLACES)
+    batch_size = max(1, config.batch_size // local_size)
+    workers = workers_per_process(config.workers, local_size)
     return check_loader(views, batch_size, workers, world)
 
 
 def share_of_each_class(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Positions [m] int64, ascending: `share` of each class at random, at least one picture."""
+    """[m] int64 positions, ascending: `share` of each class at random, at least one picture."""
+    # 205: a stream of random numbers that is not the one of the seed alone.
     rng = np.random.default_rng((seed, 205))
     chosen = []
     for label in np.unique(labels):

@@ -1,4 +1,4 @@
-"""What the frozen trunk is worth: features, and the weighted kNN score."""
+"""Features of the frozen trunk, and those of all processes together."""
 
 from typing import NamedTuple
 
@@ -23,15 +23,16 @@ class Features(NamedTuple):
 def extract_features(encoder, loader, device, unit: bool = True) -> Features:
     """Trunk features of all pictures of a loader of (pictures, labels), BatchNorm in eval mode.
 
-    Batches may be empty, where broken pictures are left out.
-    unit: divided by their length.  Leaves the encoder in the mode it was in.
+    unit: divide each by its length. A batch may be empty, where broken pictures are left out. The
+    encoder is left in the mode it was in.
     """
     trunk = Trunk(encoder)
     was_training = encoder.training
     encoder.eval()
     rows, labels = [], []
     for pictures, numbers in loader:
-        features = trunk(pictures.to(device, non_blocking=True)).float()
+        # kNN and logistic regression need float32, whatever the trunk computes in.
+        features = trunk(pictures.to(device, non_blocking=True)).float()  # [n, d]
         rows.append(F.normalize(features, dim=1) if unit else features)
         labels.append(numbers.to(device, non_blocking=True))
     encoder.train(was_training)
@@ -39,12 +40,13 @@ def extract_features(encoder, loader, device, unit: bool = True) -> Features:
 
 
 def gather_features(share: Features, world: World) -> Features:
-    """Features of all processes in the order of the pictures.
+    """Features of all processes, in the order of the pictures.
 
-    Process r holds pictures r, r + R, r + 2R, ...; where broken ones are left out, the order is
-    nearly that.
+    The order is not exact where broken pictures are left out.
     """
+    # Gathered they lie one process after the other.
     rows, labels = (gather_uneven_rows(part, world) for part in share)
+    # Process r holds pictures r, r + R, r + 2R, ... (check_loader): sorting by number interleaves.
     held = torch.cat([torch.arange(r, len(labels), world.size) for r in range(world.size)])
     order = torch.argsort(held).to(labels.device)
     return Features(rows[order], labels[order])

@@ -11,9 +11,14 @@ from ops.metrics import Accuracy, accuracies, count_right
 def knn_votes(
     queries: Tensor, train: Features, num_classes: int, k: int = 200, tau: float = 0.07
 ) -> Tensor:
-    """Class votes [n, classes]: each of the k nearest train features gives exp(cosine / tau)."""
+    """[n, classes]: each of the k nearest training features votes with exp(cosine / tau).
+
+    queries [n, d] and the training features have unit length. k and tau are those of the weighted
+    kNN of Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination.
+    """
     k = min(k, len(train.rows))
     cosine, nearest = (queries @ train.rows.T).topk(k, dim=1)  # [n, k]
+    # Votes for one class add up.
     votes = queries.new_zeros(len(queries), num_classes)
     return votes.scatter_add_(1, train.labels[nearest], (cosine / tau).exp())
 
@@ -23,9 +28,10 @@ def knn_accuracies(
 ) -> list[Accuracy]:
     """Accuracy of the kNN vote for each k, over the val pictures of all processes, exact.
 
-    train: of all processes.  val: this process's share.
+    train: the features of all processes. val: this process's share.
     """
     counts = torch.zeros(len(ks), 3, dtype=torch.long, device=val.labels.device)
+    # In batches: the cosines with all of ImageNet would not fit into memory at once.
     for rows, labels in val.batches():
         for i, k in enumerate(ks):
             counts[i] += count_right(knn_votes(rows, train, num_classes, k, tau), labels)
@@ -35,10 +41,10 @@ def knn_accuracies(
 def knn_accuracy(
     train: Features, val: Features, world: World, k: int = 200, tau: float = 0.07
 ) -> float:
-    """Share of val pictures of all processes whose kNN vote is right, exact.
+    """Share of the val pictures of all processes whose kNN vote is right, exact.
 
     train, val: this process's shares. Every picture counts once, whatever the number of processes.
-    0 where there is nothing to learn from.
+    The result is 0 where there are no training pictures.
     """
     train = gather_features(train, world)
     if len(train.labels) == 0:

@@ -10,23 +10,20 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from adco.data.loader import EpochBatches, batch_loader
+from adco.data.pictures import Pictures
 from adco.encoder import Trunk
-from adco.probe.data import ProbeSets, ProbeViews, probe_recipe, scoring_loader
+from adco.probe.data import ProbeRun, ProbeViews, probe_recipe, scoring_loader
 from adco.probe.features import Features, extract_features
-from adco.probe.options import ProbeConfig
-from ops.distributed import World, broadcast_from_first_, checksum, sum_across_ranks_, wrap_encoder
-from ops.journal import Journal, Stopwatch
-from ops.metrics import Accuracy, accuracies, count_right, lead
+from ops.distributed import broadcast_from_first_, checksum, sum_across_ranks_, wrap_encoder
+from ops.journal import Stopwatch
+from ops.metrics import Accuracy, accuracies, best_index, count_right
 from ops.workers import workers_per_process
 
-KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
+class TrunkWithHeads(nn.Module):
+    """A trunk under linear heads that start equal: pictures [n, 3, H, W] to scores [n, C] per head.
 
-class Probe(nn.Module):
-    """A trunk under linear heads that start equal.
-
-    Pictures [n, 3, H, W] to a list of scores [n, C], one a head. One dropout mask serves all heads.
-    A frozen trunk stays in eval mode and gets no gradient.
+    One dropout mask serves all heads. A frozen trunk stays in eval mode and gets no gradient.
     """
 
     def __init__(
@@ -37,6 +34,7 @@ class Probe(nn.Module):
         self.trunk.requires_grad_(not frozen)
         self.frozen = frozen
         self.dropout = nn.Dropout(dropout)
+        # Equal starts and one dropout mask: heads differ by their learning rate alone.
         start = nn.init.normal_(torch.empty(num_classes, encoder.fc.in_features), std=0.01)
         self.heads = nn.ModuleList(
             nn.Linear(encoder.fc.in_features, num_classes) for _ in range(num_heads)
@@ -64,41 +62,37 @@ class Best(NamedTuple):
     accuracy: Accuracy
     epoch: int  # from 0
     head: int
-    weights: dict[str, Tensor]  # of the Probe: its heads, and the trunk where that moves
+    weights: dict[str, Tensor]  # of the heads, and of the trunk where it moves
 
 
-class LinearProbe:
-    """The parts of a run with linear heads, and what is done with them."""
+class HeadTraining:
+    """A run with linear heads: its model and optimizer, one epoch, the scores, the best epoch."""
 
-    def __init__(
-        self,
-        config: ProbeConfig,
-        encoder: ResNet,
-        sets: ProbeSets,
-        world: World,
-        device: torch.device,
-        local_size: int,
-        journal: Journal,
-    ):
-        self.config, self.encoder, self.sets = config, encoder.to(device), sets
-        self.world, self.device, self.journal = world, device, journal
-        self.local_size = local_size
-        self.frozen = config.trainable == "fc"
-        self.lrs = config.rates()
-        torch.manual_seed(config.seed)
-        self.model = Probe(
-            self.encoder, len(sets.train.classes), len(self.lrs), config.dropout, self.frozen
-        ).to(device)
+    def __init__(self, run: ProbeRun):
+        self.config, self.encoder, self.sets = run.config, run.encoder, run.sets
+        self.world, self.local_size = run.world, run.local_size
+        self.device, self.journal = run.device, run.journal
+        self.frozen = self.config.trainable == "fc"
+        self.lrs = self.config.rates()  # one per head
+        torch.manual_seed(self.config.seed)
+        self.model = TrunkWithHeads(
+            self.encoder,
+            num_classes=len(self.sets.train.classes),
+            num_heads=len(self.lrs),
+            dropout=self.config.dropout,
+            frozen=self.frozen,
+        ).to(self.device)
         self.trunk_before = self.trunk_checksums()
         self.optimizer = self.build_optimizer()
-        self.epoch = config.start_epoch
+        self.epoch = self.config.start_epoch  # the next one
         self.best: Best | None = None
-        self.peaks: list[tuple[Accuracy, int]] = []  # of each head: its best score, and when
-        self.cached: dict[str, Features] = {}
+        self.peaks: list[tuple[Accuracy, int]] = []  # of each head: its best score and its epoch
+        self.cached: dict[str, Features] = {}  # of a frozen trunk, by the name of the pictures
 
     # ---- the trunk and the heads as one network
 
     def build_optimizer(self) -> torch.optim.SGD:
+        """SGD with a parameter group per head, and one for a trunk that moves."""
         groups = [
             {"params": head.parameters(), "lr": lr}
             for head, lr in zip(self.model.heads, self.lrs, strict=True)
@@ -110,13 +104,14 @@ class LinearProbe:
         )
 
     def trunk_weights(self) -> dict[str, Tensor]:
-        """All of the trunk, BatchNorm statistics included, under torchvision's names."""
+        """The trunk, BatchNorm statistics included, under torchvision's names."""
         return {n: t for n, t in self.encoder.state_dict().items() if n.split(".")[0] != "fc"}
 
     def trunk_checksums(self) -> dict[str, int]:
         return {name: checksum(value) for name, value in self.trunk_weights().items()}
 
     def check_trunk_is_unmoved(self) -> None:
+        """Raise RuntimeError where a frozen trunk has changed, were it by a bit."""
         after = self.trunk_checksums()
         moved = [name for name, before in self.trunk_before.items() if after[name] != before]
         if self.frozen and moved:
@@ -130,10 +125,12 @@ class LinearProbe:
     # ---- training
 
     def start_training(self) -> None:
+        """Build the loader of the training views, and wrap the model for all processes."""
         config = self.config
         views = ProbeViews(
             self.sets.train, probe_recipe(config), bool(config.randcrop), config.seed
         )
+        # The batch size is that of a node: times the number of nodes.
         batch_size = config.batch_size * self.world.size // self.local_size
         least = 1 if self.frozen else 2  # BatchNorm in train mode needs two pictures
         self.batches = EpochBatches(len(views), batch_size, self.world, config.seed, least)
@@ -142,28 +139,38 @@ class LinearProbe:
         self.wrapped = wrap_encoder(self.model, self.world)
 
     def rates(self, epoch: float) -> list[float]:
-        """Learning rate of each parameter group; a trunk's falls as its head's does."""
+        """Learning rate of each parameter group."""
         rates = [self.config.rate(epoch, lr) for lr in self.lrs]
+        # A trunk has one head, and its rate falls in the same proportion.
         return rates if self.frozen else [*rates, rates[0] / self.lrs[0] * self.config.trunk_lr]
 
     def train_epoch(self) -> None:
+        """One pass over the training pictures, in views of their own for each epoch."""
         config, num_steps = self.config, len(self.batches)
+        # A generator per epoch makes dropout the same after --resume.
         rng = np.random.default_rng((config.seed, self.epoch, self.world.rank))
-        torch.manual_seed(int(rng.integers(2**63)))  # of dropout
+        torch.manual_seed(int(rng.integers(2**63)))
         self.model.train()
         self.batches.epoch = self.epoch
+
+        # Sums over the epoch stay on the device: no step waits for them.
         self.journal.open_bar(num_steps, f"epoch {self.epoch}")
         losses = torch.zeros(len(self.lrs), dtype=torch.double, device=self.device)
         counts = torch.zeros(len(self.lrs), 3, dtype=torch.long, device=self.device)
         stopwatch, seconds = Stopwatch(), 0.0
         for i, (pictures, labels) in enumerate(self.loader):
+            # The rates of this step; those of --sgdr move within an epoch.
             rates = self.rates(self.epoch + i / num_steps)
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
+
+            # All heads take a step on the same features.
             labels = labels.to(self.device, non_blocking=True)
             scores = self.wrapped(pictures.to(self.device, non_blocking=True))
             losses += self.step(scores, labels, self.batches.sizes[i])
             counts += torch.stack([count_right(of_head.detach(), labels) for of_head in scores])
+
+            # The log is a collective: every process comes here at the same steps.
             seconds += stopwatch.lap()
             self.journal.advance()
             if i % config.print_freq == 0 or i + 1 == num_steps:
@@ -172,20 +179,24 @@ class LinearProbe:
         self.epoch += 1
 
     def step(self, scores: list[Tensor], labels: Tensor, total: int) -> Tensor:
-        """One step of SGD on the mean over the global batch; this process's summed losses [h]."""
+        """One step of SGD on the mean over the global batch. Returns summed losses [heads].
+
+        scores: [n, C] per head. total: pictures in the global batch.
+        """
         losses = torch.stack([F.cross_entropy(s, labels, reduction="sum") for s in scores])
         self.optimizer.zero_grad(set_to_none=True)
-        # gradients are averaged over processes, the loss over the pictures of all of them
+        # DDP averages gradients over processes; the loss is a mean over the pictures of them all.
+        # In a sum over heads each head has its own gradient, as if it were alone.
         (losses.sum() * (self.world.size / total)).backward()
         self.optimizer.step()
         return losses.detach().double()
 
     def log(self, i, num_steps, step_seconds, rates, losses: Tensor, counts: Tensor) -> None:
-        """The epoch so far, over all processes. The line shows the head that leads."""
+        """Record the epoch so far, over all processes. The line shows the best head."""
         accuracy = accuracies(counts, self.world)
         sums = sum_across_ranks_(losses.clone(), self.world).tolist()
         means = [loss / found.total for loss, found in zip(sums, accuracy, strict=True)]
-        head = lead(accuracy)
+        head = best_index(accuracy)
         self.journal.progress(
             f"Epoch: [{self.epoch}][{i:{len(str(num_steps))}d}/{num_steps}]\t"
             f"Time {step_seconds:6.3f}\tlr {rates[head]:.6g}\tLoss {means[head]:.4e}\t"
@@ -193,6 +204,8 @@ class LinearProbe:
             loss=f"{means[head]:.3f}",
             acc1=f"{accuracy[head].acc1:.1f}",
         )
+
+        # The record has the numbers of every head, told apart by their learning rates.
         values = {"epoch": self.epoch, "seconds_per_step": step_seconds}
         for lr, rate, mean, found in zip(
             self.lrs, rates[: len(self.lrs)], means, accuracy, strict=True
@@ -203,24 +216,27 @@ class LinearProbe:
 
     # ---- scoring
 
-    def score(self, pictures, name: str) -> list[Accuracy]:
-        """Accuracy of each head on test views of all pictures, each counted once."""
+    def score(self, pictures: Pictures, name: str) -> list[Accuracy]:
+        """Accuracy of each head on test views of all pictures, each counted once.
+
+        name: under which the features of a frozen trunk are kept for the next call.
+        """
+        # In training each process has had BatchNorm statistics of its own.
         if not self.frozen:
             broadcast_from_first_(self.model.buffers(), self.world)
         self.model.eval()
+        # Counts of each head's right labels, then their sum over processes.
         counts = torch.zeros(len(self.lrs), 3, dtype=torch.long, device=self.device)
         with torch.no_grad():
             for features, labels in self.feature_batches(pictures, name):
                 counts += torch.stack([count_right(h(features), labels) for h in self.model.heads])
         return accuracies(counts, self.world)
 
-    def feature_batches(self, pictures, name: str):
+    def feature_batches(self, pictures: Pictures, name: str):
         """(features, labels) of this process's share. Those of a frozen trunk are computed once."""
         if name in self.cached:
             return self.cached[name].batches()
-        workers = workers_per_process(self.config.workers, self.local_size)
-        size = max(1, self.config.batch_size // self.local_size)
-        loader = scoring_loader(pictures, self.config, size, workers, self.world)
+        loader = scoring_loader(pictures, self.config, self.world, self.local_size)
         if self.frozen:
             self.cached[name] = extract_features(self.encoder, loader, self.device, unit=False)
             return self.cached[name].batches()
@@ -228,20 +244,33 @@ class LinearProbe:
         return ((self.model.trunk(views.to(device)), labels.to(device)) for views, labels in loader)
 
     def keep_if_best(self, found: list[Accuracy]) -> bool:
-        """Note each head's best epoch, and keep the leader of all. `epoch` is the next one."""
-        done, head = self.epoch - 1, lead(found)
+        """Whether a head beats every epoch before; its weights are then kept.
+
+        Notes each head's own best epoch too. found: the accuracy of each head.
+        """
+        # self.epoch is the next one already.
+        done, head = self.epoch - 1, best_index(found)
         if not self.peaks:
             self.peaks = [(accuracy, done) for accuracy in found]
         self.peaks = [
             (new, done) if new.right1 > old.right1 else (old, epoch)
             for new, (old, epoch) in zip(found, self.peaks, strict=True)
         ]
+
+        # Of equal scores the first stays.
         if self.best is not None and found[head].right1 <= self.best.accuracy.right1:
             return False
         weights = self.model.heads.state_dict() if self.frozen else self.model.state_dict()
         weights = {name: value.clone() for name, value in weights.items()}
         self.best = Best(found[head], done, head, weights)
         return True
+
+    def peak_table(self) -> list[dict]:
+        """The best score of each learning rate, in percent, and its epoch."""
+        return [
+            {"lr": lr, "acc1": peak.acc1, "acc5": peak.acc5, "epoch": epoch}
+            for lr, (peak, epoch) in zip(self.lrs, self.peaks, strict=True)
+        ]
 
     def restore_best(self) -> None:
         (self.model.heads if self.frozen else self.model).load_state_dict(self.best.weights)

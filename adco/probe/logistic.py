@@ -12,7 +12,7 @@ COSTS = tuple(10.0**power for power in range(-1, 6))  # for features of unit len
 
 
 def zeros(num_classes: int, rows: Tensor) -> nn.Linear:
-    """A classifier of rows [n, d] that begins at 0."""
+    """A classifier of rows [n, d] with all weights 0."""
     classifier = nn.Linear(rows.shape[1], num_classes).to(rows)
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
@@ -20,12 +20,14 @@ def zeros(num_classes: int, rows: Tensor) -> nn.Linear:
 
 
 def fit_(classifier: nn.Linear, features: Features, cost: float, world: World) -> None:
-    """Minimise  cost * sum of cross-entropies + |weight|^2 / 2  from where the classifier is.
+    """Minimise  cost * sum of cross-entropies + |weight|^2 / 2,  starting from the classifier.
 
-    features: this process's share. Every process has to begin, and ends, with the same weights.
+    This is scikit-learn's objective, with C = cost. features: this process's share. Every process
+    begins with the same weights, and ends with the same.
     """
     rows, labels = features
     weight, bias = classifier.weight, classifier.bias
+    # Divided by cost and by the number of pictures, so that one tolerance fits every problem.
     total = sum_across_ranks_(torch.tensor(len(rows), device=rows.device), world).item()
     optimizer = torch.optim.LBFGS(
         [weight, bias],
@@ -36,13 +38,16 @@ def fit_(classifier: nn.Linear, features: Features, cost: float, world: World) -
     )
 
     def objective() -> Tensor:
+        # This process's share of the loss and of its gradient.
         optimizer.zero_grad()
         loss = F.cross_entropy(classifier(rows), labels, reduction="sum") / total
         loss.backward()
+        # Summed over processes in one message: all then take the same step.
         everything = torch.cat([weight.grad.flatten(), bias.grad, loss.detach()[None]])
         sum_across_ranks_(everything, world)
         weight.grad.copy_(everything[: weight.numel()].view_as(weight))
         bias.grad.copy_(everything[weight.numel() : -1])
+        # The penalty belongs to the weights of all, so it is added once; the bias has none.
         weight.grad.add_(weight.detach(), alpha=1 / (cost * total))
         return everything[-1] + weight.detach().square().sum() / (2 * cost * total)
 
@@ -51,7 +56,7 @@ def fit_(classifier: nn.Linear, features: Features, cost: float, world: World) -
 
 @torch.no_grad()
 def accuracy(classifier: nn.Linear, features: Features, world: World) -> Accuracy:
-    """Over the pictures of all processes."""
+    """The classifier's accuracy over the pictures of all processes."""
     counts = count_right(classifier(features.rows), features.labels)
     return accuracies(counts[None], world)[0]
 
@@ -59,11 +64,12 @@ def accuracy(classifier: nn.Linear, features: Features, world: World) -> Accurac
 def choose_cost(
     train: Features, held_out: Features, num_classes: int, world: World
 ) -> tuple[float, list[tuple[float, Accuracy]]]:
-    """The smallest of COSTS that scores best on the held-out pictures, and all scores.
+    """The cost that scores best on the held-out pictures, and all (cost, accuracy).
 
-    Each fit starts from the one before.
+    Of equal scores the smallest cost wins.
     """
     table, classifier = [], zeros(num_classes, train.rows)
+    # Each fit starts from the one before: its solution is near.
     for cost in COSTS:
         fit_(classifier, train, cost, world)
         table.append((cost, accuracy(classifier, held_out, world)))

@@ -1,13 +1,13 @@
-"""A run of `lincls.py`: what is read, which protocol scores it, and what is reported."""
+"""A run of `lincls.py`: read the trunk and the pictures, score them, report the result."""
 
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from adco.probe.data import ProbeSets, load_probe_sets
+from adco.probe.data import ProbeRun, ProbeSets, load_probe_sets
 from adco.probe.options import RANDOM, ProbeConfig
-from adco.probe.protocols import PROTOCOLS, Bench, Outcome
+from adco.probe.protocols import PROTOCOLS, Outcome
 from adco.probe.state import read_encoder
 from ops import checkpoint
 from ops.distributed import World
@@ -16,11 +16,15 @@ from ops.files import write_json
 from ops.journal import Journal
 from ops.run_folder import new_run_folder, provenance
 
-LOGISTIC_HOLDOUT = 0.1
+LOGISTIC_HOLDOUT = 0.1  # --head logistic never chooses on val
 
 
 def run(config: ProbeConfig, world: World, device: torch.device, local_size: int) -> int:
-    """Score a trunk as configured, as one process of `world`. Returns the exit code."""
+    """Score a trunk as configured, as one process of `world`. Returns the exit code.
+
+    local_size: processes on this node.
+    """
+    # The trunk, and the pictures. A saved head is scored without a choice.
     encoder, config = read_encoder(config)
     holdout = config.holdout or (LOGISTIC_HOLDOUT if config.head == "logistic" else 0)
     sets = load_probe_sets(config, 0 if config.evaluate else holdout)
@@ -29,13 +33,23 @@ def run(config: ProbeConfig, world: World, device: torch.device, local_size: int
             f"fewer pictures than processes: train {len(sets.train)}, val {len(sets.val)}, "
             f"{world.size} processes; lower --nproc"
         )
+
+    # One folder a run, which the first process writes.
     protocol = protocol_of(config)
     parent = Path(config.save_path) / config.log_path / config.dataset / "lincls" / protocol
     journal = Journal(new_run_folder(parent) if world.first else None)
     try:
         introduce(journal, config, sets, world, device)
-        bench = Bench(config, encoder.to(device), sets, world, device, local_size, journal)
-        report(PROTOCOLS[protocol](bench), bench)
+        probe_run = ProbeRun(
+            config=config,
+            encoder=encoder.to(device),
+            sets=sets,
+            world=world,
+            device=device,
+            local_size=local_size,
+            journal=journal,
+        )
+        report_outcome(PROTOCOLS[protocol](probe_run), probe_run)
     finally:
         journal.close()
     return 0
@@ -52,6 +66,7 @@ def protocol_of(config: ProbeConfig) -> str:
 def introduce(
     journal: Journal, config: ProbeConfig, sets: ProbeSets, world: World, device: torch.device
 ) -> None:
+    """Write the configuration, and say what is scored on what."""
     journal.write_config(asdict(config))
     journal.say(f"run folder: {journal.folder}")
     source = config.resume or config.pretrained
@@ -64,13 +79,14 @@ def introduce(
         journal.say("random weights: this score is the baseline")
 
 
-def report(outcome: Outcome, bench: Bench) -> None:
+def report_outcome(outcome: Outcome, probe_run: ProbeRun) -> None:
     """The result on the console and in results.json."""
-    journal, config = bench.journal, bench.config
+    journal, config = probe_run.journal, probe_run.config
     if outcome.chosen:
         found = ", ".join(f"{name} {value:g}" for name, value in outcome.chosen.items())
         journal.say(f"{found}: chosen on {outcome.chosen_on}")
     journal.say(f" * {outcome.accuracy}")
+    # Only the first process has a folder.
     if journal.folder is None:
         return
     source = config.resume or config.pretrained
@@ -83,7 +99,7 @@ def report(outcome: Outcome, bench: Bench) -> None:
         "chosen": outcome.chosen,
         "chosen_on": outcome.chosen_on,
         "table": outcome.table,
-        "num_train": len(bench.sets.train),
+        "num_train": len(probe_run.sets.train),
         "checkpoint": source,
         "checkpoint_sha256": None if source == RANDOM else checkpoint.sha256(source),
         "config": asdict(config),
