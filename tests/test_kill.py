@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.background import finish
 from benchmarks.kill import differences, disturb
-from benchmarks.signals import BEGINNING, EPOCH, answer, write_pictures
+from benchmarks.signals import BEGINNING, EPOCH, answer
 from ops.errors import EXIT_STOPPED
 
 TINY = ["--epochs", "1", "--init_steps", "6", "--cluster", "64", "--batch_size", "200"]
@@ -39,10 +39,9 @@ def test_a_killed_run_goes_on_to_the_end_of_the_undisturbed_one(
         ("SIGINT", "group", 2, BEGINNING),
     ],
 )
-def test_a_signal_ends_a_run_as_promised(tmp_path, name, target, processes, place):
+def test_a_signal_ends_a_run_as_promised(name, target, processes, place):
     rng = random.Random(0)
-    write_pictures(tmp_path)
     pause = rng.uniform(0, 3) if place == BEGINNING else 0
-    given = answer(tmp_path, signal.Signals[name], target, processes, place, pause, rng)
+    given = answer(signal.Signals[name], target, processes, place, pause, rng)
     assert not given.faults, (given.faults, given.said)
     assert given.place == BEGINNING or given.code == EXIT_STOPPED
