@@ -13,30 +13,17 @@ class VocConfig:
 
     data: str = option("data", "folder that holds VOCdevkit/VOC2007")
     pretrained: str = option("", "checkpoint of the encoder (AdCo, MoCo or torchvision names)")
-    arch: str = option(
-        None,
-        "architecture, where the file does not name it (resnet50)",
-        names=("-a",),
-        choices=ARCHITECTURES,
-    )
-    protocol: str = option(
-        "linear",
-        "linear: one layer, trained on augmented pictures; svm: linear SVMs on features",
-        choices=("linear", "svm"),
-    )
+    arch: str = option(None, "where the file does not say", names=("-a",), choices=ARCHITECTURES)
+    protocol: str = option("linear", "a linear layer, or SVMs", choices=("linear", "svm"))
     bn_adapt: int = switch(0, "linear: 1 lets BatchNorm take the statistics of VOC, as published")
-    image_size: int = option(
-        None, "side of the pictures, pixels (linear 300, svm 224)", "[32, inf)"
-    )
+    image_size: int = option(None, "side, pixels (linear 300, svm 224)", "[32, inf)")
     epochs: int = option(100, "linear: epochs to train", AT_LEAST_1)
     batch_size: int = option(16, "pictures per step", AT_LEAST_1, names=("-b",))
     lr: float = option(0.05, "linear: learning rate", POSITIVE, names=("--learning_rate",))
     momentum: float = option(0.9, "linear: SGD momentum", BELOW_1)
     workers: int = option(32, "loader processes, at most the cores", AT_LEAST_0, names=("-j",))
     save_path: str = option(".", "folder below which train_log is written")
-    device: str = option(
-        "auto", "where to compute; auto: cuda, else mps, else cpu", choices=DEVICES
-    )
+    device: str = option("auto", "where to compute; auto: a GPU, else cpu", choices=DEVICES)
     choose: str = option(None, "GPU to use, as in 0 (sets CUDA_VISIBLE_DEVICES)")
     seed: int = option(0, "seed of everything random; same seed, same run", AT_LEAST_0)
 

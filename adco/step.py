@@ -19,10 +19,10 @@ from adco.negatives import NegativeBank
 from adco.objective import Losses, Pair, own_key
 from adco.plan import Term, key_views, query_views
 from ops.distributed import (
+    average_gradients_,
     averaging,
     current_world,
     gather_rows,
-    reduce_gradients_,
     sum_across_ranks_,
     unwrap,
 )
@@ -74,8 +74,7 @@ def train_step(
 
     total = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, both_losses)
     total = Losses(*total)
-    reduce_gradients_(model)
-    unscale_(optimizer, scaler)
+    reduce_gradients_(model, optimizer, scaler)
 
     # Both move, or neither.
     grad_norm, dropped = check_finite(model, total.loss, total.bank_gradient)
@@ -124,8 +123,7 @@ def startup_step(
         return (weight * own_key_loss(queries, own, bank.W, moco_t, bank.world),)
 
     (loss,) = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, startup_loss)
-    reduce_gradients_(model)
-    unscale_(optimizer, scaler)
+    reduce_gradients_(model, optimizer, scaler)
 
     _, dropped = check_finite(model, loss)
     step_unless_(dropped, optimizer)
@@ -188,8 +186,9 @@ def backward_in_micro_batches(
     return tuple(total)
 
 
-def unscale_(optimizer: Optimizer, scaler: GradScaler | None) -> None:
-    """Take the scale of fp16 off the gradients, and find the next one."""
+def reduce_gradients_(model, optimizer: Optimizer, scaler: GradScaler | None) -> None:
+    """Average the gradients over processes; take the scale of fp16 off, and find the next one."""
+    average_gradients_(model)
     if scaler:
         scaler.unscale_(optimizer)
         scaler.update()

@@ -20,7 +20,7 @@ from benchmarks import measure
 from ops.arguments import AT_LEAST_1, option, parse
 from ops.distributed import ALONE, World, gather_rows, mean_across_ranks_
 from ops.errors import reported
-from ops.launch import launch
+from ops.launch import device_kind, launch
 from ops.options import ProcessOptions
 
 MOCO_T, MEM_T, RATE, MOMENTUM, DECAY = 0.12, 0.02, 3.0, 0.9, 1e-4
@@ -184,16 +184,11 @@ def hold(_, found, name: str, N: int, K: int, D: int, device: torch.device) -> N
 # ---- both tables
 
 
-def limits(_: RoundsBenchmark, __: World, device: torch.device, local_size: int) -> int:
-    print(measure.describe(device) + "\n", flush=True)
-    return 0
-
-
 def main(argv=None) -> int:
     with reported("benchmarks.rounds"):
         config = parse(RoundsBenchmark, argv)
         alone = replace(config, nproc=1, ngpu=1)
-        launch(limits, alone)
+        print(measure.describe(torch.device(device_kind(config.device))) + "\n", flush=True)
         measure.print_head(
             "R", "N", "K", "ours, ms", "published, ms", "published / ours", "3 products, ms",
             "ours / products",

@@ -135,7 +135,7 @@ def judge(process, folder: Path, place: str, number: signal.Signals, deaf: bool)
 
 
 def print_signals(processes: tuple[int, ...], signals: int, rng: random.Random) -> bool:
-    """A row for each signal that is sent, all combinations in turn; whether all went as promised."""
+    """A row for each signal, all combinations in turn; whether all went as promised."""
     seconds = {}
     for number in processes:
         with tempfile.TemporaryDirectory() as name:

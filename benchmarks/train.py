@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -18,18 +19,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-import adco
 from adco.data import pil_render
 from adco.data.datasets import from_folders
-from adco.data.loader import TrainingViews
 from adco.data.pictures import FolderPictures
-from adco.data.views import Recipe
 from adco.encoder import Trunk, build_encoder, build_trunk
+from adco.pretrain.game import Game
+from adco.pretrain.options import PretrainConfig
 from benchmarks import measure
-from benchmarks.rounds import DECAY, MEM_T, MOCO_T, MOMENTUM, RATE, play_published, whole_bank
+from benchmarks.rounds import DECAY, MOCO_T, MOMENTUM, play_published, whole_bank
 from benchmarks.views import jpeg, made_up, published_recipe
 from ops.arguments import AT_LEAST_1, option, parse
-from ops.device import amp_dtype, on_device, tune
+from ops.device import tune
 from ops.distributed import ALONE, World
 from ops.errors import reported
 from ops.launch import launch
@@ -51,29 +51,15 @@ class TrainBenchmark(ProcessOptions):
     repeats: int = option(7, "times that each way is taken, in turn with the others", AT_LEAST_1)
 
 
-def ours(config: TrainBenchmark, files: FolderPictures, size: int, device, amp: str, layout):
+def ours(config: TrainBenchmark, files: FolderPictures, size: int, device, amp: str, last: int):
     """What main_adco.py does in a step, with its loader in this process."""
-    model = adco.AdCo(config.arch, momentum=EMA, amp=amp_dtype(amp, device))
-    model.to(device, memory_format=layout)
-    bank = adco.NegativeBank(config.cluster).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), LR, MOMENTUM, weight_decay=DECAY, fused=True)
-    views, plan = TrainingViews(files, [Recipe(size)] * 2, seed=0), adco.view_plan()
-
-    def batches():
-        epoch = 0
-        while True:
-            yield views.__getitems__([(epoch, index) for index in range(len(files))])[0]
-            epoch += 1
-
-    batches_there = on_device(batches(), device, layout)
-
-    def step():
-        adco.train_step(
-            model, bank, optimizer, next(batches_there), plan,
-            moco_t=MOCO_T, mem_t=MEM_T, memory_lr=RATE, memory_momentum=MOMENTUM, mem_wd=DECAY,
-        )  # fmt: skip
-
-    return step
+    options = PretrainConfig(
+        dataset="folder", data=str(files.root), arch=config.arch, batch_size=config.batch_size,
+        image_size=size, cluster=config.cluster, amp=amp, channels_last=last, workers=0,
+    )  # fmt: skip
+    game = Game(options, ALONE, device, local_size=1)
+    batches = chain.from_iterable(game.batches(epoch) for epoch in count())
+    return lambda: game.play(next(batches))
 
 
 def published(config: TrainBenchmark, files: FolderPictures, size: int, device):
@@ -138,11 +124,10 @@ def load(files: FolderPictures, transform: Callable, device) -> list[torch.Tenso
 
 
 def ways(config: TrainBenchmark, files: FolderPictures, size: int, device) -> dict[str, Callable]:
-    last, first = torch.channels_last, torch.contiguous_format
     found = {
-        "ours": ours(config, files, size, device, config.amp, last),
-        "ours, float32": ours(config, files, size, device, "none", last),
-        "ours, float32, channels first": ours(config, files, size, device, "none", first),
+        "ours": ours(config, files, size, device, config.amp, last=1),
+        "ours, float32": ours(config, files, size, device, "none", last=1),
+        "ours, float32, channels first": ours(config, files, size, device, "none", last=0),
         "published": published(config, files, size, device),
     }
     try:

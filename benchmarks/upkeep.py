@@ -6,31 +6,23 @@ python3 -m benchmarks.upkeep --arch resnet18
 
 import sys
 import tempfile
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-import adco
 from adco.finite import BufferSnapshot, check_finite
+from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import Progress, pack
+from adco.pretrain.upkeep import CHECK_STEPS
 from benchmarks import measure
 from ops import checkpoint
 from ops.arguments import AT_LEAST_1, option, parse
-from ops.device import amp_dtype
-from ops.distributed import (
-    AsyncFlags,
-    World,
-    broadcast_from_first_,
-    check_ranks_agree,
-    wrap_encoder,
-)
+from ops.distributed import AsyncFlags, World, broadcast_from_first_, check_ranks_agree
 from ops.errors import reported
 from ops.launch import launch
 from ops.options import ARCHITECTURES, ProcessOptions
-
-DEFAULTS = {f.name: f.default for f in fields(PretrainConfig)}
 
 
 @dataclass(frozen=True)
@@ -44,19 +36,13 @@ class UpkeepBenchmark(ProcessOptions):
 
 
 def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size: int) -> int:
-    model = adco.AdCo(config.arch, amp=amp_dtype("auto", device))
-    model.to(device, memory_format=torch.channels_last)
-    bank = adco.NegativeBank().to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4, fused=True
-    )
-    wrapped = wrap_encoder(model, world)
-    side = config.image_size
-    views = [torch.randn(config.batch_size, 3, side, side, device=device) for _ in range(2)]
-    flags = AsyncFlags(world)
-
-    def step():
-        adco.train_step(wrapped, bank, optimizer, views, adco.view_plan())
+    options = PretrainConfig(
+        dataset="digits", arch=config.arch, image_size=config.image_size, workers=0,
+        batch_size=config.batch_size * local_size,
+    )  # fmt: skip
+    game = Game(options, world, device, local_size)
+    model, bank, flags = game.model, game.bank, AsyncFlags(world)
+    views = next(game.batches(0))
 
     def guard():
         buffers = BufferSnapshot(model)
@@ -71,12 +57,12 @@ def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size:
         path = Path(folder) / checkpoint.LAST
 
         def save():
-            state = pack(model, bank, optimizer, Progress(), PretrainConfig(arch=config.arch))
+            state = pack(model, bank, game.optimizer, Progress(), options)
             if world.first:
                 checkpoint.save(state, path)
 
         parts = {
-            "step": step,
+            "step": lambda: game.play(views),
             "guard": guard,
             "flags": lambda: flags.exchange(0, 0, 0),
             "check": check,
@@ -95,12 +81,12 @@ def print_table(config: UpkeepBenchmark, world: World, seconds: dict, size: int)
         f"{config.image_size} pixels; a checkpoint has {size / 1e6:.0f} MB\n"
     )
     step = measure.spread(seconds["step"])[0]
-    minutes, check_steps = DEFAULTS["save_minutes"], DEFAULTS["check_steps"]
+    minutes = PretrainConfig().save_minutes
     often = {
         "step": ("", step),
         "guard": ("every step", step),
         "flags": ("every step", step),
-        "check": (f"every {check_steps} steps, and with each save", check_steps * step),
+        "check": (f"every {CHECK_STEPS} steps, and with each save", CHECK_STEPS * step),
         "save": (f"every {minutes:g} minutes", 60 * minutes),
     }
     measure.print_head("what", "ms", "how often", "share of the time")

@@ -1,7 +1,7 @@
 """Views from JPEG bytes to a normalised tensor, on one core: ours against Pillow and others.
 
-python3 -m benchmarks.views                                  # a picture of its own making
-python3 -m benchmarks.views --data FOLDER --sheet sheet.png  # pictures of a folder
+python3 -m benchmarks.views                # a picture of its own making
+python3 -m benchmarks.views --data FOLDER  # pictures of a folder
 """
 
 import sys
@@ -38,7 +38,6 @@ class ViewsBenchmark:
     pictures: int = option(8, "pictures whose views are timed", POSITIVE)
     compared: int = option(1000, "pictures whose views are compared with Pillow's", POSITIVE)
     repeats: int = option(15, "times that each way is taken, in turn with the others", AT_LEAST_1)
-    sheet: str = option("", "write views of both renderers, side by side, to this PNG file")
 
 
 def main(argv=None) -> int:
@@ -52,8 +51,6 @@ def main(argv=None) -> int:
     print_differences(pictures, config.compared)
     print()
     print_small(config.repeats)
-    if config.sheet:
-        contact_sheet(pictures).save(config.sheet)
     return 0
 
 
@@ -193,43 +190,6 @@ def print_differences(pictures: Pictures, number: int) -> None:
     measure.print_head("crops", "mean |fast - pil|, of 255", "99th percentile", "largest")
     numbers = (np.mean(means), np.percentile(means, 99), max(means))
     measure.print_row(len(means), *(f"{value:.2f}" for value in numbers))
-
-
-def contact_sheet(pictures: Pictures, columns: int = 12) -> Image.Image:
-    """Rows in twos, fast above pil: draws as they come, then the extremes of each operation."""
-    rows = []
-    for start in range(0, 2 * columns, columns):
-        drawn = []
-        for index in range(start, start + columns):
-            chosen = index * 97 % len(pictures)
-            size = pictures.read(chosen, pil_render).size
-            drawn.append((chosen, draw(chosen, index, *size)))
-        rows.append(drawn)
-    for chosen in (0, len(pictures) // 2):
-        rows.append(
-            [(chosen, drawn) for drawn in extremes(*pictures.read(chosen, pil_render).size)]
-        )
-    pairs = [[pair(pictures, *one) for one in row] for row in rows]
-    return Image.fromarray(
-        np.vstack([np.hstack([views[way] for views in row]) for row in pairs for way in (0, 1)])
-    )
-
-
-def extremes(width: int, height: int) -> list[Draw]:
-    whole, tiny = (0, 0, width, height), (width // 3, height // 3, 24, 18)
-    plain = Draw(whole, (), gray=False, sigma=0.0, flip=False)
-    edges = [
-        (name, middle + sign * strength)
-        for name, strength, middle in zip(views.JITTER, FULL.jitter, (1, 1, 1, 0), strict=True)
-        for sign in (-1, 1)
-    ]
-    return [
-        plain,
-        *(plain._replace(jitter=(edge,)) for edge in edges),
-        plain._replace(sigma=FULL.blur_sigma[1], flip=True),
-        plain._replace(box=tiny),
-        plain._replace(box=tiny, gray=True, sigma=FULL.blur_sigma[1]),
-    ]
 
 
 if __name__ == "__main__":

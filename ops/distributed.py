@@ -213,10 +213,7 @@ def exchange_contiguous(x: Tensor, permutation: Tensor, world: World) -> Tensor:
 
 
 def all_to_all_blocks(x: Tensor, world: World) -> Tensor:
-    """Block s of the result [R, ...] is block r of process s, where r is this process. No gradient.
-
-    x: [R, ...], block r for process r. Alone, x itself.
-    """
+    """Block s of the result [R, ...] is block r of process s; r is this one. Without a gradient."""
     if world.size == 1:
         return x
     received = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -292,7 +289,7 @@ def averaging(model: nn.Module, now: bool):
     return model.no_sync() if keeps else nullcontext()
 
 
-def reduce_gradients_(model: nn.Module) -> None:
+def average_gradients_(model: nn.Module) -> None:
     """Average over processes what DistributedDataParallel has not averaged already."""
     world = current_world()
     if world.size > 1 and not isinstance(model, DistributedDataParallel):

@@ -28,9 +28,7 @@ ARCHITECTURES = (
 class ProcessOptions:
     """Which device, how many processes, and how they find one another."""
 
-    device: str = option(
-        "auto", "where to compute; auto: cuda, else mps, else cpu", choices=DEVICES
-    )
+    device: str = option("auto", "where to compute; auto: a GPU, else cpu", choices=DEVICES)
     nproc: int = option(1, "processes on this node where it has no GPU", AT_LEAST_1)
     ngpu: int = option(8, "use at most this many GPUs of the node", AT_LEAST_1)
     gpu: int = option(None, "use this GPU only, in one process", AT_LEAST_0)

@@ -36,7 +36,8 @@ class TrainingViews(Dataset):
         skip_broken: bool = False,
     ):
         self.pictures, self.recipes, self.seed = pictures, recipes, seed
-        self.renderer, self.skip_broken = RENDERERS[augment], skip_broken
+        # By its name: a loader process that is spawned gets this object pickled.
+        self.augment, self.skip_broken = augment, skip_broken
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -51,11 +52,12 @@ class TrainingViews(Dataset):
         """uint8 [S, S, 3] per recipe."""
         # Decoding is the dearest part: once for all views.
         picture = self._picture(epoch, index, broken_)
-        size = self.renderer.size(picture)
+        renderer = RENDERERS[self.augment]
+        size = renderer.size(picture)
         rendered = []
         for view, recipe in enumerate(self.recipes):
             draw = draw_view(recipe, *size, view_rng(self.seed, epoch, index, view))
-            rendered.append(self.renderer.render(picture, draw, recipe.size))
+            rendered.append(renderer.render(picture, draw, recipe.size))
         return rendered
 
     def _picture(self, epoch: int, index: int, broken_: dict[str, str]):
@@ -66,7 +68,7 @@ class TrainingViews(Dataset):
         chosen, rng = index, None  # most pictures are sound: the generator is made when needed
         for _ in range(1 + NUM_STAND_INS):
             try:
-                return self.pictures.read(chosen, self.renderer)
+                return self.pictures.read(chosen, RENDERERS[self.augment])
             except BrokenPicture as error:
                 if not self.skip_broken:
                     raise
@@ -95,7 +97,7 @@ class CheckViews(Dataset):
         skip_broken: bool = False,
         square: bool = False,
     ):
-        self.pictures, self.size, self.renderer = pictures, size, RENDERERS[augment]
+        self.pictures, self.size, self.augment = pictures, size, augment
         self.skip_broken, self.square = skip_broken, square
 
     def __len__(self) -> int:
@@ -117,8 +119,9 @@ class CheckViews(Dataset):
         return batch, torch.as_tensor(self.pictures.labels[list(rendered)])
 
     def _render(self, index: int) -> np.ndarray:
-        picture = self.pictures.read(index, self.renderer)
-        return self.renderer.check_view(picture, self.size, self.square)
+        renderer = RENDERERS[self.augment]
+        picture = self.pictures.read(index, renderer)
+        return renderer.check_view(picture, self.size, self.square)
 
 
 def as_it_is(batch):

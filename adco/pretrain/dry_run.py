@@ -14,7 +14,7 @@ import torch
 
 from adco.data.loader import RENDERERS
 from adco.data.pictures import BrokenPicture, Pictures
-from adco.pretrain.game import Game, build
+from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import log_folder, start_or_resume_
 from adco.pretrain.state import Progress, pack
@@ -33,7 +33,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device, local_si
     split, a folder that cannot be written, too small a disk.
     """
     # Everything that the run would do first.
-    game = build(config, world, device, local_size)
+    game = Game(config, world, device, local_size)
     start = start_or_resume_(game, config, world, AsyncFlags(world))
     num_broken = read_sample(game.splits.train, config)
     seconds = time_steps(game)
@@ -41,7 +41,8 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device, local_si
     if not world.first:
         return 0
 
-    folder = existing_folder(log_folder(config))
+    wanted = log_folder(config).absolute()
+    folder = next(path for path in (wanted, *wanted.parents) if path.exists())
     size = written_size(state, folder)
     # The last two, the best, the one being written, and the numbered ones to come.
     num_files = 4 + (config.epochs - start.progress.epoch) // config.save_freq
@@ -124,14 +125,6 @@ def read_sample(pictures: Pictures, config: PretrainConfig) -> int:
             "them or raise the limit"
         )
     return len(broken)
-
-
-def existing_folder(folder: Path) -> Path:
-    """The folder, or what exists of the way to it."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def written_size(state: dict, folder: Path) -> int:

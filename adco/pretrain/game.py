@@ -4,19 +4,19 @@ Made from the configuration once. What is called from here on gets plain values.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import SGD
 
-from adco.data.datasets import Splits, load_splits
+from adco.data.datasets import load_splits
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
+from adco.data.pictures import Pictures
 from adco.data.views import Recipe
 from adco.model import AdCo
 from adco.negatives import NegativeBank
-from adco.plan import Term, view_plan
+from adco.plan import view_plan
 from adco.pretrain.options import PretrainConfig
 from adco.step import Round, startup_step, train_step
 from ops.device import amp_dtype, compile_, on_device, tune
@@ -24,21 +24,46 @@ from ops.distributed import World, wrap_encoder
 from ops.workers import workers_per_process
 
 
-@dataclass
 class Game:
-    """Both players, the pictures they play with, and the numbers of the method."""
+    """Both players, the pictures they play with, and the numbers of the method.
 
-    splits: Splits
-    loader: TrainingLoader
-    plan: list[Term]
-    model: AdCo
-    wrapped: nn.Module  # the model, in DistributedDataParallel where there are several processes
-    bank: NegativeBank
-    optimizer: SGD  # of the encoders
-    scaler: GradScaler  # of the loss; without effect unless in fp16
-    device: torch.device
-    layout: torch.memory_format  # of the views
-    numbers: dict[str, float]  # of train_step: temperatures, rates and their like
+    Everything is on its device, with random weights that depend on the seed alone.
+    """
+
+    def __init__(self, config: PretrainConfig, world: World, device: torch.device, local_size: int):
+        torch.manual_seed(config.seed)
+        tune(device, bool(config.tf32))
+
+        # Pictures, and which of their views are queries and keys.
+        recipes = training_recipes(config)
+        self.splits = load_splits(config.dataset, config.data, bool(config.download))
+        self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
+        self.loader = build_loader(config, self.splits.train, recipes, world, device, local_size)
+
+        # The encoders, and the layout of their filters and of the views.
+        self.device = device
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        precision = amp_dtype(config.amp, device)
+        self.model = AdCo(
+            config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem,
+            config.seed, precision,
+        ).to(device, memory_format=self.layout)  # fmt: skip
+        if config.compile:
+            compile_(self.model.children(), device)
+        self.wrapped = wrap_encoder(self.model, world)  # in DDP, where there are several processes
+
+        # Both encoders, as in the published checkpoints; the key encoder has no gradient and stays.
+        # Fused: one kernel for all parameters, and a dropped step is skipped on the device.
+        weights, decay = self.model.parameters(), config.weight_decay
+        self.optimizer = SGD(weights, config.lr, config.momentum, weight_decay=decay, fused=True)
+        self.scaler = GradScaler(device.type, enabled=precision is torch.float16)
+
+        # The adversaries, and the numbers of the game.
+        self.bank = NegativeBank(config.cluster, config.moco_dim, config.seed).to(device)
+        self.numbers = dict(
+            moco_t=config.moco_t, mem_t=config.mem_t, memory_lr=config.memory_lr,
+            memory_momentum=config.momentum, mem_wd=config.mem_wd, accum_steps=config.accum_steps,
+        )  # fmt: skip
 
     @property
     def num_keys(self) -> int:
@@ -62,80 +87,22 @@ class Game:
     def start_up(self, views: list[Tensor], step: int) -> tuple[Tensor, Tensor]:
         """Step number `step` of the start-up: its loss, and whether it was dropped."""
         return startup_step(
-            self.wrapped,
-            self.bank,
-            self.optimizer,
-            views,
-            self.plan[0],
+            self.wrapped, self.bank, self.optimizer, views, self.plan[0],
             first_column=step * self.num_keys % self.bank.num_negatives,
-            moco_t=self.numbers["moco_t"],
-            accum_steps=self.numbers["accum_steps"],
+            moco_t=self.numbers["moco_t"], accum_steps=self.numbers["accum_steps"],
             scaler=self.scaler,
-        )
-
-
-def build(config: PretrainConfig, world: World, device: torch.device, local_size: int) -> Game:
-    """Everything on its device, with random weights that depend on the seed alone."""
-    torch.manual_seed(config.seed)
-    tune(device, bool(config.tf32))
-    recipes = training_recipes(config)
-    splits = load_splits(config.dataset, config.data, bool(config.download))
-    plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
-
-    # The encoders.
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = AdCo(
-        config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem, config.seed,
-        amp_dtype(config.amp, device),
-    ).to(device, memory_format=layout)  # fmt: skip
-    if config.compile:
-        compile_(model.children(), device)
-
-    # The adversaries, and what moves both players. The optimizer holds both encoders, as in the
-    # published checkpoints; the key encoder has no gradient and stays.
-    bank = NegativeBank(config.cluster, config.moco_dim, config.seed).to(device)
-    # Fused: one kernel for all parameters, and a dropped step is skipped on the device.
-    optimizer = SGD(
-        model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=True
-    )
-    return Game(
-        splits=splits,
-        loader=build_loader(config, splits, recipes, world, device, local_size),
-        plan=plan,
-        model=model,
-        wrapped=wrap_encoder(model, world),
-        bank=bank,
-        optimizer=optimizer,
-        scaler=GradScaler(device.type, enabled=model.amp is torch.float16),
-        device=device,
-        layout=layout,
-        numbers=dict(
-            moco_t=config.moco_t,
-            mem_t=config.mem_t,
-            memory_lr=config.memory_lr,
-            memory_momentum=config.momentum,
-            mem_wd=config.mem_wd,
-            accum_steps=config.accum_steps,
-        ),
-    )
+        )  # fmt: skip
 
 
 def build_loader(
-    config: PretrainConfig,
-    splits: Splits,
-    recipes: list[Recipe],
-    world: World,
-    device: torch.device,
-    local_size: int,
+    config: PretrainConfig, pictures: Pictures, recipes: list[Recipe], world, device, local_size
 ) -> TrainingLoader:
     """The batches of N views of this process, and the loader processes that make them."""
     images = config.images_per_process(local_size)  # N
     skip_broken = config.bad_images == "skip"
-    views = TrainingViews(splits.train, recipes, config.seed, config.augment, skip_broken)
+    views = TrainingViews(pictures, recipes, config.seed, config.augment, skip_broken)
     # Whole batches only: what does not fill one waits for the next epoch.
-    batches = EpochBatches(
-        len(views), global_size=images * world.size, world=world, seed=config.seed, least=images
-    )
+    batches = EpochBatches(len(views), images * world.size, world, config.seed, least=images)
     workers = workers_per_process(config.workers, local_size)
     return TrainingLoader(views, batches, workers, pin_memory=device.type == "cuda")
 

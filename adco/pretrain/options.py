@@ -32,9 +32,7 @@ class PretrainConfig(RunOptions):
         "[0, 1]",
         may_change=True,
     )
-    size_crops: tuple[int, ...] = option(
-        (224, 192, 160, 128, 96), "multi-crop: sides of the crops", AT_LEAST_1
-    )
+    size_crops: tuple[int, ...] = option((224, 192, 160, 128, 96), "multi-crop: sides", AT_LEAST_1)
     nmb_crops: tuple[int, ...] = option(
         (1, 1, 1, 1, 1), "multi-crop: crops of each size", AT_LEAST_1
     )
@@ -56,9 +54,7 @@ class PretrainConfig(RunOptions):
     memory_lr: float = option(3.0, "eta, learning rate of the adversaries", AT_LEAST_0)
     mem_wd: float = option(1e-4, "lambda, weight decay of the adversaries", AT_LEAST_0)
     ad_init: int = switch(1, "1: start the adversaries from keys of the pictures; 0: random normal")
-    init_steps: int = option(
-        0, "start-up steps, at least as many as fill the K columns", AT_LEAST_0
-    )
+    init_steps: int = option(0, "start-up steps, no fewer than fill the K columns", AT_LEAST_0)
 
     # Encoder
     arch: str = option("resnet50", "architecture", names=("-a",), choices=ARCHITECTURES)
@@ -75,9 +71,7 @@ class PretrainConfig(RunOptions):
 
     # Optimisation
     epochs: int = option(200, "epochs to train", AT_LEAST_1)
-    accum_steps: int = option(
-        1, "micro-batches: less memory, BatchNorm as on so many GPUs", AT_LEAST_1
-    )
+    accum_steps: int = option(1, "micro-batches; BatchNorm as on so many GPUs", AT_LEAST_1)
     lr: float = option(0.03, "learning rate of the encoder", POSITIVE, names=("--learning_rate",))
     lr_final: float = option(0.0006, "learning rate at the end of --cos 1", AT_LEAST_0)
     cos: int = option(1, "1: cosine to lr_final; 2: quarter cosine; 0: steps", choices=(0, 1, 2))

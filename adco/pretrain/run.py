@@ -3,7 +3,7 @@
 import torch
 
 from adco.pretrain.dry_run import dry_run
-from adco.pretrain.game import build
+from adco.pretrain.game import Game
 from adco.pretrain.knn_monitor import KnnMonitor
 from adco.pretrain.meter import EpochMeter
 from adco.pretrain.options import PretrainConfig
@@ -14,7 +14,6 @@ from ops.distributed import AsyncFlags, World, mean_across_ranks_
 from ops.errors import EXIT_STOPPED
 from ops.schedule import set_rate
 from ops.signals import StopRequest
-from ops.workers import workers_per_process
 
 
 def run(config: PretrainConfig, world: World, device: torch.device, local_size: int) -> int:
@@ -52,7 +51,7 @@ class Pretraining:
         stop: StopRequest,
     ):
         self.config, self.world = config, world
-        self.game = build(config, world, device, local_size)
+        self.game = Game(config, world, device, local_size)
 
         # From nothing, or from a checkpoint.
         flags = AsyncFlags(world)
@@ -62,16 +61,7 @@ class Pretraining:
 
         self.upkeep = Upkeep(self.game, config, world, flags, start, stop)
         self.journal = self.upkeep.journal
-        self.monitor = KnnMonitor(
-            self.game.splits,
-            world,
-            device,
-            config.image_size,
-            config.images_per_process(local_size),
-            workers_per_process(config.workers, local_size),
-            config.augment,
-            skip_broken=config.bad_images == "skip",
-        )
+        self.monitor = KnnMonitor(self.game, config, world, local_size)
 
     # ---- before the first epoch
 
@@ -194,7 +184,7 @@ class Pretraining:
 
     def score(self) -> float | None:
         """kNN accuracy of the trunk, percent; None where there are no labels."""
-        score = self.monitor.score(self.game.model, self.upkeep.between_batches)
+        score = self.monitor.score(self.upkeep.between_batches)
         if score is not None:
             values = {"epoch": self.progress.epoch, "accuracy": score}
             self.journal.say(f" * kNN {score:.2f} after {self.progress.epoch} epochs")

@@ -17,13 +17,9 @@ class ProbeConfig(RunOptions):
     """Everything `lincls.py` can be told. Defaults are the published linear probe on ImageNet."""
 
     # Pictures
-    dataset: str = option(
-        "ImageNet", "data set; digits come with the program", choices=DATASETS + PLACES
-    )
+    dataset: str = option("ImageNet", "which data set --data holds", choices=DATASETS + PLACES)
     image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
-    min_scale: float = option(
-        None, "smallest share of the picture in a view (0.08, strong 0.2)", SHARE
-    )
+    min_scale: float = option(None, "smallest share of a picture (0.08, strong: 0.2)", SHARE)
     flip: int = switch(1, "1: horizontal flips in the training views")
     randcrop: int = switch(0, "1: training views are crops at full resolution")
     train_strong: int = switch(0, "1: training views are those of pre-training")
@@ -61,9 +57,7 @@ class ProbeConfig(RunOptions):
     # Optimisation of the linear head
     epochs: int = option(100, "epochs to train", AT_LEAST_1)
     lr: float = option(10.0, "learning rate of the head", POSITIVE, names=("--learning_rate",))
-    lr_sweep: tuple[float, ...] = option(
-        (), "rates of one head each, in one pass", POSITIVE, nargs="*"
-    )
+    lr_sweep: tuple[float, ...] = option((), "rates of one head each", POSITIVE, nargs="*")
     trunk_lr: float = option(0.01, "learning rate of the trunk, with --trainable all", POSITIVE)
     final_lr: float = option(0.01, "lr at the end of --cos 1", AT_LEAST_0, names=("--lr_final",))
     cos: int = switch(1, "1: cosine to final_lr; 0: steps at --schedule")
@@ -74,9 +68,7 @@ class ProbeConfig(RunOptions):
         choices=(0, 1, 2),
     )
     sgdr_t0: int = option(10, "--sgdr 2: epochs to the first restart", AT_LEAST_1)
-    sgdr_t_mult: int = option(
-        1, "--sgdr 2: each period is this many times the one before", AT_LEAST_1
-    )
+    sgdr_t_mult: int = option(1, "--sgdr 2: growth of the period at a restart", AT_LEAST_1)
     momentum: float = option(0.9, "SGD momentum", BELOW_1)
     weight_decay: float = option(0.0, "weight decay", AT_LEAST_0, names=("--wd",))
 
