@@ -1,7 +1,6 @@
 """The probe's scores, its frozen trunk, its heads side by side, and its checkpoints."""
 
 import json
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -9,16 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from adco.probe.knn import knn_accuracies
-
-sys.path.insert(0, "tests")
-
-from probe_pictures import class_folders, run_each, run_folder, small_config, trunk_file
-
 from adco.encoder import build_trunk, read_trunk
 from adco.probe import logistic
 from adco.probe.data import ProbeRun, load_probe_sets
 from adco.probe.features import Features
+from adco.probe.knn import knn_accuracies
 from adco.probe.linear import HeadTraining
 from adco.probe.run import run
 from ops import checkpoint
@@ -27,6 +21,7 @@ from ops.errors import InputError
 from ops.journal import Journal
 from ops.launch import launch
 from ops.metrics import Accuracy, accuracies, count_right
+from tests.support.pictures import class_folders, run_each, run_folder, small_config, trunk_file
 
 CPU = torch.device("cpu")
 

@@ -1,6 +1,5 @@
 """What a probe is trained and scored on: Places205, list files, parts of train, views, options."""
 
-import sys
 from itertools import chain
 from math import cos, pi
 
@@ -9,24 +8,25 @@ import pytest
 import torch
 from PIL import Image
 
-from adco.probe.data import share_of_each_class
-from tests.support.scripts import assert_refused, run_main
-
-sys.path.insert(0, "tests")
-
-from probe_pictures import COLOURS, class_folders, paint, small_config, trunk_file
-
 from adco.data import fast_render, pil_render
 from adco.data.list_files import load_places
 from adco.data.loader import EpochBatches
 from adco.data.pictures import ArrayPictures
 from adco.data.views import MEAN, STD
-from adco.probe.data import ProbeViews, load_probe_sets, probe_recipe, scoring_loader
+from adco.probe.data import (
+    ProbeViews,
+    load_probe_sets,
+    probe_recipe,
+    scoring_loader,
+    share_of_each_class,
+)
 from adco.probe.options import PROBE_PRESETS, ProbeConfig
 from adco.probe.run import run
 from ops.arguments import parse
 from ops.distributed import World
 from ops.errors import InputError
+from tests.support.pictures import COLOURS, class_folders, paint, small_config, trunk_file
+from tests.support.scripts import assert_refused, run_main
 
 ROOT = "data/vision/torralba/deeplearning/images256"
 LISTS = "trainvalsplit_places205"

@@ -18,7 +18,7 @@ from ops.checkpoint import with_module
 from ops.distributed import World
 from tests.conftest import ROOT
 from tests.support.scripts import run_main, run_script
-from tests.voc_case import make_voc
+from tests.support.voc import make_voc
 from VOC_CLF.dataset import CLASSES, IGNORED, VocTrainingViews, five_crops, load_voc, training_view
 from VOC_CLF.linear import predict, train_epoch
 from VOC_CLF.main import main
