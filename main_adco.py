@@ -9,14 +9,16 @@ torchrun --nproc_per_node 8 main_adco.py --data ./datasets/imagenet2012
 
 import sys
 
-from adco.pretrain.options import PRESETS, PretrainConfig
-from ops.arguments import parse
-from ops.errors import reported
-from ops.options import choose_gpus
-from ops.signals import end_by_interrupts
+from ops.signals import end_by_requests
 
 
 def main(argv=None) -> int:
+    # Imported here, when Ctrl-C already ends the script without a traceback.
+    from adco.pretrain.options import PRESETS, PretrainConfig
+    from ops.arguments import parse
+    from ops.errors import reported
+    from ops.options import choose_gpus
+
     with reported("main_adco.py"):
         config = parse(PretrainConfig, argv, PRESETS)
         choose_gpus(config)
@@ -27,5 +29,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    end_by_interrupts()
+    end_by_requests()
     sys.exit(main())

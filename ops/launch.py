@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from urllib.parse import urlparse
 
@@ -17,7 +18,7 @@ from ops.distributed import World, is_lost_connection, join_group, leave_group, 
 from ops.errors import EXIT_BAD_INPUT, EXIT_CODES, EXIT_STOPPED, InputError, RunFailed, code_of
 from ops.heartbeat import Heartbeat, follow_parent
 from ops.options import ProcessOptions
-from ops.signals import REQUESTS, StopRequest, ignore_requests, requests_blocked, unblock_requests
+from ops.signals import REQUESTS, StopRequest, end_by_requests, requests_blocked, unblock_requests
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 START_METHOD = "spawn"  # a fork of a process that has used CUDA would not work
@@ -145,16 +146,13 @@ def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout)
     store = join_group(world, layout.url, backend)
     unblock_requests()
     if store is None:
-        code = run(config, world, device, layout.local_size)
-        ignore_requests()
-        return code
+        return run(config, world, device, layout.local_size)
 
     # Whoever waits in a collective for a lost process is told so by the heartbeat.
     heartbeat = Heartbeat(store, world)
     heartbeat.start()
     try:
         code = run(config, world, device, layout.local_size)
-        ignore_requests()
         wait_for_all(store, world)
     except RuntimeError as error:
         if is_lost_connection(error) and heartbeat.someone_is_lost():
@@ -179,6 +177,11 @@ def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
             process.terminate()
 
     with StopRequest(ask_to_stop) as stop:
+        # A helper process of multiprocessing starts with the first of ours, and then lets SIGINT
+        # and SIGTERM through (Python 3.10 to 3.13): it has to be there before they are blocked for
+        # ours. It does not ignore SIGUSR1; started in this block, it never gets it.
+        with requests_blocked():
+            resource_tracker.ensure_running()
         # The children inherit the blocked signals, and unblock them when they can answer.
         with requests_blocked():
             for local_rank in range(layout.local_size):
@@ -188,6 +191,8 @@ def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
                 process.start()
                 processes.append(process)
                 error_pipes.append(receive)
+        if stop.received:
+            ask_to_stop()  # some of them were not there yet
         # Wait for all of them, or for the first one that fails.
         failed, errors = first_failure(processes, error_pipes)
         deadline = time.monotonic() + GRACE_SECONDS
@@ -195,7 +200,6 @@ def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
             process.join(max(0, deadline - time.monotonic()))
             process.kill()
             process.join()
-    ignore_requests()
     return exit_code(processes, failed, errors, stop, layout.first_rank)
 
 
@@ -203,11 +207,13 @@ def exit_code(processes: list, failed: int | None, errors: list, stop, first_ran
     """What the processes' ends mean for the run. Raises the error of the one that failed first."""
     if failed is None:
         return max(process.exitcode for process in processes)  # 0, or 75 where it was stopped
+    asked = [-process.exitcode for process in processes if -process.exitcode in REQUESTS]
+    if asked:
+        # The request came before a process could answer: there was nothing to save. (Another one
+        # may have failed first, for want of it.) A shell calls the end by signal n 128 + n; it is
+        # that of the signal that the run was sent.
+        return 128 + (stop.received or asked[0])
     code = processes[failed].exitcode
-    if -code in REQUESTS:
-        # The request came before the process could answer: there was nothing to save. A shell
-        # calls the end by signal n 128 + n; it is that of the signal that the run was sent.
-        return 128 + (stop.received or -code)
     if code < 0:
         name = signal.Signals(-code).name
         raise RunFailed(
@@ -250,6 +256,7 @@ def received(pipe) -> list:
 
 def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout, send) -> None:
     """What a started process does: run, tell an error to the parent, and end with its code."""
+    end_by_requests()  # still blocked
     follow_parent()
     try:
         code = run_worker(local_rank, run, config, layout)

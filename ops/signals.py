@@ -1,10 +1,9 @@
 """Requests to stop: SIGTERM and SIGUSR1, as schedulers send them, and Ctrl-C."""
 
+import os
 import signal
-import sys
 import threading
 from contextlib import contextmanager
-from multiprocessing import parent_process
 
 # Schedulers and terminals send these to whole process groups.
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -28,25 +27,24 @@ def requests_blocked():
 
 def unblock_requests() -> None:
     """Answer the requests that the process's parent has blocked."""
-    if parent_process() is not None:
-        end_by_interrupts()
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
 
 
-def end_by_interrupts() -> None:
-    """Let Ctrl-C end this process at once, as SIGTERM does, without a traceback.
+# The handler of requests after a StopRequest; None: that from before it.
+after_a_run: signal.Handlers | None = None
 
-    For the time before training, in which there is nothing to save.
+
+def end_by_requests() -> None:
+    """From now on a request ends this process without a traceback, until a StopRequest keeps it.
+
+    For scripts and the processes that they start. Before the StopRequest there is nothing to save;
+    after it there is nothing left to do but to end, so requests are ignored.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def ignore_requests() -> None:
-    """For the time in which there is nothing left to do but to end."""
-    if threading.current_thread() is threading.main_thread():
-        for request in REQUESTS:
-            signal.signal(request, signal.SIG_IGN)
+    global after_a_run
+    after_a_run = signal.SIG_IGN
+    for request in REQUESTS:
+        signal.signal(request, signal.SIG_DFL)
 
 
 class StopRequest:
@@ -59,6 +57,7 @@ class StopRequest:
         self.received: signal.Signals | None = None
         self.pass_on = pass_on  # called at each signal
         self.before = {}
+        self.speaks = True
 
     @property
     def name(self) -> str:
@@ -68,13 +67,16 @@ class StopRequest:
         return "Ctrl-C" if self.received == signal.SIGINT else self.received.name
 
     def __enter__(self):
+        from multiprocessing import parent_process  # too slow for the first lines of a script
+
+        self.speaks = parent_process() is None  # one message is enough
         if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             self.before = {request: signal.signal(request, self._keep) for request in REQUESTS}
         return self
 
     def __exit__(self, *_):
         for request, handler in self.before.items():
-            signal.signal(request, handler)
+            signal.signal(request, handler if after_a_run is None else after_a_run)
 
     def _keep(self, number: int, _) -> None:
         # Keep the first one: launchers often send a second signal.
@@ -82,7 +84,8 @@ class StopRequest:
         # A second Ctrl-C is to end the process at once.
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            if parent_process() is None:  # one message is enough
-                print("stopping soon; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+            if self.speaks:
+                # Not by print: it fails where the signal has come into another print.
+                os.write(2, b"stopping soon; Ctrl-C again stops at once\n")
         if self.pass_on:
             self.pass_on()

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,6 @@ from unittest import mock
 
 import torch
 
-from ops.signals import REQUESTS
 from tests.conftest import ROOT
 
 # A run of main_adco.py that takes seconds.
@@ -47,7 +45,6 @@ def run_main(*words, cwd: Path, **env) -> subprocess.CompletedProcess:
     out, err = StringIO(), StringIO()
     with ExitStack() as held:
         held.enter_context(mock.patch("ops.launch.START_METHOD", "forkserver"))
-        held.enter_context(signals_kept())
         held.enter_context(torch.random.fork_rng(devices=[]))
         held.enter_context(mock.patch.dict(os.environ, env))
         held.enter_context(mock.patch.object(sys, "argv", [str(ROOT / script), *options]))
@@ -61,17 +58,6 @@ def run_main(*words, cwd: Path, **env) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(
         [script, *options], code or 0, out.getvalue(), err.getvalue()
     )
-
-
-@contextmanager
-def signals_kept():
-    """What a script does with signals at its end is undone."""
-    before = {number: signal.getsignal(number) for number in REQUESTS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
