@@ -85,8 +85,7 @@ def reference_losses(
 
     pairs: the plan's terms with embeddings of unit length.  W: [D, K], left as it is.
     """
-    num_queries, num_keys = len(pairs[0].queries), len(pairs[0].keys)
-    target = own_key(num_queries, first_key, W.device)
+    target = own_key(len(pairs[0].queries), first_key, W.device)
     total_weight = sum(pair.weight for pair in pairs)
     moving_W = W.detach().clone().requires_grad_()
 
@@ -104,8 +103,8 @@ def reference_losses(
         # What is logged, as a mean over the terms.
         share, logits = weight / total_weight, logits.detach()
         p = (logits / mem_t).softmax(dim=1)  # [N, M + K]
-        mass = mass + share * p[:, :num_keys].sum(dim=1).mean()
-        attention = attention + share * p[:, num_keys:].sum(dim=0)
+        mass = mass + share * p[:, : len(keys)].sum(dim=1).mean()
+        attention = attention + share * p[:, len(keys) :].sum(dim=0)
         num_nearer = (logits > logits.gather(1, target[:, None])).sum(dim=1)  # than the own key
         top1 = top1 + share * (num_nearer < 1).to(W.dtype).mean()
         top5 = top5 + share * (num_nearer < 5).to(W.dtype).mean()

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ops.errors import InputError
-from ops.files import write_whole
+from ops.files import write_json
 from ops.run_folder import lock_folder, provenance
 
 
@@ -60,9 +60,8 @@ class Journal:
         if self.folder is None or (self.folder / "config.json").exists():
             return
         path = self.folder / "config.json"
-        text = json.dumps({"config": config, **provenance()}, indent=2) + "\n"
         try:
-            write_whole(path, text.encode())
+            write_json(path, {"config": config, **provenance()})
         except OSError as error:
             raise InputError(f"cannot write {str(path)!r}: {error}; make room") from error
 

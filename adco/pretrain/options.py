@@ -101,12 +101,9 @@ class PretrainConfig(RunOptions):
     def images_per_process(self, local_size: int) -> int:
         """N: the node's batch over its `local_size` processes."""
         if self.batch_size % local_size:
-            # Name the nearest sizes that split.
-            low = self.batch_size // local_size * local_size
-            nearest = " or ".join(str(size) for size in (low, low + local_size) if size)
             raise InputError(
-                f"batch_size={self.batch_size} does not split over {local_size} processes; "
-                f"nearest that do: {nearest}"
+                f"batch_size={self.batch_size} does not split over {local_size} processes; take "
+                f"a multiple of {local_size}"
             )
         self.check_micro_batches(self.batch_size // local_size)
         return self.batch_size // local_size

@@ -22,13 +22,9 @@ from ops import checkpoint
 from ops.errors import InputError, shown
 
 # What a run keeps beside both players and their progress; other programs' files have none of it.
-KEPT = (
-    "meter",  # sums over the unfinished epoch
-    "watch",  # signs of failure seen so far
-    "journal_size",  # bytes of metrics.jsonl
-    "bad_pictures",  # broken ones met so far, name to reason
-    "scaler",  # of the loss in fp16
-)
+# meter: sums over the unfinished epoch.  watch: signs of a collapse seen so far.  journal_size:
+# bytes of metrics.jsonl.  bad_pictures: broken ones, name to reason.  scaler: of the loss in fp16.
+KEPT = ("meter", "watch", "journal_size", "bad_pictures", "scaler")
 
 
 @dataclass
