@@ -1,10 +1,11 @@
 # Two commands for a fresh machine with Python 3.10 or newer: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-oldest explore lint clean
 
 # Pre-train on the embedded digits, then say and draw what was learned.
 demo: $(INSTALLED)
@@ -13,6 +14,17 @@ demo: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The tests with the lowest versions that requirements.txt allows.
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	sed 's/>=/==/' requirements.txt > $(OLDEST)/lowest.txt
+	$(OLDEST)/bin/python -m pip install --quiet -r requirements-dev.txt -c $(OLDEST)/lowest.txt
+	$(OLDEST)/bin/python -m pytest
+
+# Changed files and command lines, by chance and for longer than in `make test`.
+explore: $(INSTALLED)
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest tests/test_mutations.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -25,4 +37,4 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(OLDEST) demo
