@@ -14,15 +14,18 @@ A map of the code, in reading order. The method:
     step        one training step: keys, losses, both players move (finite: or neither does)
     fused       the losses as they run, chunk by chunk (negatives: W, v and their ascent)
 What stands around it:
-    data/       pictures and data sets, random views, renderers, batches and loaders
-    pretrain/   main_adco.py: options; run: start-up, epochs, what is logged; upkeep: what
-                happens between steps; game: what is built; state, saving, resume: checkpoints;
-                meter, health: times, warnings; knn_monitor, dry_run
-    probe/      lincls.py: options; run, protocols: ways to score a trunk; features, knn, linear,
-                logistic
+    data/       datasets: by name (the names: ops/options), pictures, list_files; views: random
+                draws; pil_render, fast_render: their pixels; loader: order, batches
+    pretrain/   main_adco.py. options: flags, and what changes with the epoch (learning rate);
+                game: what is built, and the numbers of each step (temperatures, rates);
+                run: the phases, what is logged, which checkpoints stay; upkeep: what happens
+                between steps; saving, state, resume: checkpoints; meter, health: means,
+                warnings; knn_monitor; dry_run
+    probe/      lincls.py. options; run; protocols: the ways to score a trunk (linear, knn,
+                logistic on features); data; state: checkpoints
     export, report   python3 -m adco.export, python3 -m adco.report
-    ../ops/     the plumbing: options, launch, distributed, checkpoint files, journal (log),
-                schedule (learning rates); knows nothing of the method
+    ../ops/     the plumbing, which knows nothing of the method: options, launch, distributed,
+                checkpoint (names, reading, writing), journal (the log), schedule (curves)
     ../VOC_CLF/, ../detection/   transfer
 """
 

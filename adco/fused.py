@@ -1,5 +1,5 @@
-"""The objective as it runs: what objective.py defines, without a matrix [N, K] that outlives a
-chunk of it, and with the columns in one place or spread over processes.
+"""The objective as it runs: the results of objective.py, but a matrix [N, K] is never stored whole,
+and the columns may be spread over processes.
 
 The keys are few; their part is written plainly and differentiated by autograd. The K columns are
 visited twice, a chunk at a time. With a query's nearest column as origin, n_i = max_j s_ij:
@@ -12,11 +12,11 @@ visited twice, a chunk at a time. With a query's nearest column as origin, n_i =
 
 No exponent is above 0 and one of each row is 0, so nothing overflows and no sum vanishes.
 
-A shard is one more kind of chunk. With the columns spread, the queries of all processes are
-gathered, each process sweeps its own columns for all of them, and the sums return to the owners of
-the queries; W and v stay where they are. Alone, the collectives do nothing and the same lines run.
+Columns on other processes are handled like other chunks: the queries of all processes are gathered,
+each process sweeps its own columns for all of them, and the sums return to the owners of the
+queries. W and v stay where they are. Alone, the collectives do nothing and the same lines run.
 
-B processes whose queries are here (R, or 1 alone), V query views, T terms, C columns in a chunk.
+B processes whose queries were gathered (R; 1 alone), V query views, T terms, C columns in a chunk.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from torch import Tensor
 from adco.objective import Losses, Pair, own_key
 from ops.distributed import ALONE, World, all_to_all_blocks, gather_rows, in_one_message
 
-SHORTEST = 1e-12  # a column shorter than this is not drawn out to length 1, as in directions_of
+SHORTEST = 1e-12  # lower bound of a column's length, as eps in F.normalize
 FEWEST_COLUMNS = 256  # below this a matrix product becomes slow
 # Cosines in a chunk: on a CPU they have to stay in its cache, on a GPU they have to fill it.
 CHUNK_ON_CPU, CHUNK = 2**19, 2**24
@@ -43,15 +43,6 @@ class ColumnSums(NamedTuple):
     num_nearer: Tensor  # [B, T, N]  number of columns nearer than the own key
 
 
-class TermLoss(NamedTuple):
-    """One term's loss and what is logged of it, [N] each."""
-
-    loss: Tensor  # at tau, nats, with grad
-    mass: Tensor  # softmax mass at tau_a on the keys
-    weight: Tensor  # x_i: softmax weight at tau_a of the nearest column
-    num_nearer: Tensor  # number of keys and columns nearer than the own key
-
-
 def losses(
     pairs: list[Pair],
     W: Tensor,
@@ -63,37 +54,41 @@ def losses(
     """Both players' losses and gradients for one round: objective.reference_losses, faster.
 
     W: [D, K]; of several processes [D, K / R], the columns of this one. Then bank_gradient and
-    attention are those of its columns, already over the queries of all processes.
+    attention are those of its columns, already summed over the queries of all processes.
     """
-    # The keys: logits of every query with all M of them, by autograd.
+    # The keys: cosines of every query with all M of them.
     queries, view_of = distinct_queries(pairs)  # [V, N, D]
-    target = own_key(queries.shape[1], first_key, W.device)
-    positives = [q @ keys.T for q, keys, _ in pairs]  # [N, M] each
-    own = [s.gather(1, target[:, None])[:, 0] for s in positives]  # [N] each
+    target = own_key(queries.shape[1], first_key, W.device)[:, None]  # [N, 1]
+    key_cosines = [q @ keys.T for q, keys, _ in pairs]  # [N, M] each
+    own = [s.gather(1, target)[:, 0] for s in key_cosines]  # [N] each
 
     # The columns, first visit: sums over all K of them, at both temperatures.
     taus = (moco_t, mem_t)
     all_queries, sums = column_sums(queries, W, taus, torch.stack(own).detach(), view_of, world)
 
-    # The encoder's loss, and the softmax weights by which the columns are pulled.
     total_weight = sum(pair.weight for pair in pairs)
     loss = mass = top1 = top5 = 0
-    weights = torch.zeros_like(sums.nearest)  # [V, N]
+    weights = torch.zeros_like(sums.nearest)  # [V, N]  x_i
     for t, (pair, v) in enumerate(zip(pairs, view_of, strict=True)):
-        term = term_loss(
-            positives[t], own[t], sums.nearest[v], sums.log_sums[v], sums.num_nearer[t], taus
-        )
+        # The softmax over all M + K at tau, counted from the nearest column.
+        nearest, log_sums = sums.nearest[v], sums.log_sums[v]  # [N], [N, 2]
+        s = key_cosines[t] - nearest[:, None]  # [N, M]
+        log_all = torch.logaddexp((s / moco_t).logsumexp(dim=1), log_sums[:, 0])
+        loss = loss + pair.weight * (log_all - (own[t] - nearest) / moco_t).mean()
+
+        # The softmax at tau_a: its mass on the keys, and its weight on the nearest column.
         share = pair.weight / total_weight
-        loss = loss + pair.weight * term.loss.mean()
-        mass = mass + share * term.mass.mean()
-        top1 = top1 + share * (term.num_nearer < 1).to(W.dtype).mean()
-        top5 = top5 + share * (term.num_nearer < 5).to(W.dtype).mean()
-        weights[v] += share * term.weight
+        log_keys = (s.detach() / mem_t).logsumexp(dim=1)
+        log_all = torch.logaddexp(log_keys, log_sums[:, 1].detach())
+        mass = mass + share * (log_keys - log_all).exp().mean()
+        weights[v] += share * (-log_all).exp()
+        num_nearer = sums.num_nearer[t] + (key_cosines[t] > own[t][:, None]).sum(dim=1)
+        top1 = top1 + share * (num_nearer < 1).to(W.dtype).mean()
+        top5 = top5 + share * (num_nearer < 5).to(W.dtype).mean()
 
     # The columns, second visit: the gradient of each.
     nearest, weights = in_one_message(gather_rows, [sums.nearest[None], weights[None]], world)
-    strength = total_weight / (len(all_queries) * len(target))
-    gradient, attention = pull(all_queries, W, nearest, weights, mem_t, strength)
+    gradient, attention = pull(all_queries, W, nearest, weights, mem_t, total_weight)
     mean_query = queries[view_of[0]].detach().mean(dim=0)
     return Losses(loss, gradient, mass, top1, top5, attention, mean_query)
 
@@ -121,22 +116,6 @@ def distinct_queries(pairs: list[Pair]) -> tuple[Tensor, list[int]]:
     return torch.stack(views), view_of
 
 
-def term_loss(
-    positives: Tensor, own: Tensor, nearest: Tensor, log_sums: Tensor, num_nearer: Tensor, taus
-) -> TermLoss:
-    """Join the keys, positives [N, M] and own [N], with a view's sums over the columns."""
-    moco_t, mem_t = taus
-    s = positives - nearest[:, None]  # [N, M]
-    log_all = torch.logaddexp((s / moco_t).logsumexp(dim=1), log_sums[:, 0])
-    loss = log_all - (own - nearest) / moco_t
-
-    with torch.no_grad():
-        log_keys = (s / mem_t).logsumexp(dim=1)
-        log_all = torch.logaddexp(log_keys, log_sums[:, 1])
-        num_nearer = num_nearer + (positives > own[:, None]).sum(dim=1)
-    return TermLoss(loss, (log_keys - log_all).exp(), (-log_all).exp(), num_nearer)
-
-
 def column_sums(
     queries: Tensor, W: Tensor, taus: tuple, own: Tensor, view_of: list[int], world: World
 ) -> tuple[Tensor, ColumnSums]:
@@ -154,8 +133,8 @@ def column_sums(
         sums = join_shards(per_shard, taus)
         gradient = sums.direction / taus[0]
 
-    # Value and gradient at the first temperature are known: q - q is 0, and carries the gradient.
-    # (It reaches the second temperature too, which nothing differentiates.)
+    # Add a term of value 0 that has the known gradient at the first temperature (straight-through).
+    # It reaches the second temperature too, which nothing differentiates.
     through = ((queries - queries.detach()) * gradient).sum(dim=-1)  # [V, N]
     return all_queries, sums._replace(log_sums=sums.log_sums + through[..., None])
 
@@ -214,12 +193,13 @@ def join_shards(per_shard: ColumnSums, taus: tuple) -> ColumnSums:
 
 @torch.no_grad()
 def pull(
-    queries: Tensor, W: Tensor, nearest: Tensor, weights: Tensor, tau: float, strength: float
+    queries: Tensor, W: Tensor, nearest: Tensor, weights: Tensor, tau: float, total_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """g [D, K] where every query counts with `strength`, and the attention [K] to each column.
+    """g [D, K], a mean over queries times the plan's weight, and the attention [K] to each column.
 
     queries: [B, V, N, D].  nearest, weights: n_i and x_i, [B, V, N].
     """
+    strength = total_weight / (queries.shape[0] * queries.shape[2])
     rows, nearest, weights = queries.flatten(0, 2), nearest.reshape(-1, 1), weights.flatten()
     weighted = (rows * (-strength * weights[:, None])).T.contiguous()  # [D, B V N]
     gradient, attention = torch.empty_like(W), W.new_empty(W.shape[1])

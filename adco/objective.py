@@ -14,10 +14,10 @@ ascend it at a temperature of their own, tau_a.
 How the adversaries move
     Write p_ij for the softmax weight of adversary j seen from query i, at tau_a. Then
         dL/ds_ij = p_ij / (N tau_a)       so  dL/du_j = mean_i p_ij q_i / tau_a.
-    u_j = w_j / |w_j| lets only the part across w_j pass: du = (I - u u') dw / |w|, hence
+    Normalising removes the part of dw along w_j: du = (I - u u') dw / |w|, hence
         dL/dw_j = ( mean_i p_ij q_i  -  (mean_i p_ij s_ij) u_j ) / (|w_j| tau_a).
-    An adversary is pulled along the sphere, towards the queries that take it for their key: the
-    gradient is orthogonal to w_j. Ascent by SGD with momentum is descent on
+    An adversary is pulled along the sphere, towards the queries that give it a high softmax weight:
+    the gradient is orthogonal to w_j. Ascent by SGD with momentum is descent on
         g = - sum_terms c dL/dW,  averaged over processes
         v <- mu v + g + lambda W
         W <- W - eta v
@@ -89,7 +89,7 @@ def reference_losses(
     total_weight = sum(pair.weight for pair in pairs)
     moving_W = W.detach().clone().requires_grad_()
 
-    loss = attack = mass = top1 = top5 = attention = 0
+    loss = bank_loss = mass = top1 = top5 = attention = 0
     for queries, keys, weight in pairs:
         # The encoder descends this loss, while the adversaries stand still.
         logits = contrastive_logits(queries, keys, directions_of(W).detach())  # [N, M + K]
@@ -97,8 +97,8 @@ def reference_losses(
 
         # The adversaries ascend this one, while the embeddings stand still.
         with torch.enable_grad():
-            attacked = contrastive_logits(queries.detach(), keys, directions_of(moving_W))
-            attack = attack + weight * info_nce(attacked, target, mem_t)
+            bank_logits = contrastive_logits(queries.detach(), keys, directions_of(moving_W))
+            bank_loss = bank_loss + weight * info_nce(bank_logits, target, mem_t)
 
         # What is logged, as a mean over the terms.
         share, logits = weight / total_weight, logits.detach()
@@ -109,6 +109,6 @@ def reference_losses(
         top1 = top1 + share * (num_nearer < 1).to(W.dtype).mean()
         top5 = top5 + share * (num_nearer < 5).to(W.dtype).mean()
 
-    (gradient,) = torch.autograd.grad(attack, moving_W)
+    (gradient,) = torch.autograd.grad(bank_loss, moving_W)
     mean_query = pairs[0].queries.detach().mean(dim=0)
     return Losses(loss, -gradient, mass, top1, top5, attention, mean_query)

@@ -1,11 +1,12 @@
 """One step of both players, for every training mode: min over theta, max over W.
 
-A batch may be taken in A micro-batches, of which one at a time has activations to keep. All keys
-come first, so every micro-batch meets all M of them: the objective is that of the whole batch, only
-BatchNorm sees fewer pictures at once.
+A batch may be taken in A micro-batches: only one micro-batch's activations are in memory at a time.
+All keys come first, so every micro-batch meets all M of them. The objective is that of the whole
+batch; only BatchNorm sees fewer pictures at once.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -29,7 +30,10 @@ from ops.distributed import (
 
 
 class Round(NamedTuple):
-    """What a step reports: 0-d tensors on the model's device, of this process's queries."""
+    """What a step reports: 0-d tensors on the model's device, of this process's queries.
+
+    A new field is logged by itself (pretrain/meter.py).
+    """
 
     loss: Tensor  # the encoder's objective, nats
     mass: Tensor  # softmax mass at mem_t on all keys; 1 = the adversaries get no gradient
@@ -37,8 +41,8 @@ class Round(NamedTuple):
     top5: Tensor
     idle: Tensor  # share of adversaries whose attention, over all queries, is below chance
     spread: Tensor  # 1 - |mean query|^2; 0 = all queries point the same way
-    grad_norm: Tensor  # length of the encoder's gradient, averaged over processes
-    dropped: Tensor  # 1: something was not finite on some process, and nobody moved; else 0
+    grad_norm: Tensor  # norm of the encoder's gradient, after averaging over processes
+    dropped: Tensor  # 1: something was not finite, so neither encoder_q nor the bank moved; else 0
 
 
 def train_step(
@@ -68,15 +72,13 @@ def train_step(
     # Keys first: every micro-batch meets all M of them.
     keys = embed_keys(unwrap(model), bank, views, plan, accum_steps)
 
-    # Defender and adversaries, from one forward pass of the queries.
-    def both_losses(pairs: list[Pair], first_key: int) -> Losses:
-        return losses(pairs, bank.W, moco_t, mem_t, first_key, bank.world)
-
-    total = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, both_losses)
+    # Encoder and adversaries, from one forward pass of the queries.
+    objective = partial(losses, W=bank.W, moco_t=moco_t, mem_t=mem_t, world=bank.world)
+    total = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, objective)
     total = Losses(*total)
     reduce_gradients_(model, optimizer, scaler)
 
-    # Both move, or neither.
+    # Both move, or neither. (The key encoder has already taken its average.)
     grad_norm, dropped = check_finite(model, total.loss, total.bank_gradient)
     step_unless_(dropped, optimizer)
     bank.ascend_(total.bank_gradient, memory_lr, memory_momentum, mem_wd, dropped)
@@ -158,13 +160,13 @@ def backward_in_micro_batches(
     plan: list[Term],
     accum_steps: int,
     scaler: GradScaler | None,
-    objective: Callable[[list[Pair], int], tuple[Tensor, ...]],
+    objective: Callable[..., tuple[Tensor, ...]],
 ) -> tuple[Tensor, ...]:
     """Forward and backward of the queries, one micro-batch after the other.
 
-    objective: from the plan's terms with the queries [N / A, D] of a micro-batch, all M keys and
-    the micro-batch's share of the weight, and from the column of the first query's own key, to
-    tensors of which the first is the loss.  Returns their sums, without a graph.
+    objective(pairs, first_key=...): tensors, of which the first is the loss. The pairs are the
+    plan's terms with the queries [N / A, D] of a micro-batch, all M keys, and the micro-batch's
+    share of the weight.  Returns the sums of the tensors, without a graph.
     """
     wanted = query_views(plan)
     split = [micro_batches(views[i], accum_steps) for i in wanted]
@@ -178,10 +180,11 @@ def backward_in_micro_batches(
                 Pair(queries[term.query], keys[term.key], term.weight / accum_steps)
                 for term in plan
             ]
-            result = objective(pairs, (rank * accum_steps + a) * len(batch[0]))
+            first_key = (rank * accum_steps + a) * len(batch[0])
+            result = objective(pairs, first_key=first_key)
             (scaler.scale(result[0]) if scaler else result[0]).backward()
         result = [x.detach() for x in result]
-        # In the memory of the first one: a gradient of the bank is large.
+        # Add in place, to avoid a second buffer of the size of the bank.
         total = [x.add_(y) for x, y in zip(total, result, strict=True)] if total else result
     return tuple(total)
 

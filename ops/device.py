@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ops.errors import InputError
 
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
@@ -25,13 +25,13 @@ def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
         return None
     try:
         # Try it: no table knows all devices.
-        with torch.autocast(device.type, HALVES[name]):
+        with torch.autocast(device.type, PRECISIONS[name]):
             torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
     except (RuntimeError, TypeError) as error:
         raise InputError(
             f"amp={name}: this {device.type} device cannot compute in it; use --amp auto or none"
         ) from error
-    return HALVES[name]
+    return PRECISIONS[name]
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -40,12 +40,10 @@ def current_world() -> World:
 
 
 def join_group(world: World, url: str, backend: str):
-    """Enter the process group. Returns the store through which its processes met; None alone.
+    """Enter the process group. Returns the store through which its processes met.
 
     Raises RunFailed where they do not meet.
     """
-    if world.size == 1:
-        return None
     # After a restart by torchrun, its store still holds the keys of the attempt before.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:

@@ -37,11 +37,10 @@ class NodeLayout:
 
 
 def launch(run, config: ProcessOptions) -> int:
-    """Call run(config, world, device, local_size) in every process of this node; its exit code.
+    """Call run(config, world, device, local_size) in every process of this node.
 
-    local_size: processes on this node.
-
-    One process runs here, without a process group. Under torchrun nothing is spawned.
+    local_size: processes on this node. One process in all runs here, without a process group.
+    Under torchrun nothing is spawned. Returns the exit code.
     """
     kind = device_kind(config.device)
 
@@ -52,14 +51,14 @@ def launch(run, config: ProcessOptions) -> int:
         layout = NodeLayout(rank - local_rank, local_size, size, "env://", kind)
         return run_worker(local_rank, run, config, layout)
 
-    # One process is this one; several are started from here.
+    # One process in all: this one. Otherwise start those of this node.
     local_size = processes_here(config, kind)
     size = local_size * config.world_size
-    url = rendezvous_url(config, size)
+    if size == 1:
+        return run(config, World(), own_device(kind, 0, config), 1)
+    url = rendezvous_url(config)
     layout = NodeLayout(config.rank * local_size, local_size, size, url, kind)
-    if local_size == 1:
-        return run_worker(0, run, config, layout)
-    return spawn(run, config, layout)
+    return run_worker(0, run, config, layout) if local_size == 1 else spawn(run, config, layout)
 
 
 def device_kind(wanted: str) -> str:
@@ -93,7 +92,7 @@ def processes_here(config: ProcessOptions, kind: str) -> int:
     return 1
 
 
-def rendezvous_url(config: ProcessOptions, size: int) -> str:
+def rendezvous_url(config: ProcessOptions) -> str:
     """URL at which all processes meet. Node 0 opens it, so there it has to be free."""
     # The address: given, a free port of this machine, or node 0.
     if config.dist_url == "env://":
@@ -108,7 +107,7 @@ def rendezvous_url(config: ProcessOptions, size: int) -> str:
     port = urlparse(url).port
     if port is None:
         raise InputError(f"dist_url={url!r} names no port; expected tcp://host:port")
-    if size > 1 and config.rank == 0 and not port_is_free(port):
+    if config.rank == 0 and not port_is_free(port):
         raise InputError(
             f"port {port} of {url} is in use; choose another with --dist_url tcp://host:port"
         )
@@ -131,24 +130,25 @@ def port_is_free(port: int) -> bool:
             return False
 
 
-def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout) -> int:
-    """Be one process of the run, from its device to the end of its process group."""
-    # The device, and a fair share of the cores where several processes compute on the CPU.
-    world = World(layout.first_rank + local_rank, layout.size)
-    device = torch.device(layout.kind)
-    if layout.kind == "cuda":
-        device = torch.device("cuda", local_rank if config.gpu is None else config.gpu)
-        torch.cuda.set_device(device)
-    elif layout.local_size > 1:
-        torch.set_num_threads(max(1, os.cpu_count() // layout.local_size))
-    # The process group. Alone there is none.
-    backend = config.dist_backend if layout.kind == "cuda" else "gloo"
-    store = join_group(world, layout.url, backend)
-    unblock_requests()
-    if store is None:
-        return run(config, world, device, layout.local_size)
+def own_device(kind: str, local_rank: int, config: ProcessOptions) -> torch.device:
+    if kind != "cuda":
+        return torch.device(kind)
+    device = torch.device("cuda", local_rank if config.gpu is None else config.gpu)
+    torch.cuda.set_device(device)
+    return device
 
-    # Whoever waits in a collective for a lost process is told so by the heartbeat.
+
+def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout) -> int:
+    """Be one of several processes, from its device to the end of its process group."""
+    world = World(layout.first_rank + local_rank, layout.size)
+    device = own_device(layout.kind, local_rank, config)
+    if layout.kind != "cuda" and layout.local_size > 1:
+        # A fair share of the cores, where several processes compute on the CPU.
+        torch.set_num_threads(max(1, os.cpu_count() // layout.local_size))
+    store = join_group(world, layout.url, config.dist_backend if layout.kind == "cuda" else "gloo")
+    unblock_requests()
+
+    # The heartbeat notices a dead process, so that the others do not wait forever.
     heartbeat = Heartbeat(store, world)
     heartbeat.start()
     try:
@@ -158,7 +158,7 @@ def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout)
         if is_lost_connection(error) and heartbeat.someone_is_lost():
             raise RunFailed(heartbeat.message()) from error
         raise
-    # The last one out: nobody may still read from a connection that is closed.
+    # Close connections only when all processes are through; the first process goes last.
     heartbeat.stop()
     leave_group(store, world)
     return code
@@ -177,9 +177,9 @@ def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
             process.terminate()
 
     with StopRequest(ask_to_stop) as stop:
-        # A helper process of multiprocessing starts with the first of ours, and then lets SIGINT
-        # and SIGTERM through (Python 3.10 to 3.13): it has to be there before they are blocked for
-        # ours. It does not ignore SIGUSR1; started in this block, it never gets it.
+        # multiprocessing's resource tracker unblocks SIGINT and SIGTERM when it starts (Python 3.10
+        # to 3.13), so it starts before they are blocked for our children. Starting with SIGUSR1
+        # blocked protects it from that.
         with requests_blocked():
             resource_tracker.ensure_running()
         # The children inherit the blocked signals, and unblock them when they can answer.
@@ -209,9 +209,9 @@ def exit_code(processes: list, failed: int | None, errors: list, stop, first_ran
         return max(process.exitcode for process in processes)  # 0, or 75 where it was stopped
     asked = [-process.exitcode for process in processes if -process.exitcode in REQUESTS]
     if asked:
-        # The request came before a process could answer: there was nothing to save. (Another one
-        # may have failed first, for want of it.) A shell calls the end by signal n 128 + n; it is
-        # that of the signal that the run was sent.
+        # A process was ended by a signal before it could handle it, so there was nothing to save.
+        # (Another one may have failed first, because of that.) As a shell does, return 128 plus
+        # the number of the signal, that of the one that the run received.
         return 128 + (stop.received or asked[0])
     code = processes[failed].exitcode
     if code < 0:

@@ -44,7 +44,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device, local_si
     wanted = log_folder(config).absolute()
     folder = next(path for path in (wanted, *wanted.parents) if path.exists())
     size = written_size(state, folder)
-    # The last two, the best, the one being written, and the numbered ones to come.
+    # As run.finish_epoch keeps them: the last two, the best, the numbered ones, and one in writing.
     num_files = 4 + (config.epochs - start.progress.epoch) // config.save_freq
     free = shutil.disk_usage(folder).free
     if num_files * size > free:

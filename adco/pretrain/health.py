@@ -16,7 +16,7 @@ COLLAPSED = (
     "higher)"
 )
 STARVED = (
-    "starved adversaries: for {steps} steps the own keys took {mass:.1%} of the softmax at "
+    "starved adversaries: for {steps} steps the batch's keys took {mass:.1%} of the softmax at "
     "--mem_t, so the columns get no gradient and only shrink by weight decay. Raise --mem_t, or "
     "lower --memory_lr (the published 3 goes with K = 65536; a column's gradient grows as 1 / K)"
 )
@@ -97,7 +97,7 @@ class DropStreak:
         )
         return (
             f"diverged: loss or gradient not finite in {MOST_DROPPED} steps in a row, {where}. "
-            f"None of them reached the weights or the bank; {advice} a lower --lr"
+            f"None of them moved the encoder; {advice} a lower --lr"
         )
 
 

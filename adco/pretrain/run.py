@@ -76,7 +76,7 @@ class Pretraining:
         self.progress.playing = True
 
     def fill_bank(self) -> None:
-        """Fill the bank with keys, taking an encoder step with each batch of them."""
+        """The start-up (--ad_init): an encoder step with each batch, whose keys fill the bank."""
         # As many steps as fill the K columns with M keys each, or --init_steps.
         game, progress = self.game, self.progress
         num_steps = self.config.startup_steps(game.num_keys)
@@ -92,7 +92,7 @@ class Pretraining:
                 progress.startup_step += 1
                 self.journal.advance()
                 self.log_startup(loss, progress.startup_step, num_steps)
-                # What is due after the last step comes with the first epoch.
+                # After the last step the first epoch sees to what is due.
                 if progress.startup_step == num_steps:
                     break
                 self.upkeep.between_steps()
@@ -169,7 +169,7 @@ class Pretraining:
         upkeep.meter = self.meter_state = None
         progress.epoch, progress.epoch_step = done, 0
 
-        # A new best score gives the checkpoint a second name, every tenth epoch a third.
+        # The checkpoint is also kept as the best one, and as a numbered one every save_freq epochs.
         score = self.score() if scored else None
         names, best_before = [], progress.best_acc
         if score is not None and score > progress.best_acc:
@@ -178,7 +178,7 @@ class Pretraining:
         if done % config.save_freq == 0:
             names.append(numbered(done - 1))
         if not upkeep.save(tuple(names)):
-            progress.best_acc = best_before  # the best is what is on disk
+            progress.best_acc = best_before  # it is not on disk
         if done < config.epochs:
             upkeep.between_epochs()
 

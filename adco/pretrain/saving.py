@@ -49,7 +49,7 @@ class Checkpoints:
             previous = self.folder / checkpoint.PREVIOUS if self.last_is_good else None
             checkpoint.save(state, path, previous)
             self.failed, self.last_is_good = False, True
-            # Further names are hard links where the file system has them.
+            # Further names, which run.finish_epoch decides, are hard links where that can be.
             for name in more_names:
                 path = self.folder / name
                 duplicate(self.last, path)

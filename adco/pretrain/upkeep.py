@@ -1,4 +1,4 @@
-"""What a run does between two steps: save, check, count broken pictures, diverge, stop."""
+"""What a run does between two steps: save, check, count broken pictures, stop if it has to."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -68,7 +68,8 @@ class Upkeep:
 
     def between_steps(self) -> None:
         """Whatever is due: broken pictures, a check that the processes agree, a save, a stop."""
-        # One exchange a step, answered one step late, so that no process waits for another.
+        # One asynchronous all-reduce a step, of which the result is used one step later: all
+        # processes take the same branches below, and none waits for another.
         steps = self.progress.startup_step + self.progress.step
         asked_for = self.flags.exchange(
             self.stop.received is not None,
@@ -76,7 +77,6 @@ class Upkeep:
             len(self.game.loader.newly_broken),
         )
         requests = Requests(*asked_for)
-        # All processes act on the same sums: collectives below are met by all or by none.
         if requests.broken:
             self.note_bad_pictures()
             self.stop_if_too_many_are_broken()
@@ -88,7 +88,7 @@ class Upkeep:
             self.leave()
 
     def between_batches(self) -> None:
-        """While features are scored: a stop, without a save, for the score is taken again."""
+        """While features are scored: a stop, without a save. The run that goes on scores again."""
         asked_for = self.flags.exchange(*Requests(stop=self.stop.received is not None))
         if Requests(*asked_for).stop:
             self.leave()
@@ -120,7 +120,7 @@ class Upkeep:
             raise InputError(complaint)
 
     def stop_if_diverged(self) -> None:
-        """The first process knows what is saved; all end with its sentence."""
+        """Raise RunFailed on all processes, with the message of the first: it knows what is saved."""
         last = self.saves.last if self.saves else None
         if complaint := self.streak.complaint(self.progress.where(), last):
             raise RunFailed(self.flags.gather(complaint)[0])
@@ -145,7 +145,7 @@ class Upkeep:
             self.save()
 
     def save(self, more_names: tuple[str, ...] = ()) -> bool:
-        """Save everything; whether it is on disk, which the first process knows."""
+        """Save everything. False where it could not be written; only the first process knows."""
         # On every process: broken pictures, sums and the bank's columns come together here.
         self.note_bad_pictures()
         game = self.game

@@ -50,7 +50,7 @@ def in_processes(function, size: int, *arguments) -> list:
 def _member(rank: int, function, size: int, folder: str, arguments: tuple) -> None:
     torch.set_num_threads(1)
     world = World(rank, size)
-    store = join_group(world, f"file://{folder}/meet", "gloo")
+    store = join_group(world, f"file://{folder}/meet", "gloo") if size > 1 else None
     torch.save(function(world, *arguments), Path(folder) / f"{rank}.pt")
     if store is not None:
         wait_for_all(store, world)
