@@ -120,7 +120,7 @@ class Upkeep:
             raise InputError(complaint)
 
     def stop_if_diverged(self) -> None:
-        """Raise RunFailed on all processes, with the message of the first: it knows what is saved."""
+        """Raise RunFailed on all processes, with the first one's message (it knows the saves)."""
         last = self.saves.last if self.saves else None
         if complaint := self.streak.complaint(self.progress.where(), last):
             raise RunFailed(self.flags.gather(complaint)[0])
