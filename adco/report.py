@@ -37,11 +37,14 @@ class ReportConfig:
 
 
 def newest_run(folder: Path) -> Path:
-    """The run folder below a folder whose metrics were written last."""
-    runs = sorted(folder.rglob("metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+    """The pre-training run below a folder whose metrics were written last."""
+    configs = [path for path in folder.rglob("config.json") if '"memory_lr"' in path.read_text()]
+    runs = [path.with_name("metrics.jsonl") for path in configs]
     if not runs:
-        raise InputError(f"no run in {str(folder)!r}; expected a folder with a metrics.jsonl")
-    return runs[-1].parent
+        raise InputError(
+            f"no pre-training run in {str(folder)!r}; expected its folder, or one above"
+        )
+    return max(runs, key=lambda path: path.stat().st_mtime).parent
 
 
 def read_metrics(run: Path) -> dict[str, list[dict]]:

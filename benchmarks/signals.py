@@ -109,7 +109,7 @@ def judge(process, folder: Path, place: str, number: signal.Signals, deaf: bool)
     """Wait for the end of the run, and compare it with what is promised."""
     faults = []
     try:
-        code = process.wait(PATIENCE)
+        process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
         faults.append(f"not ended after {PATIENCE} s")
     deadline = time.monotonic() + 10
@@ -118,7 +118,7 @@ def judge(process, folder: Path, place: str, number: signal.Signals, deaf: bool)
     if group_of(process):
         faults.append("processes left behind")
         os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
+    code = process.wait()
 
     printed, said = (folder / OUT).read_text(), (folder / ERR).read_text()
     finished = code == 0 and "finished:" in printed

@@ -36,6 +36,14 @@ def code_of(error: Exception) -> int:
     return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 
 
+def sentence_of(error: Exception) -> str:
+    """The message of one of these errors, on one line.
+
+    A loader process sends its whole traceback as the message; the sentence comes last.
+    """
+    return one_line(str(error).rpartition(f"{type(error).__name__}: ")[2])
+
+
 # An error that is none of these is a fault of the program: a traceback.
 EXIT_CODES = {InputError: EXIT_BAD_INPUT, RunFailed: EXIT_FAILED}
 
@@ -46,9 +54,7 @@ def reported(program: str):
     try:
         yield
     except tuple(EXIT_CODES) as error:
-        # A loader process sends its whole traceback as the message; the sentence comes last.
-        sentence = str(error).rpartition(f"{type(error).__name__}: ")[2]
-        print(f"{program}: error: {one_line(sentence)}", file=sys.stderr, flush=True)
+        print(f"{program}: error: {sentence_of(error)}", file=sys.stderr, flush=True)
         sys.exit(code_of(error))
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr, flush=True)

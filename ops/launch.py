@@ -15,7 +15,15 @@ from urllib.parse import urlparse
 import torch
 
 from ops.distributed import World, is_lost_connection, join_group, leave_group, wait_for_all
-from ops.errors import EXIT_BAD_INPUT, EXIT_CODES, EXIT_STOPPED, InputError, RunFailed, code_of
+from ops.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_CODES,
+    EXIT_STOPPED,
+    InputError,
+    RunFailed,
+    code_of,
+    sentence_of,
+)
 from ops.heartbeat import Heartbeat, follow_parent
 from ops.options import ProcessOptions
 from ops.signals import REQUESTS, StopRequest, end_by_requests, requests_blocked, unblock_requests
@@ -262,5 +270,5 @@ def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout
         code = run_worker(local_rank, run, config, layout)
     except tuple(EXIT_CODES) as error:
         code = code_of(error)
-        send.send((code, str(error)))
+        send.send((code, sentence_of(error)))
     sys.exit(code)

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # Schedulers and terminals send these to whole process groups.
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -86,6 +86,7 @@ class StopRequest:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             if self.speaks:
                 # Not by print: it fails where the signal has come into another print.
-                os.write(2, b"stopping soon; Ctrl-C again stops at once\n")
+                with suppress(OSError):
+                    os.write(2, b"stopping soon; Ctrl-C again stops at once\n")
         if self.pass_on:
             self.pass_on()

@@ -70,7 +70,7 @@ def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
 def check_view(pixels: np.ndarray, size: int, square: bool = False) -> np.ndarray:
     """The view that scores are computed on, as in pil_render: uint8 [size, size, 3]."""
     height, width = pixels.shape[:2]
-    if (height, width) == (size, size):
+    if (height, width) == (size, size) and not square:
         return pixels
     # The shorter side becomes size 256/224; with `square` both do.
     side, short = round(size * 256 / 224), min(height, width)

@@ -95,7 +95,7 @@ class ArrayPictures:
     def __init__(self, array: np.ndarray, labels=None, classes: list[str] = ()):
         # A part shares the array, and has positions of its own in it.
         self.array, self.positions = array, np.arange(len(array))
-        self.labels = None if labels is None else np.asarray(labels)
+        self.labels = None if labels is None else np.asarray(labels, np.int64)
         self.classes = classes
 
     def __len__(self) -> int:

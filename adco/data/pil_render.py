@@ -57,7 +57,7 @@ def check_view(picture: Image.Image, size: int, square: bool = False) -> np.ndar
     Resize(size 256/224), CenterCrop(size). A picture that already has the size is taken whole.
     square: both sides are resized to that length, whatever the picture's shape.
     """
-    if picture.size != (size, size):
+    if square or picture.size != (size, size):
         side = round(size * 256 / 224)
         # One number is the length of the shorter side; two are both.
         picture = VF.resize(picture, [side, side] if square else side)

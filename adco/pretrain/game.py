@@ -21,6 +21,7 @@ from adco.pretrain.options import PretrainConfig
 from adco.step import Round, startup_step, train_step
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World, wrap_encoder
+from ops.errors import InputError
 from ops.workers import workers_per_process
 
 
@@ -31,6 +32,10 @@ class Game:
     """
 
     def __init__(self, config: PretrainConfig, world: World, device: torch.device, local_size: int):
+        if config.cluster < world.size:
+            raise InputError(
+                f"cluster={config.cluster}: expected {world.size}, one a process, or more"
+            )
         torch.manual_seed(config.seed)
         tune(device, bool(config.tf32))
 

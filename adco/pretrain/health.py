@@ -32,7 +32,7 @@ class CollapseWatch:
 
     def __init__(self, num_keys: int, weight: float, patience: int, state: dict | None = None):
         # The loss when all keys are equally near.
-        self.chance = log(num_keys) * weight  # the loss when all keys are equally near
+        self.chance = log(num_keys) * weight
         self.patience = patience
         # Sign -> step at which it was first seen.
         self.since: dict[str, int] = dict(state["since"]) if state else {}

@@ -72,7 +72,7 @@ def start_or_resume_(
     progress.count_in(game.num_keys)
     start.progress = progress
     start.kept = {key: state[key] for key in KEPT if state.get(key) is not None}
-    if "scaler" in start.kept:
+    if start.kept.get("scaler"):  # it is empty where the run was not in fp16
         game.scaler.load_state_dict(start.kept["scaler"])
     start.note = f"resumed from {source}, {progress.where()}"
     return start
