@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adco import fused, objective
+from adco import fused
 from adco.negatives import NegativeBank
 from adco.objective import Pair
+from adco.objective import reference_losses as reference
 from adco.plan import key_views, query_views, view_plan
 
 PLANS = {
@@ -33,10 +34,9 @@ def unit_rows(num_rows, generator):
 def embedded(plan, dtype):
     """Pairs of a plan, and their distinct queries."""
     generator = torch.Generator().manual_seed(0)
-    queries = {
-        i: unit_rows(NUM_QUERIES, generator).to(dtype).requires_grad_() for i in query_views(plan)
-    }
+    queries = {i: unit_rows(NUM_QUERIES, generator).to(dtype) for i in query_views(plan)}
     keys = {i: unit_rows(NUM_KEYS, generator).to(dtype) for i in key_views(plan)}
+    queries = {i: rows.requires_grad_() for i, rows in queries.items()}
     pairs = [Pair(queries[term.query], keys[term.key], term.weight) for term in plan]
     return pairs, list(queries.values())
 
@@ -55,33 +55,32 @@ def after_a_step(losses, plan, dtype, taus, decades):
     bank.W.copy_(columns(dtype, decades))
     result = losses(pairs, bank.W, *taus, first_key=RANK * NUM_QUERIES)
     bank.ascend_(result.bank_gradient, lr=3.0, momentum=0.9, weight_decay=1e-4)
-    return {
-        **result._asdict(),
-        "query gradients": torch.stack(torch.autograd.grad(result.loss, queries)),
-        "W": bank.W,
-        "v": bank.v,
-    }
+    gradients = torch.stack(torch.autograd.grad(result.loss, queries))
+    return {**result._asdict(), "query gradients": gradients, "W": bank.W, "v": bank.v}
 
 
-@pytest.mark.parametrize("decades", [0, 6], ids=["unit columns", "columns of 1e-6 to 1e6"])
-@pytest.mark.parametrize("taus", [PUBLISHED, COLDEST, WARMEST], ids=str)
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def in_all_cases(test):
+    """The test for every plan, at the published and the outermost temperatures, and with columns
+    of length 1 or of 1e-6 to 1e6.
+    """
+    test = pytest.mark.parametrize("decades", [0, 6])(test)
+    test = pytest.mark.parametrize("taus", [PUBLISHED, COLDEST, WARMEST], ids=str)(test)
+    return pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)(test)
+
+
+@in_all_cases
 def test_fused_equals_the_definition_in_float64(plan, taus, decades):
     args = (plan, torch.float64, taus, decades)
-    expected = after_a_step(objective.reference_losses, *args)
+    expected = after_a_step(reference, *args)
     for name, ours in after_a_step(fused.losses, *args).items():
         torch.testing.assert_close(ours, expected[name], rtol=1e-10, atol=1e-14, msg=name)
 
 
-@pytest.mark.parametrize("decades", [0, 6], ids=["unit columns", "columns of 1e-6 to 1e6"])
-@pytest.mark.parametrize("taus", [PUBLISHED, COLDEST, WARMEST], ids=str)
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@in_all_cases
 def test_fused_equals_the_definition_in_float32(plan, taus, decades):
     args = (plan, torch.float32, taus, decades)
-    ours, expected = (
-        after_a_step(fused.losses, *args),
-        after_a_step(objective.reference_losses, *args),
-    )
+    ours = after_a_step(fused.losses, *args)
+    expected = after_a_step(reference, *args)
     for name in ("loss", "mass", "top1", "top5", "attention", "query gradients"):
         error = (ours[name] - expected[name]).norm()
         assert error <= 1e-5 * expected[name].norm() + 1e-9, (name, error)
@@ -100,13 +99,9 @@ def test_no_cosine_overflows_or_vanishes_at_the_coldest(dtype, key_cosine, colum
     query = F.normalize(torch.ones(NUM_QUERIES, DIM, dtype=dtype), dim=1)
     pairs = [Pair(query.requires_grad_(), key_cosine * query.detach(), 1.0)]
     W = (column_cosine * query.detach()[:1].T).repeat(1, NUM_COLUMNS)
-    for ours, expected in zip(
-        fused.losses(pairs, W, *COLDEST),
-        objective.reference_losses(pairs, W, *COLDEST),
-        strict=True,
-    ):
-        assert ours.isfinite().all()
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
+    ours, expected = fused.losses(pairs, W, *COLDEST), reference(pairs, W, *COLDEST)
+    assert all(value.isfinite().all() for value in ours)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_chunks_of_any_size_give_the_same_result(monkeypatch):
@@ -120,9 +115,8 @@ def test_chunks_of_any_size_give_the_same_result(monkeypatch):
 def test_startup_loss_has_one_positive_and_all_columns():
     ((queries, keys, _),), _ = embedded(view_plan(), torch.float64)
     own, W = keys[:NUM_QUERIES], columns(torch.float64)
-    logits = torch.cat(
-        [(queries * own).sum(dim=1, keepdim=True), queries @ F.normalize(W, dim=0)], 1
-    )
+    positives, negatives = (queries * own).sum(dim=1, keepdim=True), queries @ F.normalize(W, dim=0)
+    logits = torch.cat([positives, negatives], dim=1)
     plain = F.cross_entropy(logits / 0.12, torch.zeros(NUM_QUERIES, dtype=torch.int64))
     loss = fused.own_key_loss(queries, own, W, 0.12)
     torch.testing.assert_close(loss, plain, rtol=1e-12, atol=0)

@@ -1,26 +1,24 @@
 """What is not finite reaches neither weights, momentum, statistics nor bank."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import adco
+from adco import fused
 from adco.finite import check_finite
 from adco.step import Round, startup_step
 from ops.distributed import World, wrap_encoder
-from tests.support.game import assert_equal, small_game, state_of, views_of
+from tests.support.game import assert_same, small_game, state_of, views_of
 from tests.support.gloo import in_processes
 
 PLAN = adco.view_plan(sym=True)
 
 
-def step(game, views, network=None, **options) -> Round:
+def step(game, views, network=None) -> Round:
     model, bank, optimizer = game
-    return adco.train_step(
-        network or model, bank, optimizer, views, PLAN, mem_t=0.1, memory_lr=0.5, **options
-    )
+    taus = dict(mem_t=0.1, memory_lr=0.5)
+    return adco.train_step(network or model, bank, optimizer, views, PLAN, **taus)
 
 
 def with_nan(views, bad: bool = True):
@@ -37,7 +35,7 @@ def test_a_nan_in_one_picture_changes_nothing(fused, steps_before):
         step(game, views_of(i))
     before = state_of(*game)
     assert step(game, with_nan(views_of(7))).dropped == 1
-    assert_equal(state_of(*game), before)
+    assert_same(state_of(*game), before)
     following = step(game, views_of(8))
     assert following.dropped == 0
     assert all(value.isfinite().all() for value in [*state_of(*game).values(), *following])
@@ -51,7 +49,7 @@ def test_a_dropped_step_leaves_the_next_one_as_if_it_had_not_been():
     for game in (with_drop, without):
         game[0].copy_query_to_key()  # the key encoder alone went on
         step(game, views_of(1))
-    assert_equal(state_of(*with_drop), state_of(*without))
+    assert_same(state_of(*with_drop), state_of(*without))
 
 
 @pytest.mark.parametrize("fault", [torch.nan, torch.inf, -torch.inf])
@@ -63,37 +61,29 @@ def test_one_number_of_the_banks_gradient_is_enough_to_drop(fault):
     before = {name: value.clone() for name, value in bank.state_dict().items()}
     gradient[2, 7] = fault
     bank.ascend_(gradient, 3.0, 0.9, 1e-4, check_finite(model, gradient)[1])
-    assert_equal(bank.state_dict(), before)
-
-
-class Dropped(NamedTuple):
-    """What a NaN on process 1 left behind, and a step after it."""
-
-    before: dict
-    after: dict
-    following: dict
-    dropped: torch.Tensor
-    following_dropped: torch.Tensor
+    assert_same(bank.state_dict(), before)
 
 
 def drop_on_two(world: World) -> tuple:
-    game = small_game()
+    """A step, one that has a NaN on process 1, and one after it: the state after each; dropped."""
+    game, states = small_game(), []
     network = wrap_encoder(game[0], world)
-    step(game, views_of(0, world=world), network)
-    before = state_of(*game)
-    dropped = step(game, with_nan(views_of(1, world=world), world.rank == 1), network).dropped
-    after = state_of(*game)
-    following_dropped = step(game, views_of(2, world=world), network).dropped
-    return before, after, state_of(*game), dropped, following_dropped
+    dropped = []
+    for i in range(3):
+        views = with_nan(views_of(i, world=world), i == world.rank == 1)
+        dropped.append(step(game, views, network).dropped)
+        states.append(state_of(*game))
+    return states, dropped
 
 
 def test_a_nan_on_one_process_drops_the_step_on_all():
-    ranks = [Dropped(*values) for values in in_processes(drop_on_two, 2)]
-    for rank in ranks:
-        assert (rank.dropped, rank.following_dropped) == (1, 0)
-        assert_equal(rank.after, rank.before)
-    names = [name for name in ranks[0].following if "running" not in name]
-    assert_equal(*({name: rank.following[name] for name in names} for rank in ranks))
+    ranks = in_processes(drop_on_two, 2)
+    for (before, after, _), dropped in ranks:
+        assert dropped == [0, 1, 0]
+        assert_same(after, before)
+    following = [states[2] for states, _ in ranks]
+    names = [name for name in following[0] if "running" not in name]
+    assert_same(*({name: state[name] for name in names} for state in following))
 
 
 def test_start_up_writes_no_key_that_is_not_finite():
@@ -103,16 +93,27 @@ def test_start_up_writes_no_key_that_is_not_finite():
     views = with_nan(views_of(0))
     _, dropped = startup_step(model, bank, optimizer, views, PLAN[0], first_column=0, moco_t=0.12)
     assert dropped == 1
-    assert_equal(state_of(*game), before)
+    assert_same(state_of(*game), before)
     bank.write_columns_(torch.tensor([[1.0] * 16, [torch.inf] * 16]), 5)
     assert bank.W[:, 5].eq(1).all() and torch.equal(bank.W[:, 6], before["W"][:, 6])
 
 
-def test_the_logged_gradient_norm_is_that_of_the_whole_gradient():
-    game = small_game(torch.float64)
-    result = step(game, views_of(0, dtype=torch.float64))
+def test_a_loss_that_is_not_finite_drops_the_step(monkeypatch):
+    def losses(*arguments):
+        found = fused.losses(*arguments)
+        return found._replace(loss=found.loss + torch.inf)  # its gradients stay finite
+
+    monkeypatch.setattr("adco.step.losses", losses)
+    assert step(small_game(), views_of(0)).dropped == 1
+
+
+def test_norm_and_spread_are_those_of_the_whole_gradient_and_of_the_mean_query():
+    game, views = small_game(torch.float64), views_of(0, dtype=torch.float64)
+    mean = game[0](views[:1])[0].mean(dim=0).detach()
+    result = step(game, views)
     gradients = [p.grad.flatten() for p in game[0].parameters() if p.grad is not None]
     torch.testing.assert_close(result.grad_norm, torch.cat(gradients).norm())
+    torch.testing.assert_close(result.spread, 1 - mean @ mean)
 
 
 class NoReads(TorchDispatchMode):
@@ -139,4 +140,4 @@ def test_sgd_without_momentum_makes_the_host_wait_for_nothing_ever():
     before = state_of(*game)
     with NoReads():
         step(game, with_nan(views_of(0)))
-    assert_equal(state_of(*game), before)
+    assert_same(state_of(*game), before)

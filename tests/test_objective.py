@@ -6,15 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from adco import fused, objective
 from adco.negatives import NegativeBank
-from adco.objective import (
-    Pair,
-    contrastive_logits,
-    directions_of,
-    info_nce,
-    own_key,
-    reference_losses,
-)
+from adco.objective import Pair, directions_of, info_nce, own_key, reference_losses
 from adco.plan import view_plan
 
 TAU, TAU_A = 0.12, 0.05
@@ -31,20 +25,17 @@ def bank_matrix(dim: int = 5, size: int = 9):
 
 
 def pairs_of(weights=(1.0,), num_queries: int = 4, num_keys: int = 8) -> list[Pair]:
-    return [
-        Pair(
-            unit_rows(num_queries, seed=i).requires_grad_(),
-            unit_rows(num_keys, seed=100 + i),
-            weight,
-        )
-        for i, weight in enumerate(weights)
-    ]
+    pairs = []
+    for i, weight in enumerate(weights):
+        queries = unit_rows(num_queries, seed=i).requires_grad_()
+        pairs.append(Pair(queries, unit_rows(num_keys, seed=100 + i), weight))
+    return pairs
 
 
 def attack(pairs, W, tau: float):
     """sum c L(tau), the queries held fixed."""
     target = own_key(len(pairs[0].queries), 0, W.device)
-    logits = [contrastive_logits(q.detach(), k, directions_of(W)) for q, k, _ in pairs]
+    logits = [objective.contrastive_logits(q.detach(), k, directions_of(W)) for q, k, _ in pairs]
     return sum(c * info_nce(s, target, tau) for s, (_, _, c) in zip(logits, pairs, strict=True))
 
 
@@ -52,12 +43,9 @@ def slow_loss(pairs, W, tau: float, first_key: int) -> float:
     """The objective by three loops over scalars."""
     total = 0.0
     for q, keys, weight in pairs:
-        for i in range(len(q)):
-            positives = [math.exp(float(q[i].detach() @ keys[m]) / tau) for m in range(len(keys))]
-            negatives = [
-                math.exp(float(q[i].detach() @ W[:, j]) / float(W[:, j].norm()) / tau)
-                for j in range(W.shape[1])
-            ]
+        for i, query in enumerate(q.detach()):
+            positives = [math.exp(float(query @ key) / tau) for key in keys]
+            negatives = [math.exp(float(query @ w) / float(w.norm()) / tau) for w in W.T]
             own = positives[first_key + i]
             total -= weight * math.log(own / (sum(positives) + sum(negatives))) / len(q)
     return total
@@ -97,7 +85,9 @@ def test_query_gradient_equals_that_of_the_plain_objective():
     fresh = [pair.queries.detach().requires_grad_() for pair in pairs]
     target = own_key(4, 4, W.device)
     for q, (_, keys, weight) in zip(fresh, pairs, strict=True):
-        (weight * info_nce(contrastive_logits(q, keys, directions_of(W)), target, TAU)).backward()
+        (
+            weight * info_nce(objective.contrastive_logits(q, keys, directions_of(W)), target, TAU)
+        ).backward()
     for gradient, q in zip(found, fresh, strict=True):
         torch.testing.assert_close(gradient, q.grad)
 
@@ -138,24 +128,35 @@ def test_mass_is_the_softmax_share_of_all_keys_weighted_by_the_plan():
     pairs, W = pairs_of((0.5, 1.5)), bank_matrix()
     expected = 0.0
     for q, keys, weight in pairs:
-        p = (contrastive_logits(q.detach(), keys, directions_of(W)) / TAU_A).softmax(dim=1)
+        p = (objective.contrastive_logits(q.detach(), keys, directions_of(W)) / TAU_A).softmax(
+            dim=1
+        )
         expected += weight / 2 * p[:, : len(keys)].sum(dim=1).mean()
     torch.testing.assert_close(reference_losses(pairs, W, TAU, TAU_A).mass, expected)
 
 
-def test_accuracies_count_the_rank_of_the_own_key_among_all():
-    q = torch.eye(6, dtype=torch.float64)
-    keys = F.normalize(q + 0.1, dim=1)
-    nearer = F.normalize(q + 0.05, dim=1)  # for every query an adversary nearer than its key
-    distant = reference_losses([Pair(q, keys, 1.0)], -keys.T, TAU, TAU_A)
-    beaten = reference_losses([Pair(q, keys, 1.0)], nearer.T, TAU, TAU_A)
-    assert (distant.top1, distant.top5) == (1, 1)
-    assert (beaten.top1, beaten.top5) == (0, 1)
+@pytest.mark.parametrize("losses", [reference_losses, fused.losses])
+@pytest.mark.parametrize("num_nearer", [0, 1, 4, 5])
+def test_top_1_and_top_5_count_the_keys_and_adversaries_nearer_than_the_own_key(losses, num_nearer):
+    query = torch.eye(1, 8, dtype=torch.float64)
+    own, nearer = F.normalize(query + 0.5, dim=1), (query + 0.1).repeat(num_nearer, 1)
+    keys = torch.cat([own, F.normalize(nearer[:1], dim=1), -own])
+    result = losses([Pair(query, keys, 1.0)], torch.cat([nearer[1:], -own, -own]).T, TAU, TAU_A)
+    assert (result.top1, result.top5) == (num_nearer < 1, num_nearer < 5)
+
+
+@pytest.mark.parametrize("losses", [reference_losses, fused.losses])
+def test_a_column_of_length_0_makes_nothing_infinite_and_the_bank_is_left_as_it_is(losses):
+    W = bank_matrix()
+    W[:, 2] = 0
+    before = W.clone()
+    assert all(x.isfinite().all() for x in losses(pairs_of(), W, TAU, TAU_A))
+    assert torch.equal(W, before) and not W.requires_grad
 
 
 def test_attention_sums_the_softmax_weight_of_each_adversary():
     (pair,), W = pairs_of(), bank_matrix()
-    logits = contrastive_logits(pair.queries.detach(), pair.keys, directions_of(W))
+    logits = objective.contrastive_logits(pair.queries.detach(), pair.keys, directions_of(W))
     expected = (logits / TAU_A).softmax(dim=1)[:, len(pair.keys) :].sum(dim=0)
     torch.testing.assert_close(reference_losses([pair], W, TAU, TAU_A).attention, expected)
 

@@ -1,6 +1,5 @@
 """Precision, layout, micro-batches, compilation: the same numbers, or as near as they can be."""
 
-import json
 import weakref
 
 import pytest
@@ -9,45 +8,24 @@ from torch.amp import GradScaler
 
 import adco
 from adco.pretrain.options import PretrainConfig
-from adco.pretrain.run import run
 from adco.pretrain.state import load_optimizer_
-from adco.step import startup_step
-from ops.arguments import parse
+from ops import checkpoint
 from ops.device import amp_dtype, compile_, on_device, tune
-from ops.distributed import World, exchange_rows, wrap_encoder
+from ops.distributed import ALONE, World, exchange_rows
 from ops.errors import InputError
-from tests.support.game import MODES, assert_near, small_game, state_of, views_of
+from tests.support.game import MODES, assert_same, play, small_game, state_of, views_of
 from tests.support.gloo import in_processes
-from tests.support.scripts import run_script
+from tests.support.scripts import losses, pretrain
 
-ALONE = World()
+CPU = torch.device("cpu")
 
 
-def play(
-    world=ALONE, mode="single", accum_steps=1, eval_mode=False, dtype=torch.float64, **options
-):
-    """A step of the start-up and three rounds; all that they leave, and what they reported."""
-    model, bank, optimizer = small_game(dtype, **options)
-    if eval_mode:
-        model.eval()
-    network, plan, num_views = (
-        wrap_encoder(model, world),
-        adco.view_plan(*MODES[mode]),
-        MODES[mode][2],
-    )
-    views = views_of(99, num_views, world, dtype)
-    loss, _ = startup_step(
-        network, bank, optimizer, views, plan[0],
-        first_column=0, moco_t=0.12, accum_steps=accum_steps,
-    )  # fmt: skip
-    reported = {"start-up": loss}
-    for i in range(3):
-        round_ = adco.train_step(
-            network, bank, optimizer, views_of(i, num_views, world, dtype), plan,
-            mem_t=0.1, memory_lr=0.5, accum_steps=accum_steps,
-        )  # fmt: skip
-        reported |= {f"{name} {i}": value for name, value in round_._asdict().items()}
-    return state_of(model, bank, optimizer), reported
+def played(world=ALONE, mode="single", accum_steps=1, eval_mode=False, **options) -> tuple:
+    """All that a step of the start-up and three rounds leave, and what they reported."""
+    game = small_game(torch.float64, **options)
+    game[0].train(not eval_mode)
+    reported = play(game, world, mode, accum_steps=accum_steps)
+    return state_of(*game), reported
 
 
 def without_statistics(state: dict) -> dict:
@@ -59,33 +37,25 @@ def without_statistics(state: dict) -> dict:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_batch_in_micro_batches_is_the_batch(mode):
-    whole, in_micro_batches = (play(mode=mode, accum_steps=A, eval_mode=True) for A in (1, 4))
+    whole, in_micro_batches = (played(mode=mode, accum_steps=A, eval_mode=True) for A in (1, 4))
     for found, expected in zip(in_micro_batches, whole, strict=True):
-        assert_near(found, expected, rtol=1e-10, atol=1e-12)
-
-
-def play_in_micro_batches(world: World):
-    return play(world, mode="both", accum_steps=2, eval_mode=True)
+        assert_same(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_micro_batches_on_two_processes_are_the_batch_on_one():
-    alone, _ = play(mode="both", eval_mode=True)
-    for state, _ in in_processes(play_in_micro_batches, 2):
-        assert_near(state, alone, rtol=1e-9, atol=1e-11)
-
-
-def play_shuffled(world: World):
-    return play(world, mode="symmetric")
+    alone, _ = played(mode="both", eval_mode=True)
+    for state, _ in in_processes(played, 2, "both", 2, True):
+        assert_same(state, alone, rtol=1e-9, atol=1e-11)
 
 
 def test_micro_batches_on_one_process_are_so_many_processes():
-    alone, reported = play(mode="symmetric", accum_steps=2)
-    ranks = in_processes(play_shuffled, 2)
+    alone, reported = played(mode="symmetric", accum_steps=2)
+    ranks = in_processes(played, 2, "symmetric")
     for state, _ in ranks:
-        assert_near(without_statistics(state), without_statistics(alone), rtol=1e-9, atol=1e-11)
+        assert_same(without_statistics(state), without_statistics(alone), rtol=1e-9, atol=1e-11)
     losses = [sum(r[f"loss {i}"] for _, r in ranks) / 2 for i in range(3)]
     torch.testing.assert_close(losses, [reported[f"loss {i}"] for i in range(3)])
-    assert abs(reported["loss 0"] - play(mode="symmetric")[1]["loss 0"]) > 1e-4
+    assert abs(reported["loss 0"] - played(mode="symmetric")[1]["loss 0"]) > 1e-4
 
 
 def test_one_whole_batch_alone_draws_no_shuffle():
@@ -140,10 +110,8 @@ def test_embeddings_in_bf16_are_float32_and_near():
     plain = adco.AdCo("resnet10")
     half = adco.AdCo("resnet10", amp=torch.bfloat16)
     half.load_state_dict(plain.state_dict())
-    for one, other in (
-        (plain(views), half(views)),
-        (plain.embed_keys(views), half.embed_keys(views)),
-    ):
+    keys = plain.embed_keys(views), half.embed_keys(views)
+    for one, other in ((plain(views), half(views)), keys):
         assert other[0].dtype == torch.float32 and not torch.equal(one[0], other[0])
         assert (one[0] * other[0]).sum(dim=1).min() > 0.995
 
@@ -171,42 +139,34 @@ def test_pictures_change_process_in_bf16_and_stay_channels_last():
 
 
 def half_game():
-    model, bank, optimizer = small_game(amp=torch.float16)
-    return (
-        model,
-        bank,
-        optimizer,
-        [torch.nn.functional.interpolate(view, scale_factor=2) for view in views_of(0)],
-    )
+    """A game in fp16, and views large enough for it."""
+    views = [torch.nn.functional.interpolate(view, scale_factor=2) for view in views_of(0)]
+    return small_game(amp=torch.float16), views
 
 
 def test_fp16_with_a_scaler_takes_the_steps_of_float32():
-    model, bank, optimizer, views = half_game()
-    plain = small_game()
+    (half, views), plain, taus = half_game(), small_game(), dict(mem_t=0.1, memory_lr=0.5)
     for _ in range(3):
-        adco.train_step(model, bank, optimizer, views, adco.view_plan(), mem_t=0.1,
-                        memory_lr=0.5, scaler=GradScaler("cpu"))  # fmt: skip
-        adco.train_step(*plain, views, adco.view_plan(), mem_t=0.1, memory_lr=0.5)
+        adco.train_step(*half, views, adco.view_plan(), **taus, scaler=GradScaler("cpu"))
+        adco.train_step(*plain, views, adco.view_plan(), **taus)
     start, found, expected = (
-        torch.nn.utils.parameters_to_vector(m.encoder_q.parameters())
-        for m in (small_game()[0], model, plain[0])
+        torch.nn.utils.parameters_to_vector(model.encoder_q.parameters())
+        for model, _, _ in (small_game(), half, plain)
     )
     assert (found - expected).norm() < 0.05 * (expected - start).norm()
 
 
 def test_an_overflow_in_fp16_halves_the_scale_and_moves_nothing():
-    model, bank, optimizer, views = half_game()
-    scaler = GradScaler("cpu", init_scale=2.0**40)
-    before = state_of(model, bank, optimizer)
-    result = adco.train_step(model, bank, optimizer, views, adco.view_plan(), scaler=scaler)
+    (game, views), scaler = half_game(), GradScaler("cpu", init_scale=2.0**40)
+    before = state_of(*game)
+    result = adco.train_step(*game, views, adco.view_plan(), scaler=scaler)
     assert result.dropped == 1 and scaler.get_scale() == 2.0**39
-    assert_near(state_of(model, bank, optimizer), before, rtol=0, atol=0)
+    assert_same(state_of(*game), before)
 
 
 def test_precision_is_chosen_by_name_and_device():
-    cpu = torch.device("cpu")
-    assert amp_dtype("none", cpu) is None and amp_dtype("auto", torch.device("meta")) is None
-    assert (amp_dtype("bf16", cpu), amp_dtype("fp16", cpu)) == (torch.bfloat16, torch.float16)
+    assert amp_dtype("none", CPU) is None and amp_dtype("auto", torch.device("meta")) is None
+    assert (amp_dtype("bf16", CPU), amp_dtype("fp16", CPU)) == (torch.bfloat16, torch.float16)
     with pytest.raises(InputError, match="amp=bf16"):
         amp_dtype("bf16", torch.device("xla"))
 
@@ -226,13 +186,13 @@ def test_tf32_is_for_convolutions_only():
 
 
 def test_fused_sgd_takes_the_steps_of_the_plain_one():
-    (fused, _), (plain, _) = play(fused=True), play(fused=False)
-    assert_near(fused, plain, rtol=1e-10, atol=1e-12)
+    (fused, _), (plain, _) = played(fused=True), played(fused=False)
+    assert_same(fused, plain, rtol=1e-10, atol=1e-12)
 
 
 def test_batches_come_in_the_layout_that_is_asked_for():
     for layout in (torch.channels_last, torch.contiguous_format):
-        (batch,) = on_device([views_of(0)], torch.device("cpu"), layout)
+        (batch,) = on_device([views_of(0)], CPU, layout)
         assert all(view.is_contiguous(memory_format=layout) for view in batch)
 
 
@@ -245,55 +205,44 @@ def test_a_loaded_momentum_keeps_rates_and_layout_of_this_run():
     load_optimizer_(optimizer, theirs[2].state_dict(), "the file")
     group = optimizer.param_groups[0]
     assert group["fused"] and group["weight_decay"] == 0.5
-    for parameter, known in zip(
-        model.encoder_q.parameters(), theirs[0].encoder_q.parameters(), strict=True
-    ):
+    for name, parameter in model.encoder_q.named_parameters():
         momentum = optimizer.state[parameter]["momentum_buffer"]
         assert momentum.stride() == parameter.stride()
-        assert torch.equal(momentum, theirs[2].state[known]["momentum_buffer"])
+        known = theirs[2].state[theirs[0].encoder_q.get_parameter(name)]["momentum_buffer"]
+        assert torch.equal(momentum, known)
 
 
-def test_compiled_encoders_give_the_same_numbers_under_the_same_names():
+def test_a_compiled_encoder_gives_the_same_numbers_under_the_same_names():
     plain, compiled = small_game(), small_game()
-    compile_(compiled[0].children(), torch.device("cpu"))
+    compile_([compiled[0].encoder_q], CPU)
     for game in (plain, compiled):
         adco.train_step(*game, views_of(0), adco.view_plan(), mem_t=0.1, memory_lr=0.5)
-    assert_near(state_of(*compiled), state_of(*plain), rtol=1e-4, atol=1e-5)
+    assert_same(state_of(*compiled), state_of(*plain), rtol=1e-4, atol=1e-5)
 
 
-TINY = [
-    *("--dataset", "folder", "--arch", "resnet10", "--image_size", "24", "--cluster", "32"),
-    *("--epochs", "1", "-b", "24", "-j", "0", "--knn_freq", "0", "-p", "1", "--ad_init", "0"),
-]
+def test_a_missing_compiler_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    no_compiler = torch._inductor.config.patch({"cpp.cxx": ("/no/such/g++",)})
+    with no_compiler, pytest.raises(InputError, match="--compile 0"):
+        compile_([], CPU)
 
 
-def test_a_missing_compiler_is_one_sentence(tmp_path, digit_folder):
-    compiler = {"CXX": "/no/such/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    words = [*TINY, "--data", digit_folder, "--compile", 1]
-    result = run_script("main_adco.py", *words, cwd=tmp_path, **compiler)
-    assert result.returncode == 2
-    assert "--compile 0" in result.stderr.splitlines()[-1], result.stderr
-
-
-def losses_and_filters(folder, data, *words):
-    """The loss of each step of a run, and the filters of a convolution in its checkpoint."""
-    options = [*TINY, "--data", str(data), "--save_path", str(folder), *words]
-    assert run(parse(PretrainConfig, options), ALONE, torch.device("cpu"), local_size=1) == 0
-    (metrics,) = folder.rglob("metrics.jsonl")
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    state = torch.load(metrics.parent / "checkpoint_last.pth.tar", weights_only=True)
-    filters = state["state_dict"]["module.encoder_q.layer1.0.conv1.weight"]
-    return [r["loss"] for r in records if r["kind"] == "train"], filters
+RUN = ["--image_size", 24, "--epochs", 1, "-b", 24, "--knn_freq", 0, "-p", 1, "--ad_init", 0]
 
 
 def test_layout_precision_and_parts_reach_a_whole_run(tmp_path, digit_folder):
-    def play_run(*words):
-        return losses_and_filters(tmp_path / "-".join(words), digit_folder, *words)
+    def losses_and_filters(words):
+        """The loss of each step, and the filters of a convolution in the checkpoint."""
+        folder = tmp_path / words
+        folder.mkdir()
+        run = pretrain(folder, digit_folder, *RUN, *words.split())
+        weights = checkpoint.load(run / checkpoint.LAST)["state_dict"]
+        return losses(run), weights["module.encoder_q.layer1.0.conv1.weight"]
 
-    base, filters = play_run("--amp", "none")
+    base, filters = losses_and_filters("--amp none")
     assert filters.is_contiguous(memory_format=torch.channels_last)
-    plain, filters = play_run("--amp", "none", "--channels_last", "0")
+    plain, filters = losses_and_filters("--amp none --channels_last 0")
     assert filters.is_contiguous() and plain == pytest.approx(base, rel=1e-2)
     for words in ("--amp bf16", "--amp none --accum_steps 2"):
-        losses, _ = play_run(*words.split())
-        assert losses[0] != base[0] and losses[0] == pytest.approx(base[0], rel=0.2), words
+        found, _ = losses_and_filters(words)
+        assert found[0] != base[0] and found[0] == pytest.approx(base[0], rel=0.2), words

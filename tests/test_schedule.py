@@ -3,9 +3,11 @@
 from math import cos, log, pi
 
 import pytest
+import torch
 
 from adco.pretrain.health import CollapseWatch
 from adco.pretrain.options import PretrainConfig
+from ops.schedule import set_rate
 
 
 def rate(epoch: float, **options) -> float:
@@ -37,24 +39,28 @@ def test_warm_up_rises_linearly_from_zero_with_every_step():
     assert rate(4, epochs=20, lr=1.0, warmup_epochs=4) == rate(4, epochs=20, lr=1.0)
 
 
+def test_every_group_gets_the_rate():
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)]}], 1.0)
+    set_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
 def warnings_of(loss: float, mass: float, spread: float, steps=range(0, 500, 50)) -> list[str]:
     watch = CollapseWatch(num_keys=128, weight=1.0, patience=200)
     return [text for step in steps for text in watch.read(step, loss, mass, spread)]
 
 
-def test_a_loss_at_chance_is_called_collapse_once():
-    (warning,) = warnings_of(loss=log(128), mass=1.0, spread=0.5)
-    assert "collapse" in warning and "init_steps" in warning
-
-
-def test_features_in_a_cone_are_called_collapse():
-    (warning,) = warnings_of(loss=6.0, mass=0.5, spread=0.001)
-    assert "spread" in warning
-
-
-def test_adversaries_without_gradient_are_called_starved():
-    (warning,) = warnings_of(loss=1.0, mass=0.999, spread=0.5)
-    assert "starved" in warning and "mem_t" in warning
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (dict(loss=log(128), mass=1.0, spread=0.5), ("collapse", "init_steps", "chance")),
+        (dict(loss=6.0, mass=0.5, spread=0.001), ("collapse", "spread")),
+        (dict(loss=1.0, mass=0.999, spread=0.5), ("starved", "mem_t")),
+    ],
+)
+def test_chance_a_cone_and_adversaries_without_gradient_are_told_once(values, words):
+    (warning,) = warnings_of(**values)
+    assert all(word in warning for word in words)
 
 
 def test_a_healthy_run_is_left_alone():

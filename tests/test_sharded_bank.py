@@ -1,136 +1,88 @@
 """A bank spread over processes plays exactly as one that a single process holds whole."""
 
-import copy
-
 import pytest
 import torch
-from torch import nn
 
 import adco
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import Progress, pack, unpack_
-from adco.step import Round, startup_step
+from adco.step import Round
 from ops import checkpoint
-from ops.distributed import World, wrap_encoder
+from ops.distributed import ALONE, current_world
+from tests.support.game import DIM, assert_same, play, small_game, state_of, views_of
 from tests.support.gloo import in_processes
 
 # Of all processes together. The columns split evenly neither over two nor over three.
-NUM_PICTURES, NUM_COLUMNS, DIM = 12, 61, 8
-SINGLE, EVERYTHING = (False, False, 2), (True, True, 3)
-CONFIG = PretrainConfig(arch="resnet10", moco_dim=DIM, cluster=NUM_COLUMNS)
+NUM_PICTURES, NUM_COLUMNS = 12, 61
 MEANS = ("loss", "mass", "top1", "top5")  # of a process's own queries
 COMMON = ("idle", "grad_norm", "dropped")
 
 
-def parts():
-    """A small network in AdCo's frame, in float64: one that twenty steps do not make wait for.
-
-    Without BatchNorm, so that a picture's embedding is the same whatever it is encoded with.
+def played(world, mode, steps: range, begin=None, end=None, wrapped=True) -> tuple:
+    """The steps, after start-up or from the checkpoint `begin`: what they report and leave behind,
+    and how many columns are here.
     """
-    torch.manual_seed(0)
-    model = adco.AdCo("resnet10", momentum=0.9)
-    model.encoder_q = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, DIM))
-    model.encoder_k = copy.deepcopy(model.encoder_q).requires_grad_(False)
-    bank = adco.NegativeBank(NUM_COLUMNS, DIM).double()
-    return model.double(), bank, torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
+    game = small_game(torch.float64, num_columns=NUM_COLUMNS)
+    game[0].eval()  # a picture's embedding is the same whatever it is encoded with
+    assert current_world() == world
+    if begin:
+        unpack_(checkpoint.load(begin), "the checkpoint", *game, "resnet10")
+    startup_steps = 0 if begin else 6  # 6 x 12 keys: round the 61 columns and on
+    reported = play(game, world, mode, startup_steps, steps, 1, wrapped, NUM_PICTURES)
+    state = pack(*game, Progress(), PretrainConfig(arch="resnet10"))
+    if end and world.first:
+        checkpoint.save(state, end)
+    return reported, state_of(*game), game[1].W.shape[1]
 
 
-def views_of(step: int, world, num_views: int):
-    """This process's part of the pictures of a step."""
-    generator = torch.Generator().manual_seed(step)
-    size = (num_views, NUM_PICTURES, 3, 4, 4)
-    pictures = torch.randn(size, generator=generator, dtype=torch.float64)
-    return list(pictures.chunk(world.size, dim=1)[world.rank])
-
-
-def play(world, mode, steps: range, resume=None, path=None) -> dict:
-    """The steps, after start-up or from the checkpoint `resume`, and what they leave behind."""
-    model, bank, optimizer = parts()
-    network, plan = wrap_encoder(model, world), adco.view_plan(*mode)
-    losses = []
-    if resume:
-        unpack_(checkpoint.load(resume), "the checkpoint", model, bank, optimizer, "resnet10")
-    for step in range(0 if resume else 6):  # 6 x 12 keys: round the 61 columns and on
-        views = views_of(1000 + step, world, mode[2])
-        first_column = step * NUM_PICTURES % NUM_COLUMNS
-        loss, _ = startup_step(
-            network, bank, optimizer, views, plan[0], first_column=first_column, moco_t=0.12
-        )
-        losses.append(loss)
-    rounds = [
-        adco.train_step(
-            network, bank, optimizer, views_of(step, world, mode[2]), plan, mem_t=0.05
-        )._asdict()
-        for step in steps
-    ]
-    state = pack(model, bank, optimizer, Progress(), CONFIG)
-    if path and world.first:
-        checkpoint.save(state, path)
-    return {
-        "losses": losses,
-        "rounds": rounds,
-        "kept": bank.W.shape[1],
-        "bank": bank.state_dict(),
-        "model": dict(model.named_parameters()),
-    }
-
-
-def assert_one_game(ranks: list[dict], alone: dict) -> None:
+def assert_one_game(ranks: list[tuple], alone: tuple) -> None:
     """Means over processes and common values are those of one process on the whole batch."""
-    assert set(MEANS + COMMON) | {"spread"} == set(Round._fields)
-
-    def same(found, expected, name):
-        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9, msg=name)
-
-    for rank in ranks:
-        for name in ("bank", "model"):
-            same(dict(rank[name]), dict(alone[name]), name)
-    for i, loss in enumerate(alone["losses"]):
-        same(sum(rank["losses"][i] for rank in ranks) / len(ranks), loss, f"start-up {i}")
-    for i, expected in enumerate(alone["rounds"]):
-        for name in MEANS:
-            found = sum(rank["rounds"][i][name] for rank in ranks) / len(ranks)
-            same(found, expected[name], f"{name} {i}")
-        for name in COMMON:
-            for rank in ranks:
-                same(rank["rounds"][i][name], expected[name], f"{name} {i}")
+    assert {*MEANS, *COMMON, "spread"} == set(Round._fields)
+    for _, state, _ in ranks:
+        assert_same(state, alone[1], rtol=1e-7, atol=1e-9)
+    for name, expected in alone[0].items():
+        found = torch.stack([reported[name] for reported, _, _ in ranks])
+        if name.split()[0] in (*MEANS, "start-up"):
+            found = found.mean(dim=0)
+        if "spread" not in name:
+            expected = expected.expand_as(found)
+            torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9, msg=name)
 
 
-def play_all(world) -> list[dict]:
-    return [play(world, mode, range(20)) for mode in (SINGLE, EVERYTHING)]
+def play_all(world) -> list[tuple]:
+    """Once wrapped in DistributedDataParallel, once bare."""
+    return [played(world, *case) for case in CASES]
+
+
+CASES = [("single", range(20), None, None, True), ("both", range(20), None, None, False)]
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_bank_on_several_processes_is_the_bank_on_one_over_twenty_steps(size):
-    of_mode = list(zip(*in_processes(play_all, size), strict=True))
-    for ranks, alone in zip(of_mode, play_all(World()), strict=True):
-        assert sum(rank["kept"] for rank in ranks) == NUM_COLUMNS
-        assert max(rank["kept"] for rank in ranks) == -(-NUM_COLUMNS // size)
+    of_case = list(zip(*in_processes(play_all, size), strict=True))
+    for ranks, alone in zip(of_case, play_all(ALONE), strict=True):
+        widths = [width for _, _, width in ranks]
+        assert sum(widths) == NUM_COLUMNS and max(widths) == -(-NUM_COLUMNS // size)
         assert_one_game(ranks, alone)
 
 
-def resume(world, steps: range, folder, begin: str | None, end: str) -> dict:
-    """From the checkpoint `begin` to the checkpoint `end`."""
-    return play(world, SINGLE, steps, begin and folder / begin, folder / end)
-
-
 def test_a_run_resumes_on_other_numbers_of_processes(tmp_path):
-    in_processes(resume, 3, range(4), tmp_path, None, "on three")
-    in_processes(resume, 2, range(4, 8), tmp_path, "on three", "on two")
-    resumed = resume(World(), range(8, 12), tmp_path, "on two", "alone")
-    whole = play(World(), SINGLE, range(12))
-    whole = {**whole, "losses": [], "rounds": whole["rounds"][8:]}
-    assert_one_game([resumed], whole)
+    begun, resumed = tmp_path / "on three", tmp_path / "on two"
+    in_processes(played, 3, "single", range(4), None, begun)
+    in_processes(played, 2, "single", range(4, 8), begun, resumed)
+    last = played(ALONE, "single", range(8, 12), resumed)
+    reported, state, _ = played(ALONE, "single", range(12))
+    assert_one_game([last], ({name: reported[name] for name in last[0]}, state))
 
 
 def beginnings(world) -> tuple:
     with pytest.raises(ValueError, match="1 negatives for 2 processes"):
         adco.NegativeBank(1, DIM)
     bank = adco.NegativeBank(NUM_COLUMNS, DIM)
-    model, _, optimizer = parts()
-    bank.world = World()  # as if it had been made before the process group
+    model, _, optimizer = small_game()
+    bank.world = ALONE  # as if it had been made before the process group
     with pytest.raises(ValueError, match="after the process group"):
-        adco.train_step(model, bank, optimizer, views_of(0, world, 2), adco.view_plan())
+        adco.train_step(model, bank, optimizer, views_of(0, world=world), adco.view_plan())
     bank.world = world
     return bank.num_negatives, bank.state_dict()
 

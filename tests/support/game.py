@@ -6,14 +6,15 @@ import torch
 from torch import nn
 
 import adco
-from ops.distributed import ALONE, World
+from adco.step import startup_step
+from ops.distributed import ALONE, World, wrap_encoder
 
 NUM_PICTURES, NUM_COLUMNS, DIM = 8, 48, 16  # of all processes together
 MODES = {"single": (False, False, 2), "symmetric": (True, False, 2),
          "multi-crop": (False, True, 3), "both": (True, True, 3)}  # fmt: skip
 
 
-def small_game(dtype=torch.float32, fused: bool = True, **options):
+def small_game(dtype=torch.float32, fused=True, num_columns=NUM_COLUMNS, **options):
     """Model, bank, optimizer."""
     torch.manual_seed(0)
     model = adco.AdCo("resnet10", momentum=0.9, **options)
@@ -24,19 +25,40 @@ def small_game(dtype=torch.float32, fused: bool = True, **options):
     )
     model.encoder_k = copy.deepcopy(model.encoder_q).requires_grad_(False)
     model.to(dtype)
-    bank = adco.NegativeBank(NUM_COLUMNS, DIM).to(dtype)
-    optimizer = torch.optim.SGD(
-        model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4, fused=fused
-    )
+    bank, weights = adco.NegativeBank(num_columns, DIM).to(dtype), model.parameters()
+    optimizer = torch.optim.SGD(weights, 0.01, momentum=0.9, weight_decay=1e-4, fused=fused)
     return model, bank, optimizer
 
 
-def views_of(step: int, num_views: int = 2, world: World = ALONE, dtype=torch.float32):
+def views_of(step, num_views=2, world=ALONE, dtype=torch.float32, num_pictures=NUM_PICTURES):
     """This process's part of the pictures of a step, [N, 3, 12, 12] per view."""
     generator = torch.Generator().manual_seed(step)
-    size = (num_views, NUM_PICTURES, 3, 12, 12)
+    size = (num_views, num_pictures, 3, 12, 12)
     pictures = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
     return list(pictures.chunk(world.size, dim=1)[world.rank])
+
+
+def play(
+    game, world: World = ALONE, mode="single", startup_steps=1, steps=range(3), accum_steps=1,
+    wrapped=True, num_pictures=NUM_PICTURES,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Steps of the start-up, then rounds; what they report, "NAME STEP" to value."""
+    model, bank, optimizer = game
+    network, plan = wrap_encoder(model, world) if wrapped else model, adco.view_plan(*MODES[mode])
+    views = [MODES[mode][2], world, bank.W.dtype, num_pictures]
+    reported = {}
+    for i in range(startup_steps):
+        reported[f"start-up {i}"], _ = startup_step(
+            network, bank, optimizer, views_of(1000 + i, *views), plan[0], moco_t=0.12,
+            first_column=i * num_pictures % bank.num_negatives, accum_steps=accum_steps,
+        )  # fmt: skip
+    for i in steps:
+        result = adco.train_step(
+            network, bank, optimizer, views_of(i, *views), plan,
+            mem_t=0.1, memory_lr=0.5, accum_steps=accum_steps,
+        )  # fmt: skip
+        reported |= {f"{name} {i}": value for name, value in result._asdict().items()}
+    return reported
 
 
 def state_of(model, bank, optimizer) -> dict[str, torch.Tensor]:
@@ -51,13 +73,7 @@ def state_of(model, bank, optimizer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
-def assert_near(found: dict, expected: dict, rtol: float, atol: float) -> None:
+def assert_same(found: dict, expected: dict, rtol: float = 0, atol: float = 0) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=name)
-
-
-def assert_equal(found: dict, expected: dict) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
