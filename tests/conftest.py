@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +21,15 @@ torch.set_num_threads(1)
 # and its forks take the place of spawned processes.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch._dynamo", "adco.pretrain.run", "adco.probe.run"])
+
+# The same examples every time; HYPOTHESIS_PROFILE=explore takes other and more ones.
+settings.register_profile(
+    "test", max_examples=250, deadline=None, database=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+test = settings.get_profile("test")
+settings.register_profile("explore", test, max_examples=5000, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 
 @pytest.fixture(scope="session")

@@ -231,8 +231,10 @@ RUN = [
 ]
 
 
-def test_with_error_a_run_ends_in_one_sentence_that_names_the_picture(folder, tmp_path):
-    ended = run_main("main_adco.py", *RUN, "--data", folder, "--bad_images", "error", cwd=tmp_path)
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_with_error_a_run_ends_in_one_sentence_that_names_the_picture(folder, tmp_path, nproc):
+    words = [*RUN, "--data", folder, "--bad_images", "error", "--nproc", nproc, "-j", nproc]
+    ended = run_main("main_adco.py", *words, cwd=tmp_path)
     assert_refused(ended, "main_adco.py: error: cannot read the picture", str(folder))
 
 

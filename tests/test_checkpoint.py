@@ -1,5 +1,7 @@
 """Checkpoints: whole or not at all, and readable across programs."""
 
+import hashlib
+
 import pytest
 import torch
 
@@ -124,3 +126,35 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(Exception, match="pickle"):
         checkpoint.save({"state": (number for number in range(3))}, path)
     assert path.read_bytes() == before
+
+
+def test_whatever_is_packed_comes_back_and_another_architecture_is_refused_by_name():
+    progress = Progress(1, 2, 3, 4, False, 8, 9, 100.0)
+    game, again = parts(), parts(seed=1)
+    game[0].num_shuffles = 7
+    state = pack(*game, progress, CONFIG)
+    assert unpack_(state, "file", *again, "resnet10") == progress
+    assert again[0].num_shuffles == 7 and '"cluster": 32' in state["config"]
+    with pytest.raises(InputError, match="holds a 'resnet10', this run a resnet18"):
+        unpack_(state, "file", *again, "resnet18")
+
+
+def test_steps_are_counted_anew_for_another_batch():
+    progress = Progress(epoch_step=30, startup_step=61, num_keys=8)
+    progress.count_in(16)
+    assert progress == Progress(epoch_step=15, startup_step=30, num_keys=16)
+
+
+def test_a_file_is_checked_whole_and_its_names_are_read_as_they_are(tmp_path):
+    path = tmp_path / "c.pth.tar"
+    checkpoint.save({"x": torch.zeros(1000)}, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # inside the record
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        checkpoint.load(path)
+    path.write_bytes(bytes(3 << 20) + b"end")
+    assert checkpoint.sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    names = checkpoint.without_module({"module.a.module.b": 1, "submodule.c": 2})
+    assert names == {"a.module.b": 1, "submodule.c": 2}
+    assert not checkpoint.is_state_dict({"a": torch.zeros(1), "b": 3})

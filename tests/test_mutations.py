@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -15,11 +15,6 @@ from adco.pretrain.state import Progress, pack, unpack_
 from ops import checkpoint
 from ops.arguments import parse
 from ops.errors import InputError
-
-MANY = settings(
-    max_examples=250, deadline=None, database=None, derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
 
 
 class Encoders(nn.Module):
@@ -91,7 +86,6 @@ def is_key(value) -> bool:
     return not isinstance(value, (list, dict))
 
 
-@MANY
 @given(st.data())
 def test_a_changed_file_of_another_program_loads_or_is_refused(data):
     state = whole_state()
@@ -112,7 +106,6 @@ def small_file(tmp_path_factory):
     return path, path.read_bytes()
 
 
-@MANY
 @given(st.data())
 def test_a_file_with_changed_bytes_loads_as_it_was_or_is_refused(small_file, data):
     path, content = small_file
@@ -135,7 +128,6 @@ def test_a_file_with_changed_bytes_loads_as_it_was_or_is_refused(small_file, dat
     assert path.read_bytes() == changed and len(list(path.parent.iterdir())) == 1
 
 
-@MANY
 @given(
     st.sampled_from([f.name for f in fields(PretrainConfig)]),
     st.one_of(st.text(max_size=6), st.integers().map(str), st.floats().map(str)),

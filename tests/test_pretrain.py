@@ -79,6 +79,12 @@ def test_a_run_resumed_after_an_epoch_is_the_uninterrupted_run(
             assert torch.equal(states[1][part][name], value), name
 
 
+def test_a_run_of_another_precision_goes_on_in_fp16(run_of, tmp_path, digit_folder):
+    half = run_of("--sym 0", 1) / "checkpoint_0000.pth.tar"
+    run = pretrain(tmp_path, digit_folder, "--resume", half, "--amp", "fp16")
+    assert torch.load(run / "checkpoint_last.pth.tar", weights_only=True)["scaler"]
+
+
 def test_resume_auto_goes_on_in_the_same_folder_with_the_newest_usable_file(
     run_of, tmp_path, digit_folder
 ):
@@ -155,6 +161,7 @@ def test_bad_input_is_one_sentence_and_code_2(tmp_path, digit_folder):
         (["--data", digit_folder, "--resume", torn], "torn.pth.tar"),
         (["--data", digit_folder, "--save_path", a_file], "run folder"),
         (["--data", digit_folder, "--gpu", 0], "gpu=0"),
+        (["--data", digit_folder, "--cluster", 1, "--nproc", 2], "cluster=1: expected 2"),
     ]
     for words, *expected in cases:
         assert_refused(run_main("main_adco.py", *TINY, *words, cwd=tmp_path), *expected)

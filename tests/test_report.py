@@ -1,8 +1,11 @@
 """What adco.report says of a run."""
 
+import json
+
 import pytest
 
-from adco.report import table
+from adco.report import newest_run, table
+from ops.errors import InputError
 
 
 def scores(*epochs: int) -> dict[str, list[dict]]:
@@ -23,3 +26,13 @@ def test_only_a_score_before_the_first_epoch_is_one_of_random_weights(
 
 def test_a_run_without_scores_is_told_without_them(tmp_path):
     assert "kNN" not in table(tmp_path, {})
+
+
+def test_runs_of_other_scripts_are_no_pretraining_runs(tmp_path):
+    for name, options in (("pretrain", {"memory_lr": 3.0}), ("lincls", {"head": "knn"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"config": options}))
+        (tmp_path / name / "metrics.jsonl").touch()
+    assert newest_run(tmp_path) == tmp_path / "pretrain"
+    with pytest.raises(InputError, match="no pre-training run"):
+        newest_run(tmp_path / "lincls")

@@ -11,11 +11,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from adco.data import fast_render, pil_render, views
-from adco.data.loader import CheckViews, EpochBatches, TrainingLoader, TrainingViews
+from adco.data.loader import CheckViews, EpochBatches, TrainingLoader, TrainingViews, check_loader
 from adco.data.pictures import ArrayPictures, FolderPictures
 from adco.data.views import JITTER, Draw, Recipe, draw_view, normalised, view_rng
 from adco.pretrain.options import PretrainConfig
-from ops.distributed import World
+from ops.distributed import ALONE, World
 from ops.errors import InputError
 
 FULL = Recipe()
@@ -288,3 +288,36 @@ def test_a_torn_jpeg_is_an_error_that_names_it(kept, tmp_path):
     path.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(InputError, match=r"torn\.jpg"):
         FolderPictures(tmp_path, ["torn.jpg"]).read(0, fast_render)
+
+
+def order(seed: int, epoch: int, images: int = 4, world: World = ALONE) -> list[list[int]]:
+    """The pictures of 41 in each batch of an epoch, whole batches only."""
+    batches = EpochBatches(41, images * world.size, world, seed, least=images)
+    batches.epoch = epoch
+    found = list(batches)
+    assert len(found) == len(batches) and {e for batch in found for e, _ in batch} == {epoch}
+    return [[index for _, index in batch] for batch in found]
+
+
+def test_seed_and_epoch_make_the_order_of_whole_batches():
+    orders = [order(*place) for place in ((0, 1), (1, 1), (0, 2), (0, -1), (0, -2))]
+    assert all(len(one) == 10 and len({i for batch in one for i in batch}) == 40 for one in orders)
+    assert len({str(one) for one in orders}) == 5 and orders[0] == order(0, 1)
+
+
+def test_processes_share_out_batches_and_pictures_to_score():
+    shares = [order(3, 1, 4, World(rank, 2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*shares, strict=True)] == order(3, 1, 8)
+    views = CheckViews(ArrayPictures(np.zeros((7, 8, 8, 3), np.uint8), np.arange(7)), 8)
+    loaders = [check_loader(views, 2, 0, World(rank, 3)) for rank in range(3)]
+    seen = [label for loader in loaders for _, labels in loader for label in labels.tolist()]
+    assert sorted(seen) == list(range(7))
+
+
+def test_view_and_epoch_each_change_what_is_shown_and_a_whole_epoch_follows_a_part():
+    dataset = TrainingViews(ArrayPictures(SMALL), [Recipe(16), Recipe(16)], 0)
+    ((first, second), _), ((other, _), _) = (dataset.__getitems__([(epoch, 1)]) for epoch in (0, 1))
+    assert not torch.equal(first, second) and not torch.equal(first, other)
+    loader = TrainingLoader(dataset, EpochBatches(len(SMALL), 2, World(), 0), 0, False)
+    lengths = [len(list(loader.epoch(*place))) for place in ((0, 3), (1,))]
+    assert lengths == [len(loader) - 3, len(loader)]

@@ -15,6 +15,7 @@ from adco.data.pictures import ArrayPictures
 from adco.data.views import Recipe
 from ops.distributed import World
 from ops.signals import REQUESTS, requests_blocked
+from ops.workers import workers_per_process
 from tests.conftest import FORKS
 
 PICTURES = np.zeros((40, 8, 8, 3), np.uint8)
@@ -81,3 +82,8 @@ def test_workers_end_with_their_parent_however_it_ends(tmp_path, end):
     said = (tmp_path / "stderr").read_text()
     assert parent.exitcode == {"error": 1, "exit": 7, "kill": -signal.SIGKILL}[end], said
     assert "DataLoader" not in said
+
+
+def test_loader_processes_are_shared_out(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    assert [workers_per_process(number, local_size=4) for number in (0, 8, 64)] == [0, 2, 3]
