@@ -38,13 +38,13 @@ class ReportConfig:
 
 def newest_run(folder: Path) -> Path:
     """The pre-training run below a folder whose metrics were written last."""
-    configs = [path for path in folder.rglob("config.json") if '"memory_lr"' in path.read_text()]
-    runs = [path.with_name("metrics.jsonl") for path in configs]
+    configs = folder.rglob("config.json")
+    runs = [path.parent for path in configs if '"memory_lr"' in path.read_text()]
     if not runs:
         raise InputError(
             f"no pre-training run in {str(folder)!r}; expected its folder, or one above"
         )
-    return max(runs, key=lambda path: path.stat().st_mtime).parent
+    return max(runs, key=lambda run: (run / "metrics.jsonl").stat().st_mtime)
 
 
 def read_metrics(run: Path) -> dict[str, list[dict]]:

@@ -31,17 +31,13 @@ def shown(value, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def code_of(error: Exception) -> int:
-    """The exit code of an error or of the kind that it belongs to."""
-    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-
-
-def sentence_of(error: Exception) -> str:
-    """The message of one of these errors, on one line.
+def outcome_of(error: Exception) -> tuple[int, str]:
+    """The exit code of an error, or of the kind that it belongs to, and its message on one line.
 
     A loader process sends its whole traceback as the message; the sentence comes last.
     """
-    return one_line(str(error).rpartition(f"{type(error).__name__}: ")[2])
+    code = next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+    return code, one_line(str(error).rpartition(f"{type(error).__name__}: ")[2])
 
 
 # An error that is none of these is a fault of the program: a traceback.
@@ -54,8 +50,9 @@ def reported(program: str):
     try:
         yield
     except tuple(EXIT_CODES) as error:
-        print(f"{program}: error: {sentence_of(error)}", file=sys.stderr, flush=True)
-        sys.exit(code_of(error))
+        code, sentence = outcome_of(error)
+        print(f"{program}: error: {sentence}", file=sys.stderr, flush=True)
+        sys.exit(code)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)

@@ -15,15 +15,7 @@ from urllib.parse import urlparse
 import torch
 
 from ops.distributed import World, is_lost_connection, join_group, leave_group, wait_for_all
-from ops.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_CODES,
-    EXIT_STOPPED,
-    InputError,
-    RunFailed,
-    code_of,
-    sentence_of,
-)
+from ops.errors import EXIT_BAD_INPUT, EXIT_CODES, EXIT_STOPPED, InputError, RunFailed, outcome_of
 from ops.heartbeat import Heartbeat, follow_parent
 from ops.options import ProcessOptions
 from ops.signals import REQUESTS, StopRequest, end_by_requests, requests_blocked, unblock_requests
@@ -269,6 +261,6 @@ def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout
     try:
         code = run_worker(local_rank, run, config, layout)
     except tuple(EXIT_CODES) as error:
-        code = code_of(error)
-        send.send((code, sentence_of(error)))
+        code, sentence = outcome_of(error)
+        send.send((code, sentence))
     sys.exit(code)

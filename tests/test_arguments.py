@@ -83,19 +83,9 @@ def test_impossible_values_are_refused_by_name(words):
 
 @pytest.mark.parametrize(
     "words",
-    [
-        "--dataset mnist",
-        "--arch vgg",
-        "--sym 2",
-        "--lr fast",
-        "--x",
-        "--amp fp8",
-        "--tf32 2",
-        "--compile maybe",
-        "--channels_last 2",
-        "--two\nlines",
-    ],
-)
+    ["--dataset mnist", "--arch vgg", "--sym 2", "--lr fast", "--x", "--amp fp8", "--tf32 2",
+     "--compile maybe", "--channels_last 2", "--two\nlines"],
+)  # fmt: skip
 def test_unknown_words_end_with_code_2_and_one_sentence(words, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(PretrainConfig, words.split(" "), PRESETS)

@@ -48,19 +48,6 @@ def test_names_and_layout_are_those_of_the_published_program(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_resumed_run_steps_exactly_like_the_uninterrupted_one(tmp_path):
-    model, bank, _ = trained(steps=4)
-    half = trained(steps=2)
-    checkpoint.save(pack(*half, Progress(), CONFIG), tmp_path / "c.pth.tar")
-    again = parts(seed=5)
-    unpack_(checkpoint.load(tmp_path / "c.pth.tar"), "c", *again, "resnet10")
-    for step in (2, 3):
-        views = list(torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(step)))
-        adco.train_step(*again, views, adco.view_plan(), mem_t=0.1)
-    for name, value in {**model.state_dict(), **bank.state_dict()}.items():
-        assert torch.equal({**again[0].state_dict(), **again[1].state_dict()}[name], value), name
-
-
 def test_names_without_module_and_an_optimizer_of_one_encoder_are_accepted(tmp_path):
     state = checkpoint.load(saved(tmp_path))
     state["state_dict"] = checkpoint.without_module(state["state_dict"])

@@ -35,62 +35,30 @@ def scales(low: int) -> str:
     return str(tuple(range(low, 801, 32)))
 
 
+EVERY = {
+    "MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm", "MODEL.RESNETS.NORM": "SyncBN",
+    "MODEL.RESNETS.STRIDE_IN_1X1": False, "MODEL.BACKBONE.FREEZE_AT": 0, "INPUT.FORMAT": "RGB",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53], "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "TEST.PRECISE_BN.ENABLED": True, "SOLVER.IMS_PER_BATCH": 16, "SOLVER.BASE_LR": 0.02,
+}  # fmt: skip
+OF_PASCAL = {
+    "DATASETS.TRAIN": "('voc_2007_trainval', 'voc_2012_trainval')",
+    "DATASETS.TEST": "('voc_2007_test',)", "INPUT.MIN_SIZE_TRAIN": scales(480),
+    "SOLVER.MAX_ITER": 24000, "SOLVER.STEPS": "(18000, 22000)", "SOLVER.WARMUP_ITERS": 100,
+    "MODEL.MASK_ON": False, "MODEL.ROI_HEADS.NUM_CLASSES": 20,
+}  # fmt: skip
+OF_COCO = {
+    "DATASETS.TRAIN": "('coco_2017_train',)", "DATASETS.TEST": "('coco_2017_val',)",
+    "SOLVER.MAX_ITER": 180000, "SOLVER.STEPS": "(120000, 160000)",
+    "INPUT.MIN_SIZE_TRAIN": scales(640), "MODEL.MASK_ON": True,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", PASCAL + COCO)
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("MODEL.ROI_HEADS.NAME", "Res5ROIHeadsExtraNorm"),
-        ("MODEL.RESNETS.NORM", "SyncBN"),
-        ("MODEL.RESNETS.STRIDE_IN_1X1", False),
-        ("MODEL.BACKBONE.FREEZE_AT", 0),
-        ("MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53]),
-        ("MODEL.PIXEL_STD", [58.395, 57.12, 57.375]),
-        ("INPUT.FORMAT", "RGB"),
-        ("TEST.PRECISE_BN.ENABLED", True),
-        ("SOLVER.IMS_PER_BATCH", 16),
-        ("SOLVER.BASE_LR", 0.02),
-    ],
-)
-def test_every_run_shares_the_c4_detector(name, key, value):
-    assert resolved(f"{name}.yaml")[key] == value
-
-
-@pytest.mark.parametrize("name", PASCAL)
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("DATASETS.TRAIN", "('voc_2007_trainval', 'voc_2012_trainval')"),
-        ("DATASETS.TEST", "('voc_2007_test',)"),
-        ("SOLVER.MAX_ITER", 24000),
-        ("SOLVER.STEPS", "(18000, 22000)"),
-        ("SOLVER.WARMUP_ITERS", 100),
-        ("INPUT.MIN_SIZE_TRAIN", scales(480)),
-        ("MODEL.MASK_ON", False),
-        ("MODEL.ROI_HEADS.NUM_CLASSES", 20),
-    ],
-)
-def test_pascal_runs_have_the_published_numbers(name, key, value):
-    assert as_text(resolved(f"{name}.yaml")[key]) == as_text(value)
-
-
-@pytest.mark.parametrize("name", COCO)
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("DATASETS.TRAIN", "('coco_2017_train',)"),
-        ("DATASETS.TEST", "('coco_2017_val',)"),
-        ("SOLVER.MAX_ITER", 180000),
-        ("SOLVER.STEPS", "(120000, 160000)"),
-        ("INPUT.MIN_SIZE_TRAIN", scales(640)),
-        ("MODEL.MASK_ON", True),
-    ],
-)
-def test_coco_runs_have_the_published_numbers(name, key, value):
-    assert as_text(resolved(f"{name}.yaml")[key]) == as_text(value)
-
-
-def as_text(value) -> str:
-    return str(value).replace('"', "'")
+def test_every_run_has_the_published_detector_and_numbers(name):
+    found = {key: str(value).replace('"', "'") for key, value in resolved(f"{name}.yaml").items()}
+    for key, value in (EVERY | (OF_PASCAL if name in PASCAL else OF_COCO)).items():
+        assert found[key] == str(value), key
 
 
 @pytest.mark.parametrize("name", [PASCAL[1], COCO[1]])

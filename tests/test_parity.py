@@ -14,12 +14,7 @@ FILES = Path(__file__).parent / "parity"
 
 
 def play(
-    world: World,
-    case_name: str,
-    ranks: tuple = (),
-    layout=torch.contiguous_format,
-    fused: bool = False,
-    accum_steps: int = 1,
+    world, case_name: str, ranks=(), layout=torch.contiguous_format, fused=False, accum_steps=1
 ) -> dict:
     """Five steps of a parity case as rank `world.rank`: what the files record of them.
 

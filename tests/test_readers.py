@@ -111,16 +111,10 @@ def test_a_missing_key_encoder_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [
-        {"epoch": 3, "optimizer": {}},
-        {"state_dict": [torch.zeros(2)]},
-        {"state_dict": {1: torch.zeros(2)}},
-        {"state_dict": {"conv1.weight": 3}},
-        {"fc.weight": torch.zeros(2, 2)},
-        {},
-        [torch.zeros(2)],
-    ],
-)
+    [{"epoch": 3, "optimizer": {}}, {"state_dict": [torch.zeros(2)]}, {}, [torch.zeros(2)],
+     {"state_dict": {1: torch.zeros(2)}}, {"state_dict": {"conv1.weight": 3}},
+     {"fc.weight": torch.zeros(2, 2)}],
+)  # fmt: skip
 def test_a_file_without_an_encoder_is_refused(tmp_path, content):
     with pytest.raises(InputError, match=r"expected|dictionary"):
         read_trunk(write(tmp_path, content))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -74,25 +73,6 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
     ]
     assert epochs == [3, 2]
     assert not list(run.glob("*.partial"))
-
-
-def test_one_flipped_byte_anywhere_is_harmless_or_leads_to_the_file_before(tmp_path):
-    run = run_in(tmp_path)
-    last = run / checkpoint.LAST
-    content = last.read_bytes()
-    rng = random.Random(0)
-    passed_over = 0
-    for _ in range(50):
-        position = rng.randrange(len(content))
-        flipped = bytearray(content)
-        flipped[position] ^= 1 << rng.randrange(8)
-        last.write_bytes(flipped)
-        path, state, damaged = newest_with(PretrainConfig(), tmp_path)
-        assert torch.equal(state["weights"], STATE["weights"])
-        assert state["epoch"] == (3 if path == last else 2)
-        assert len(damaged) == (path != last)
-        passed_over += path != last
-    assert passed_over > 40
 
 
 @pytest.mark.parametrize("damage", ["truncated", "zeroed", "empty"])
