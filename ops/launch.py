@@ -258,6 +258,9 @@ def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout
     """What a started process does: run, tell an error to the parent, and end with its code."""
     end_by_requests()  # still blocked
     follow_parent()
+    if sys.platform == "linux":
+        # Loader processes are forks, as in a run of one process: a spawned one would import torch.
+        mp.set_start_method("fork", force=True)
     try:
         code = run_worker(local_rank, run, config, layout)
     except tuple(EXIT_CODES) as error:

@@ -99,8 +99,8 @@ def test_start_up_writes_no_key_that_is_not_finite():
 
 
 def test_a_loss_that_is_not_finite_drops_the_step(monkeypatch):
-    def losses(*arguments):
-        found = fused.losses(*arguments)
+    def losses(*arguments, **keywords):
+        found = fused.losses(*arguments, **keywords)
         return found._replace(loss=found.loss + torch.inf)  # its gradients stay finite
 
     monkeypatch.setattr("adco.step.losses", losses)

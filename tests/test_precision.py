@@ -222,6 +222,7 @@ def test_a_compiled_encoder_gives_the_same_numbers_under_the_same_names():
 
 def test_a_missing_compiler_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()  # what another test has compiled
     no_compiler = torch._inductor.config.patch({"cpp.cxx": ("/no/such/g++",)})
     with no_compiler, pytest.raises(InputError, match="--compile 0"):
         compile_([], CPU)
