@@ -63,9 +63,9 @@ def losses(
     own = [s.gather(1, target)[:, 0] for s in key_cosines]  # [N] each
 
     # The columns, first visit: sums over all K of them, at both temperatures.
-    taus = (moco_t, mem_t)
-    all_queries, sums = column_sums(queries, W, taus, torch.stack(own).detach(), view_of, world)
-
+    all_queries, sums = column_sums(
+        queries, W, (moco_t, mem_t), torch.stack(own).detach(), view_of, world
+    )
     total_weight = sum(pair.weight for pair in pairs)
     loss = mass = top1 = top5 = 0
     weights = torch.zeros_like(sums.nearest)  # [V, N]  x_i
@@ -89,8 +89,7 @@ def losses(
     # The columns, second visit: the gradient of each.
     nearest, weights = in_one_message(gather_rows, [sums.nearest[None], weights[None]], world)
     gradient, attention = pull(all_queries, W, nearest, weights, mem_t, total_weight)
-    mean_query = queries[view_of[0]].detach().mean(dim=0)
-    return Losses(loss, gradient, mass, top1, top5, attention, mean_query)
+    return Losses(loss, gradient, mass, top1, top5, attention, queries[view_of[0]].detach().mean(0))
 
 
 def own_key_loss(

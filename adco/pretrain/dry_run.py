@@ -62,9 +62,9 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device, local_si
     }
     print(json.dumps(effective))
     print("\n".join([*start.warnings, start.note]).strip())
-    num_pictures = len(game.splits.train)
+    total = len(game.splits.train)
     rows = {
-        "pictures": f"{num_pictures}; of {min(num_pictures, SAMPLE)} tried {num_broken} are broken",
+        "pictures": f"{total}; of {min(total, SAMPLE)} tried {num_broken} are broken",
         **findings(config, world, game, start.progress, seconds),
         "checkpoints": f"{num_files} of {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free",
     }
