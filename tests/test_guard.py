@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import adco
 from adco import fused
 from adco.finite import check_finite
-from adco.step import Round, startup_step
+from adco.step import Round, idle_share, startup_step
 from ops.distributed import World, wrap_encoder
 from tests.support.game import assert_same, small_game, state_of, views_of
 from tests.support.gloo import in_processes
@@ -107,13 +107,16 @@ def test_a_loss_that_is_not_finite_drops_the_step(monkeypatch):
     assert step(small_game(), views_of(0)).dropped == 1
 
 
-def test_norm_and_spread_are_those_of_the_whole_gradient_and_of_the_mean_query():
+def test_what_a_step_reports_is_plain_and_of_the_whole_batch():
     game, views = small_game(torch.float64), views_of(0, dtype=torch.float64)
     mean = game[0](views[:1])[0].mean(dim=0).detach()
     result = step(game, views)
     gradients = [p.grad.flatten() for p in game[0].parameters() if p.grad is not None]
     torch.testing.assert_close(result.grad_norm, torch.cat(gradients).norm())
     torch.testing.assert_close(result.spread, 1 - mean @ mean)
+    assert not any(value.requires_grad for value in result)
+    attention = torch.tensor([0.09, 0.11, 0.2, 0.3])  # chance: 1 / (6 + 4)
+    assert idle_share(attention, adco.NegativeBank(4, 2), 6) == 0.25
 
 
 class NoReads(TorchDispatchMode):
