@@ -66,15 +66,9 @@ def test_a_moco_file_is_read_without_its_queue_and_has_no_bank(tmp_path):
 
 def test_a_bank_of_another_size_is_refused(tmp_path):
     model, _, optimizer = parts()
+    state, bank = checkpoint.load(saved(tmp_path)), adco.NegativeBank(16, 8)
     with pytest.raises(InputError, match="--cluster"):
-        unpack_(
-            checkpoint.load(saved(tmp_path)),
-            "f",
-            model,
-            adco.NegativeBank(16, 8),
-            optimizer,
-            "resnet10",
-        )
+        unpack_(state, "f", model, bank, optimizer, "resnet10")
 
 
 REFUSALS = {
