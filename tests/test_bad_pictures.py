@@ -203,6 +203,8 @@ def test_news_are_of_the_batches_handed_out_and_not_of_those_read_ahead(folder):
     next(alone.epoch(0))
     assert training.take_newly_broken() == alone.take_newly_broken()
     assert training.take_newly_broken() == {}
+    list(alone.epoch(0))
+    assert set(alone.take_newly_broken()) == set(BROKEN)  # of all batches, not of the last
 
 
 def test_a_batch_of_nothing_but_broken_pictures_is_replaced_whole(folder):
