@@ -186,6 +186,7 @@ def test_plans_that_cannot_be_are_refused(arguments):
 def test_banks_of_one_seed_are_equal_and_normal():
     first, second = NegativeBank(2000, 16), NegativeBank(2000, 16)
     assert torch.equal(first.W, second.W)
+    assert not torch.equal(first.W, NegativeBank(2000, 16, seed=1).W)
     assert abs(first.W.mean()) < 0.02 and abs(first.W.std() - 1) < 0.02
     assert first.state_dict().keys() == {"W", "v"} and not first.v.any()
 
