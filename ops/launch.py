@@ -103,7 +103,6 @@ def rendezvous_url(config: ProcessOptions) -> str:
         return f"tcp://127.0.0.1:{free_port()}"
     else:
         url = f"tcp://{config.master_addr}:{config.master_port}"
-    # Node 0 opens the port, so it has to be free there.
     port = urlparse(url).port
     if port is None:
         raise InputError(f"dist_url={url!r} names no port; expected tcp://host:port")

@@ -117,7 +117,7 @@ def made_otherwise(path: Path, config: PretrainConfig) -> str:
     numbers, in words; nothing where there are none.
     """
     # Both as JSON gives them: lists, not tuples.
-    ours = FORMER_OPTIONS | json.loads(json.dumps(config.changes_numbers()))  # tuples as lists
+    ours = FORMER_OPTIONS | json.loads(json.dumps(config.changes_numbers()))
     defaults = FORMER_OPTIONS | json.loads(json.dumps(PretrainConfig().changes_numbers()))
     try:
         # An option that is newer than the file had its default.

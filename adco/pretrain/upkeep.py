@@ -71,12 +71,12 @@ class Upkeep:
         # One asynchronous all-reduce a step, of which the result is used one step later: all
         # processes take the same branches below, and none waits for another.
         steps = self.progress.startup_step + self.progress.step
-        asked_for = self.flags.exchange(
-            self.stop.received is not None,
-            self.world.first and self.saves.due(),
-            len(self.game.loader.newly_broken),
+        ours = Requests(
+            stop=self.stop.received is not None,
+            save=self.world.first and self.saves.due(),
+            broken=len(self.game.loader.newly_broken),
         )
-        requests = Requests(*asked_for)
+        requests = Requests(*self.flags.exchange(*ours))
         if requests.broken:
             self.note_bad_pictures()
             self.stop_if_too_many_are_broken()
