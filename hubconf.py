@@ -3,21 +3,45 @@
 model = torch.hub.load("/path/to/this/folder", "adco_resnet50", source="local", weights="FILE")
 """
 
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
 dependencies = ["torch", "torchvision"]
 
 
 def adco_resnet50(weights: str, encoder: str = "query"):
     """A ResNet-50 in eval mode, without its head: pictures [N, 3, H, W] to features [N, 2048].
 
-    weights: a checkpoint of this program, the published AdCo, MoCo or torchvision.
+    weights: a checkpoint of this program, the published AdCo, MoCo, torchvision, and others.
     encoder: query or key, where the file holds both.
-    Raises ops.errors.InputError where the file is no ResNet-50.
+    Raises InputError, a ValueError, where the file is no ResNet-50.
     """
     # Here, since torch.hub checks `dependencies` after it has imported this file.
     from torch import nn
 
-    from adco.encoder import read_trunk
+    with own_modules():
+        from adco.encoder import read_trunk
 
-    model = read_trunk(weights, encoder, "resnet50").build()
+        model = read_trunk(weights, encoder, "resnet50").build()
     model.fc = nn.Identity()
     return model.eval()
+
+
+@contextmanager
+def own_modules():
+    """Inside the block `adco` and `ops` are those of this folder; the caller's stay his own."""
+    path, theirs = list(sys.path), take_out_modules()
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        take_out_modules()
+        sys.modules.update(theirs)
+
+
+def take_out_modules() -> dict:
+    """Take modules of these names out of sys.modules, and return them."""
+    names = [name for name in sys.modules if name.split(".")[0] in ("adco", "ops")]
+    return {name: sys.modules.pop(name) for name in names}

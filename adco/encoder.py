@@ -3,13 +3,15 @@
 import json
 from dataclasses import dataclass
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from adco.trunk_names import find_trunk, is_counter
 from ops import checkpoint
-from ops.errors import InputError
-from ops.options import ARCHITECTURES
+from ops.errors import InputError, shown, some
+from ops.options import ARCHITECTURES, STEMS
 
 
 def build_trunk(arch: str, stem: str = "imagenet") -> ResNet:
@@ -61,75 +63,86 @@ class TrunkWeights:
     """A trunk read from a checkpoint: torchvision's names, no head."""
 
     weights: dict[str, Tensor]
+    head: dict[str, Tensor]  # what the file has as `fc` of this trunk
+    left_out: dict[str, int]  # number of the file's other tensors, by their part of it
     source: str  # the file
+    sha256: str  # of the file
     arch: str
     stem: str = "imagenet"
     epoch: int | None = None  # epochs trained
     ours: bool = False  # whether this program made the file
+    classes: list[str] | None = None  # of a classifier's rows
 
     def build(self) -> ResNet:
         """A ResNet with these weights and a fresh `fc`.
 
-        Raises InputError naming the keys that are missing, left over or of another shape.
+        Raises InputError naming keys that are missing, left over, of another shape or not finite.
         """
         trunk = build_trunk(self.arch, self.stem)
         # Old torchvision files lack batch counters, which a BatchNorm with a momentum never reads.
         fresh = {
             name: value
             for name, value in trunk.state_dict().items()
-            if name.startswith("fc.") or name.endswith("num_batches_tracked")
+            if name.startswith("fc.") or is_counter(name)
         }
         checkpoint.load_strictly(trunk, {**fresh, **self.weights}, self.source)
         return trunk
 
+    def classifier(self) -> dict[str, Tensor]:
+        """{"weight", "bias"} of the file's linear classifier; empty where it has none.
 
-PREFIXES = {"query": "encoder_q.", "key": "encoder_k."}
+        A projection head of two layers is none: it has fc.0.weight, ...
+        """
+        # The published program names its layer fc.1 where dropout, fc.0, comes before it.
+        at = "1." if "1.weight" in self.head and "0.weight" not in self.head else ""
+        found = {n: self.head[at + n] for n in ("weight", "bias") if at + n in self.head}
+        return found if len(found) == 2 else {}
+
+    def tell_left_out(self, say, *used: str) -> None:
+        """One line about the file's tensors that are not read. used: parts that are."""
+        parts = [f"{part} ({n})" for part, n in self.left_out.items() if part not in used]
+        if parts:
+            say("left out: " + some(parts).replace(")", " tensors)", 1))
 
 
 def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> TrunkWeights:
-    """The trunk in a checkpoint of ours, the published AdCo, MoCo v1 or v2, or torchvision.
+    """The trunk in a checkpoint of any program that uses torchvision's ResNets, and safetensors.
 
     encoder: query or key, where the file holds both.
     arch: of a file that does not name its own; resnet50 by default.
     Raises InputError where the file holds no such trunk, or names another architecture.
     """
-    # torchvision's files are a state_dict, all others hold one.
     state = checkpoint.load(path)
-    names = state.get("state_dict", state)
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{path!r} holds no state_dict; expected a dictionary of named tensors")
-
-    # Of two encoders, the one asked for; a file with one has no prefix.
-    names = checkpoint.without_module(names)
-    prefix = PREFIXES[encoder]
-    if any(name.startswith(tuple(PREFIXES.values())) for name in names):
-        names = {
-            n.removeprefix(prefix): value for n, value in names.items() if n.startswith(prefix)
-        }
-
-    # Everything but the head.
-    weights = {name: value for name, value in names.items() if name.split(".")[0] != "fc"}
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise InputError(
-            f"{path!r} holds no weights of a {encoder} encoder; expected a state_dict with names "
-            f"such as module.{prefix}conv1.weight or conv1.weight, "
-            f"found {', '.join(map(str, list(state)[:5])) or 'nothing'}"
-        )
-    # A run with --channels_last saves its weights in that layout.
-    weights = {name: value.contiguous() for name, value in weights.items()}
 
     # What the file says of itself.
-    named = state.get("arch")
+    named, config = state.get("arch"), own_config(state)
+    if named and named not in ARCHITECTURES:
+        raise InputError(
+            f"{path} holds a {shown(named)}; this program reads {', '.join(ARCHITECTURES)}"
+        )
     if arch and named and arch != named:
         raise InputError(f"{path} holds a {named}, not a {arch}: --arch {named}")
-    config = own_config(state)
+    arch = named or arch or "resnet50"
+
+    # Files of ours keep more beside their state_dict, such as the best weights of a probe.
+    with torch.device("meta"):
+        names = build_trunk(arch).state_dict()
+    names = {name for name in names if not name.startswith("fc.") and not is_counter(name)}
+    content = state.get("state_dict", state) if config else state
+    found = find_trunk(content, names, encoder, str(path))
+    stem, epoch = config.get("stem", state.get("stem")), str(state.get("epoch"))
     return TrunkWeights(
-        weights,
+        # A run with --channels_last saves its weights in that layout.
+        {name: value.contiguous() for name, value in found.weights.items()},
+        head=found.head,
+        left_out=found.left_out,
         source=str(path),
-        arch=named or arch or "resnet50",
-        stem=config.get("stem", "imagenet"),
-        epoch=state.get("epoch"),
-        ours=bool(config),
+        sha256=checkpoint.sha256(path),
+        arch=arch,
+        stem=stem if stem in STEMS else "imagenet",
+        epoch=int(epoch) if epoch.isdecimal() else None,
+        ours=bool(config) or state.get("licence") == "MIT",
+        classes=classes_of(state),
     )
 
 
@@ -140,3 +153,10 @@ def own_config(state: dict) -> dict:
     except (KeyError, TypeError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def classes_of(state: dict) -> list[str] | None:
+    """The names of a classifier's rows, where the file has them."""
+    classes = state.get("classes")
+    is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    return classes if is_list else None

@@ -6,18 +6,21 @@ safetensors  the same names in a file without pickle; its header says what they 
 detectron2   the pickle that detectron2 reads, with its names
 """
 
+import copyreg
+import io
 import pickle
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from adco.encoder import TrunkWeights, read_trunk
 from ops import checkpoint
 from ops.arguments import argument, option, parse
-from ops.errors import InputError, reported
+from ops.errors import InputError, RunFailed, reported
 from ops.files import write_whole
 from ops.options import ARCHITECTURES
 from ops.run_folder import provenance
@@ -29,7 +32,7 @@ FORMATS = ("torchvision", "timm", "safetensors", "detectron2")
 class ExportConfig:
     """Take the encoder out of a checkpoint, without its head, in the form another program reads."""
 
-    checkpoint: str = argument("checkpoint of this program, the published AdCo, MoCo, torchvision")
+    checkpoint: str = argument("checkpoint of any program that uses torchvision's ResNets")
     out: str = argument("file to write")
     to: str = option("torchvision", "which program is to read it", choices=FORMATS)
     encoder: str = option("query", "which encoder", choices=("query", "key"))
@@ -38,6 +41,8 @@ class ExportConfig:
     )
 
     def __post_init__(self):
+        if Path(self.out).is_dir():
+            raise InputError(f"out={self.out!r} is a folder; give the file to write")
         if not Path(self.out).resolve().parent.is_dir():
             raise InputError(f"out={self.out!r}: its folder does not exist; make it first")
         if Path(self.out).resolve() == Path(self.checkpoint).resolve():
@@ -45,7 +50,10 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> int:
-    """Write the file. Returns how many tensors it holds. On InputError nothing is written."""
+    """Write the file. Returns how many tensors it holds.
+
+    Raises InputError, and RunFailed where it cannot be written: nothing is left behind then.
+    """
     # Building the model checks that the weights are whole.
     trunk = read_trunk(config.checkpoint, config.encoder, config.arch)
     full = trunk.build().state_dict()
@@ -60,14 +68,17 @@ def export(config: ExportConfig) -> int:
     if config.to == "timm" and trunk.arch == "resnet10":
         raise InputError("timm has no resnet10 of this kind; use --to torchvision or safetensors")
 
-    # Every format is written whole or not at all.
-    out = Path(config.out)
     if config.to in ("torchvision", "timm"):
-        checkpoint.save(weights, out)
+        content = checkpoint.content_of(weights)
     elif config.to == "safetensors":
-        write_whole(out, safetensors_file(weights, header(trunk)))
+        content = safetensors_file(weights, header(trunk))
     else:
-        write_whole(out, detectron2_pickle(weights))
+        content = detectron2_pickle(weights)
+    try:
+        write_whole(Path(config.out), content)
+    except OSError as error:
+        raise RunFailed(f"NOT SAVED: {config.out} could not be written ({error})") from error
+    trunk.tell_left_out(print)
     return len(weights)
 
 
@@ -90,9 +101,18 @@ def safetensors_file(weights: dict[str, Tensor], header: dict[str, str]) -> byte
 
 
 def detectron2_pickle(weights: dict[str, Tensor]) -> bytes:
+    """The pickle, with numpy's public names only: numpy 1.22 to 2 read it."""
     # The heuristics let detectron2 find these names below prefixes of its own.
     arrays = {detectron2_name(name): value.numpy() for name, value in weights.items()}
-    return pickle.dumps({"model": arrays, "__author__": "AdCo", "matching_heuristics": True})
+    content = {"model": arrays, "__author__": "AdCo", "matching_heuristics": True}
+    # Pickled as usual, an array names a module that numpy 2 has moved. Its own buffer is writable.
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, protocol=4)
+    pickler.dispatch_table = copyreg.dispatch_table | {
+        np.ndarray: lambda a: (np.ndarray, (a.shape, a.dtype.str, bytearray(a.tobytes())))
+    }
+    pickler.dump(content)
+    return file.getvalue()
 
 
 # From torchvision's names to detectron2's, in this order.

@@ -2,19 +2,31 @@
 
 import hashlib
 import io
+import json
 import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.serialization import safe_globals
 
-from ops.errors import InputError
+from ops.errors import InputError, one_line, shown, some
 from ops.files import write_whole
 
 LAST, PREVIOUS = "checkpoint_last.pth.tar", "checkpoint_previous.pth.tar"
 BEST = "checkpoint_best.pth.tar"
+
+# numpy's numbers, as numpy 1 and 2 pickle them: their function and the types of their dtypes.
+SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_NUMBERS = [
+    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"},
+]
 
 
 def numbered(epoch: int) -> str:
@@ -28,43 +40,77 @@ def save(state: dict, path: Path, previous: Path | None = None) -> None:
     previous: the name that the old file is kept under. Raises OSError where the new one cannot be
     written; the old file is then still there.
     """
+    write_whole(path, content_of(state), previous)
+
+
+def content_of(state: dict) -> memoryview:
+    """The bytes of a checkpoint."""
     # torch.save gives every record a checksum, which `load` verifies.
     content = io.BytesIO()
     torch.save(state, content)
-    write_whole(path, content.getbuffer(), previous)
+    return content.getbuffer()
 
 
 def load(path: str | Path) -> dict:
     """The dictionary in a checkpoint, on the CPU. Unpickles nothing but tensors and plain values.
 
+    A safetensors file gives its tensors as `state_dict`, and what its header says.
     Raises InputError where the file does not exist, is damaged, or holds anything else.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {str(path)!r}; give the path of an existing file")
     try:
+        header = safetensors_header(path)
+        if header is not None:
+            from safetensors.torch import load_file
+
+            return {"state_dict": load_file(path), **header.get("__metadata__", {})}
         # torch warns of pickles of other programs; the message below says it better.
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), safe_globals(NUMPY_NUMBERS):
             warnings.simplefilter("ignore")
             # Checksums first: torch does not look at them.
             verify(path)
             # weights_only: a file from elsewhere must not run code.
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{str(path)!r} is no checkpoint that can be opened safely: it holds more than tensors "
-            "and plain values, or is no torch file at all"
-        ) from error
     except Exception as error:  # bytes that are no checkpoint fail in any way
-        raise InputError(
-            f"{str(path)!r} is damaged or no checkpoint; take an earlier one"
-            + (f", {PREVIOUS} beside it" if path.with_name(PREVIOUS).exists() else "")
-        ) from error
+        raise InputError(f"{str(path)!r} {why_unreadable(path, error)}") from error
     if not isinstance(state, dict):
         raise InputError(
             f"{str(path)!r} holds a {type(state).__name__}; a checkpoint is a dictionary"
         )
     return state
+
+
+def safetensors_header(path: Path) -> dict | None:
+    """What a safetensors file says of itself; None where the file is of another kind."""
+    # Eight bytes with the length of the header, then the header: a JSON object.
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size or file.read(1) != b"{":
+            return None
+        return json.loads(b"{" + file.read(length - 1))
+
+
+def why_unreadable(path: Path, error: Exception) -> str:
+    """Why a file could not be read as a checkpoint, and what to do."""
+    # torch names the type that it would have to import.
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    if found:
+        return (
+            f"cannot be opened safely: it holds a {found[1]} beside tensors and plain values; "
+            "where you trust it, open it with torch.load(..., weights_only=False) and save its "
+            "state_dict alone"
+        )
+    # A web page, or the pointer of a file that was not fetched.
+    with open(path, "rb") as file:
+        start = one_line(file.read(100).decode(errors="replace"))
+    if start and start.isprintable() and "\ufffd" not in start:
+        return f"is damaged or no checkpoint: text that begins {shown(start)}; fetch the file"
+    if isinstance(error, pickle.UnpicklingError):
+        return "cannot be opened safely: it is no torch file, or holds more than plain values"
+    previous = f", {PREVIOUS} beside it" * path.with_name(PREVIOUS).exists()
+    return f"is damaged or no checkpoint; take an earlier one{previous}"
 
 
 def verify(path: Path) -> None:
@@ -105,7 +151,7 @@ def is_state_dict(value) -> bool:
 def load_strictly(module: nn.Module, state_dict: dict[str, Tensor], source: str) -> None:
     """Fill a module with weights, all of them or none.
 
-    Raises InputError naming every key that is missing, left over or of another shape.
+    Raises InputError naming keys that are missing, left over, of another shape or not finite.
     """
     if not is_state_dict(state_dict):
         raise InputError(f"{source} holds no state_dict; expected tensors by their names")
@@ -119,8 +165,15 @@ def load_strictly(module: nn.Module, state_dict: dict[str, Tensor], source: str)
         ),
     }
     if any(faults.values()):
-        found = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
+        found = "; ".join(f"{what}: {some(names, 2)}" for what, names in faults.items() if names)
         raise InputError(
             f"{source} does not fit the model ({found}); check --arch and the head's options"
+        )
+    # As the module's own type holds them.
+    broken = [n for n, value in state_dict.items() if not value.to(own[n].dtype).isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{source} holds numbers that are not finite, in {some(broken, 3)}; take a checkpoint "
+            "from before they came"
         )
     module.load_state_dict(state_dict)

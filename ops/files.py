@@ -4,7 +4,10 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
+
+from ops.errors import RunFailed
 
 
 def write_whole(path: Path, content, previous: Path | None = None) -> None:
@@ -27,15 +30,60 @@ def write_whole(path: Path, content, previous: Path | None = None) -> None:
         if previous and path.exists():
             os.replace(path, previous)
         os.replace(partial, path)
-    except OSError:
-        # A full disk: give the space back.
+    except BaseException:
+        # A full disk, Ctrl-C: give the space back.
         with suppress(OSError):
             partial.unlink()
         raise
 
 
 def write_json(path: Path, content: dict) -> None:
-    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_whole(path, json_bytes(content))
+
+
+def json_bytes(content: dict) -> bytes:
+    return (json.dumps(finite_or_none(content), indent=2, allow_nan=False) + "\n").encode()
+
+
+def finite_or_none(value):
+    """The value, with None for each number in it that is not finite: JSON has no nan."""
+    if isinstance(value, dict):
+        return {name: finite_or_none(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_or_none(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+class RunFiles:
+    """Files that a run writes as it goes, each whole or not at all.
+
+    What cannot be written (full disk, lost folder) is told, kept in memory, and tried again with
+    the next file: the run goes on.
+
+    warn: called with each sentence to the user.
+    """
+
+    def __init__(self, warn):
+        self.warn = warn
+        self.waiting: dict[Path, bytes] = {}
+
+    def write(self, path: Path, content) -> None:
+        self.waiting[path] = content
+        for path, content in list(self.waiting.items()):
+            try:
+                write_whole(path, content)
+                del self.waiting[path]
+            except OSError as error:
+                self.warn(
+                    f"NOT SAVED: {path} could not be written ({error}). The run goes on and tries "
+                    "again at the next save; make room, or restore the folder"
+                )
+
+    def check(self) -> None:
+        """Raise RunFailed where a file is not on disk."""
+        if self.waiting:
+            names = ", ".join(map(str, self.waiting))
+            raise RunFailed(f"the run is over, but could not save {names}; make room and repeat it")
 
 
 def duplicate(path: Path, copy: Path) -> None:

@@ -1,6 +1,7 @@
 """Exports: the right names and arrays, equal outputs, and refusals that write nothing."""
 
 import pickle
+import pickletools
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from adco import AdCo, export
 from adco.encoder import Trunk, build_encoder
 from ops.checkpoint import with_module
+from tests.support.scripts import files_of_at_most
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {1: 3, 2: 4, 3: 6, 4: 3}  # blocks of a ResNet-50
@@ -198,3 +200,54 @@ def test_no_checkpoint_is_one_line_and_exit_code_2(tmp_path, capsys):
 
 def test_a_folder_that_does_not_exist_is_one_line_and_exit_code_2(source, tmp_path, capsys):
     assert "does not exist" in refusal(capsys, source, tmp_path / "none" / "out")
+
+
+HUB = """
+import sys
+import torch
+{before}
+path = list(sys.path)
+torch.hub.load({root!r}, "adco_resnet50", source="local", weights={weights!r})
+{after}
+import ops
+assert ops.theirs == 3, ops
+assert "adco" not in sys.modules and sys.path == path
+files = [getattr(module, "__file__", None) or "" for module in sys.modules.values()]
+assert not [name for name in files if name.startswith(({root!r} + "/ops", {root!r} + "/adco"))]
+"""
+
+
+@pytest.mark.parametrize("first", ["import ops.inner", ""])
+def test_torch_hub_leaves_the_users_own_modules_alone(source, tmp_path, first):
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "ops" / "__init__.py").write_text("theirs = 3\n")
+    (tmp_path / "ops" / "inner.py").write_text("")
+    after = "" if first else "import ops.inner"
+    code = HUB.format(before=first, after=after, root=str(ROOT), weights=str(source))
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_the_detectron2_pickle_has_public_names_and_writable_arrays(source):
+    data = exported(source, "detectron2").read_bytes()
+    strings, named = [], set()
+    for code, argument, _ in pickletools.genops(data):
+        assert code.proto <= 4
+        strings += [argument] * isinstance(argument, str)
+        if code.name == "STACK_GLOBAL":
+            named.add(".".join(strings[-2:]))
+    assert "numpy.ndarray" in named
+    arrays = pickle.loads(data)["model"].values()
+    assert all(type(array) is np.ndarray and array.flags.writeable for array in arrays)
+    assert not any("core" in name for name in named | set(strings)), named
+
+
+def test_a_folder_in_place_of_the_file_is_one_line_and_exit_code_2(source, tmp_path, capsys):
+    assert "is a folder; give the file" in refusal(capsys, source, tmp_path)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(small, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop, files_of_at_most(1000):
+        export.main([str(small), str(tmp_path / "out"), "--to", "safetensors"])
+    assert stop.value.code == 70
+    assert "NOT SAVED" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -68,6 +69,17 @@ def in_folder(path: Path):
         yield
     finally:
         os.chdir(before)
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int):
+    """Inside the block no file grows larger, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
