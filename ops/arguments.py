@@ -6,9 +6,10 @@ No module of options imports torch or numpy, so that `--help` and a bad flag ans
 import argparse
 import sys
 from dataclasses import field, fields
+from os.path import expanduser
 from typing import get_args
 
-from ops.errors import EXIT_BAD_INPUT, InputError, one_line
+from ops.errors import EXIT_BAD_INPUT, InputError, one_line, shown
 
 # Intervals of numbers. An infinite one is never allowed.
 POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
@@ -74,17 +75,20 @@ def build_parser(config_type, defaults: dict) -> argparse.ArgumentParser:
         if f.metadata.get("by_place"):
             parser.add_argument(f.name, metavar=f.name.upper(), help=f.metadata["help"])
             continue
-        # Every name in both spellings: --moco_t and --moco-t.
-        names = [f"--{f.name}", *f.metadata["names"]]
-        both_spellings = dict.fromkeys(n for name in names for n in (name, dashed(name)))
         # tuple[int, ...] is a list of whole numbers.
         kind = {"type": get_args(f.type)[0], "nargs": "+"} if get_args(f.type) else {"type": f.type}
         keywords = {**kind, **f.metadata["keywords"]}
         default = defaults.get(f.name, f.default)
         parser.add_argument(
-            *both_spellings, dest=f.name, default=default, help=f.metadata["help"], **keywords
+            *spellings(f), dest=f.name, default=default, help=f.metadata["help"], **keywords
         )
     return parser
+
+
+def spellings(f) -> list[str]:
+    """Every name of an option, in both spellings: --moco_t and --moco-t."""
+    names = [f"--{f.name}", *f.metadata["names"]]
+    return list(dict.fromkeys(n for name in names for n in (name, dashed(name))))
 
 
 def dashed(name: str) -> str:
@@ -101,14 +105,65 @@ def parse(config_type, argv=None, presets=None):
     # The options that presets depend on are looked up first: they change the defaults.
     argv = sys.argv[1:] if argv is None else list(argv)
     defaults = preset_defaults(argv, presets or {})
-    values = vars(build_parser(config_type, defaults).parse_args(argv))
+    parser = build_parser(config_type, defaults)
+    values = vars(parser.parse_args(data_first(config_type, argv)))
     # The positional folder wins over --data.
     positional = values.pop("positional_data", None)
     if positional is not None:
         values["data"] = positional
+    # Shells leave the ~ in --save_path=~/runs.
+    for name, value in values.items():
+        if isinstance(value, str) and value.startswith("~"):
+            values[name] = expanduser(value)
     config = config_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
     check_intervals(config)
     return config
+
+
+def data_first(config_type, argv: list[str]) -> list[str]:
+    """argv with the data folder in front where it ends a list of numbers: --schedule 120 160 DATA.
+
+    The first word after the list that is neither a number nor an option is the folder.
+    """
+    by_name = {f.name: f for f in fields(config_type) if not f.metadata.get("by_place")}
+    if "data" not in by_name:
+        return argv
+    lists = [f for f in by_name.values() if get_args(f.type) or "nargs" in f.metadata["keywords"]]
+    names = {name for f in lists for name in spellings(f)}
+    for i, word in enumerate(argv):
+        if word in names:
+            end = i + 1
+            while end < len(argv) and is_number(argv[end]):
+                end += 1
+            if end < len(argv) and not argv[end].startswith("-"):
+                return [argv[end], *argv[:end], *argv[end + 1 :]]
+    return argv
+
+
+def is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def options_that_differ(config, theirs: dict, may_change: set[str] = frozenset()) -> str:
+    """The options that decide the numbers and differ between a run and the one it goes on from, in
+    words; nothing where all are the same. An option that is newer than the other run is left out.
+
+    theirs: the other run's options, from JSON.  may_change: further options that may differ.
+    """
+    found = []
+    for f in fields(config):
+        value = getattr(config, f.name)
+        # JSON has lists, not tuples.
+        value = list(value) if isinstance(value, tuple) else value
+        if f.metadata.get("may_change") or f.name in may_change or f.name not in theirs:
+            continue
+        if theirs[f.name] != value:
+            found.append(f"{f.name} was {shown(theirs[f.name])}, here it is {shown(value)}")
+    return ", ".join(found)
 
 
 def preset_defaults(argv: list[str], presets: dict[str, dict[str, dict]]) -> dict:

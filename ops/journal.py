@@ -52,16 +52,17 @@ class Journal:
     def _written(self) -> int:
         return self.metrics.stat().st_size if self.metrics.exists() else 0
 
-    def write_config(self, config: dict) -> None:
+    def write_config(self, config: dict, data: dict | None = None) -> None:
         """Keep the configuration and everything else that decides the numbers, as JSON.
 
+        data: which pictures the run is made of (adco.data.identity).
         A run that goes on keeps the file of its first start: --resume auto compares with it.
         """
         if self.folder is None or (self.folder / "config.json").exists():
             return
         path = self.folder / "config.json"
         try:
-            write_json(path, {"config": config, **provenance()})
+            write_json(path, {"config": config, "data": data, **provenance()})
         except OSError as error:
             raise InputError(f"cannot write {str(path)!r}: {error}; make room") from error
 

@@ -8,10 +8,13 @@ from dataclasses import asdict, fields
 
 import pytest
 
+from adco.export import ExportConfig
 from adco.pretrain.options import PRESETS, PretrainConfig
+from adco.probe.options import PROBE_PRESETS, ProbeConfig
 from ops.arguments import parse
 from ops.errors import InputError
 from tests.conftest import ROOT
+from VOC_CLF.options import VocConfig
 
 PUBLISHED = [
     "--sym=0 --lr=0.03 --memory_lr=3 --moco_t=0.12 --mem_t=0.02 --data=./datasets/imagenet2012 "
@@ -56,6 +59,42 @@ def test_both_spellings_and_short_names_are_understood():
     )  # fmt: skip
     assert (config.moco_t, config.weight_decay, config.lr) == (0.2, 0.1, 0.5)
     assert (config.dist_url, config.data) == ("env://", "pictures")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("-e DIR", dict(evaluate=1)),
+        ("-e 1 DIR", dict(evaluate=1)),
+        ("--schedule 12 16 DIR", dict(schedule=(12, 16))),
+        ("--lr_sweep 1 2e-1 DIR --epochs 3", dict(lr_sweep=(1.0, 0.2), epochs=3)),
+        ("--lr-sweep 1 --knn-k 5 6 DIR -b 4", dict(knn_k=(5, 6), lr_sweep=(1.0,), batch_size=4)),
+        ("DIR --schedule 3", dict(schedule=(3,))),
+    ],
+)
+def test_a_list_of_numbers_ends_where_the_folder_stands(words, expected):
+    config = parse(ProbeConfig, [*words.split(), "--pretrained", "x"], PROBE_PRESETS)
+    assert config.data == "DIR"
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_two_folders_are_one_too_many(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(ProbeConfig, ["A", "--schedule", "3", "B", "--pretrained", "x"], PROBE_PRESETS)
+    assert stop.value.code == 2 and "unrecognized" in capsys.readouterr().err
+
+
+def test_the_home_folder_is_meant_in_every_script(monkeypatch, tmp_path):
+    home = str(tmp_path)
+    monkeypatch.setenv("HOME", home)
+    for kind, words in (
+        (PretrainConfig, "--save_path=~/a --data ~"),
+        (ProbeConfig, "--save_path ~/a --pretrained ~/b -e ~"),
+        (VocConfig, "--save_path ~/a --pretrained=~/b ~"),
+    ):
+        config = parse(kind, words.split())
+        assert (config.save_path, config.data) == (f"{home}/a", home)
+    assert parse(ExportConfig, ["~/b", "~/c"]).out == f"{home}/c"
 
 
 def test_an_option_that_is_given_wins_over_the_data_sets_default():

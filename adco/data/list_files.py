@@ -42,7 +42,7 @@ def read_places(path: Path, root: Path, present: set[str]) -> FolderPictures:
     names, labels = [], []
     for number, line in read_lines(path):
         # The label is the last word: a path may have spaces.
-        match = re.fullmatch(r"(.*\S)\s+(\d+)", line)
+        match = re.fullmatch(r"(.*\S)\s+(\d+)\s*", line)
         if match is None or int(match[2]) >= PLACES_CLASSES:
             raise InputError(
                 f"line {number} of {str(path)!r} is {line!r}; expected a path, a space and a label "

@@ -15,9 +15,11 @@ from adco.data.list_files import listed_part, load_places
 from adco.data.loader import CheckViews, check_loader
 from adco.data.pictures import Pictures
 from adco.data.views import Recipe, draw_view, normalised, view_rng
+from adco.encoder import TrunkWeights
 from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import World
 from ops.errors import InputError
+from ops.files import RunFiles
 from ops.journal import Journal
 from ops.workers import SignalSafeLoader, workers_per_process
 
@@ -42,6 +44,9 @@ class ProbeRun(NamedTuple):
     device: torch.device
     local_size: int  # processes on this node
     journal: Journal
+    trunk: TrunkWeights | None = None  # as its file holds it; None: random weights
+    data: dict | None = None  # which pictures the sets are (adco.data.identity)
+    files: RunFiles | None = None  # what the first process writes
 
 
 def load_probe_sets(config: ProbeConfig, holdout: float) -> ProbeSets:
@@ -111,10 +116,9 @@ class ProbeViews(Dataset):
 
 def window_start(length: int, size: int, rng: np.random.Generator) -> int:
     """Where a random window of `size` pixels begins, on a side of `length` pixels."""
-    # A shorter side lies in the middle of its window: Pillow crops black outside a picture.
-    if length < size:
-        return -((size - length) // 2)
-    return int(rng.integers(length - size + 1))
+    # A shorter side lies anywhere inside its window: Pillow crops black outside a picture.
+    least, most = sorted((0, length - size))
+    return int(rng.integers(least, most + 1))
 
 
 def probe_recipe(config: ProbeConfig) -> Recipe:

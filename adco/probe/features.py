@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adco.encoder import Trunk
 from ops.distributed import World, gather_uneven_rows
+from ops.errors import InputError
 
 
 class Features(NamedTuple):
@@ -37,6 +38,15 @@ def extract_features(encoder, loader, device, unit: bool = True) -> Features:
         labels.append(numbers.to(device, non_blocking=True))
     encoder.train(was_training)
     return Features(torch.cat(rows), torch.cat(labels))
+
+
+def check_features(rows: Tensor) -> None:
+    """Raise InputError where a feature is not finite."""
+    if not rows.isfinite().all():
+        raise InputError(
+            "the trunk gives features that are not finite: its weights are too large, or its "
+            "BatchNorm statistics are broken; take another checkpoint"
+        )
 
 
 def gather_features(share: Features, world: World) -> Features:

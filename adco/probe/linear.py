@@ -1,6 +1,7 @@
 """Linear classifiers on a trunk, frozen or not: the training of `lincls.py --head linear`."""
 
 from contextlib import nullcontext
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ from adco.data.loader import EpochBatches, batch_loader
 from adco.data.pictures import Pictures
 from adco.encoder import Trunk
 from adco.probe.data import ProbeRun, ProbeViews, probe_recipe, scoring_loader
-from adco.probe.features import Features, extract_features
+from adco.probe.features import Features, check_features, extract_features
 from ops.distributed import broadcast_from_first_, checksum, sum_across_ranks_, wrap_encoder
+from ops.errors import RunFailed
 from ops.journal import Stopwatch
 from ops.metrics import Accuracy, accuracies, best_index, count_right
 from ops.workers import workers_per_process
@@ -71,7 +73,7 @@ class HeadTraining:
     def __init__(self, run: ProbeRun):
         self.config, self.encoder, self.sets = run.config, run.encoder, run.sets
         self.world, self.local_size = run.world, run.local_size
-        self.device, self.journal = run.device, run.journal
+        self.device, self.journal, self.data = run.device, run.journal, run.data or {}
         self.frozen = self.config.trainable == "fc"
         self.lrs = self.config.rates()  # one per head
         torch.manual_seed(self.config.seed)
@@ -99,6 +101,9 @@ class HeadTraining:
         ]
         if not self.frozen:
             groups.append({"params": self.model.trunk.parameters(), "lr": self.config.trunk_lr})
+        # What torch's schedules begin with, which other programs go on with.
+        for group in groups:
+            group["initial_lr"] = group["lr"]
         return torch.optim.SGD(
             groups, momentum=self.config.momentum, weight_decay=self.config.weight_decay
         )
@@ -166,7 +171,10 @@ class HeadTraining:
 
             # All heads take a step on the same features.
             labels = labels.to(self.device, non_blocking=True)
-            scores = self.wrapped(pictures.to(self.device, non_blocking=True))
+            pictures = pictures.to(self.device, non_blocking=True)
+            if i == 0 and self.frozen:
+                check_features(self.model.trunk(pictures))
+            scores = self.wrapped(pictures)
             losses += self.step(scores, labels, self.batches.sizes[i])
             counts += torch.stack([count_right(of_head.detach(), labels) for of_head in scores])
 
@@ -196,6 +204,12 @@ class HeadTraining:
         accuracy = accuracies(counts, self.world)
         sums = sum_across_ranks_(losses.clone(), self.world).tolist()
         means = [loss / found.total for loss, found in zip(sums, accuracy, strict=True)]
+        for lr, mean in zip(self.lrs, means, strict=True):
+            if not isfinite(mean):
+                raise RunFailed(
+                    f"the loss is not finite in epoch {self.epoch} at lr {lr:g}; lower the "
+                    "learning rate, or leave it out of --lr_sweep"
+                )
         head = best_index(accuracy)
         self.journal.progress(
             f"Epoch: [{self.epoch}][{i:{len(str(num_steps))}d}/{num_steps}]\t"
@@ -239,6 +253,7 @@ class HeadTraining:
         loader = scoring_loader(pictures, self.config, self.world, self.local_size)
         if self.frozen:
             self.cached[name] = extract_features(self.encoder, loader, self.device, unit=False)
+            check_features(self.cached[name].rows)
             return self.cached[name].batches()
         device = self.device
         return ((self.model.trunk(views.to(device)), labels.to(device)) for views, labels in loader)

@@ -24,13 +24,13 @@ class ProbeConfig(RunOptions):
     randcrop: int = switch(0, "1: training views are crops at full resolution")
     train_strong: int = switch(0, "1: training views are those of pre-training")
     train_fraction: float = option(1.0, "share of each class's pictures to train on", SHARE)
-    train_list: str = option("", "file that names the pictures to train on, one a line")
+    train_list: str = option("", "file that names the pictures to train on", may_change=True)
     holdout: float = option(
         0.0, "share of train on which lr, epoch, k or C is chosen; 0: on val, as published", BELOW_1
     )
 
     # What is scored
-    pretrained: str = option("", "checkpoint of the trunk, or random: the baseline")
+    pretrained: str = option("", "checkpoint of the trunk, or random", may_change=True)
     arch: str = option(
         None,
         "architecture; default: what the checkpoint says, else resnet50",
@@ -73,7 +73,9 @@ class ProbeConfig(RunOptions):
     weight_decay: float = option(0.0, "weight decay", AT_LEAST_0, names=("--wd",))
 
     # The run
-    resume: str = option("", "checkpoint of a probe to go on from, or with -e to score")
+    resume: str = option(
+        "", "checkpoint of a probe to go on from, or with -e to score", may_change=True
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -88,11 +90,6 @@ class ProbeConfig(RunOptions):
     def check_rates(self):
         if len(set(self.lr_sweep)) < len(self.lr_sweep):
             raise InputError(f"lr_sweep={self.lr_sweep} names a learning rate twice")
-        if self.cos and not self.sgdr and min(self.rates()) < self.final_lr:
-            raise InputError(
-                f"lr={min(self.rates())} would rise to final_lr={self.final_lr}; "
-                "lower --final_lr or raise the learning rate"
-            )
 
     def check_head(self):
         """Refuse combinations in which an option would have no effect."""
@@ -108,6 +105,10 @@ class ProbeConfig(RunOptions):
                 f"--head {self.head} trains no linear head: leave out --trainable all, --lr_sweep, "
                 "--evaluate, --resume and --dropout"
             )
+
+    def rate_rises(self) -> bool:
+        """Whether a head's rate grows over the run, which may be meant."""
+        return bool(self.cos) and not self.sgdr and min(self.rates()) < self.final_lr
 
     def rates(self) -> tuple[float, ...]:
         """The learning rate of each head."""

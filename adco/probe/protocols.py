@@ -6,11 +6,10 @@ import torch
 
 from adco.probe import logistic
 from adco.probe.data import ProbeRun, scoring_loader
-from adco.probe.features import Features, extract_features, gather_features
+from adco.probe.features import Features, check_features, extract_features, gather_features
 from adco.probe.knn import knn_accuracies
 from adco.probe.linear import HeadTraining
-from adco.probe.options import RANDOM
-from adco.probe.state import load_classifier_, save_probe, unpack_probe_
+from adco.probe.state import load_head_, save_probe, unpack_probe_
 from ops import checkpoint
 from ops.errors import InputError
 from ops.metrics import Accuracy, best_index
@@ -39,7 +38,7 @@ def score_linear(run: ProbeRun) -> Outcome:
     # From the first epoch, or from a checkpoint of a probe.
     probe = HeadTraining(run)
     if config.resume:
-        unpack_probe_(probe, checkpoint.load(config.resume), config.resume)
+        unpack_probe_(probe, checkpoint.load(config.resume), run.trunk)
         journal.say(f"resumed from {config.resume}, next epoch {probe.epoch}")
     if probe.epoch >= config.epochs:
         raise InputError(
@@ -56,7 +55,7 @@ def score_linear(run: ProbeRun) -> Outcome:
         head = best_index(found)
         journal.say(f"held out: {found[head]}" if sets.held_out else f" * {found[head]}")
         if run.world.first:
-            save_probe(probe, journal.folder, head, is_best)
+            save_probe(probe, run.files, head, is_best)
     probe.check_trunk_is_unmoved()
 
     # The score on val, of the best head at its best epoch.
@@ -79,8 +78,10 @@ def score_linear(run: ProbeRun) -> Outcome:
 def score_saved_head(run: ProbeRun) -> Outcome:
     """The head that a file holds, as it is."""
     probe = HeadTraining(run)
-    source = run.config.resume or run.config.pretrained
-    if source == RANDOM or not load_classifier_(probe.model.heads[0], source):
+    if run.trunk and run.trunk.classifier():
+        load_head_(probe.model.heads[0], run.trunk, run.sets.train.classes, run.journal.warn)
+    else:
+        source = run.config.resume or run.config.pretrained
         run.journal.warn(f"{source!r} holds no classifier; a fresh one is scored, at chance")
     return Outcome("linear head as saved", probe.score(run.sets.val, "val")[0])
 
@@ -139,7 +140,9 @@ def features_of(run: ProbeRun) -> list[Features | None]:
             features.append(None)
             continue
         loader = scoring_loader(pictures, run.config, run.world, run.local_size)
+        # A vector that is not finite has no unit length either.
         features.append(extract_features(run.encoder, loader, run.device))
+        check_features(features[-1].rows)
     return features
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from adco.probe.data import ProbeRun, ProbeSets, load_probe_sets
+from adco.data.identity import identity
+from adco.probe.data import ProbeRun, load_probe_sets
 from adco.probe.options import RANDOM, ProbeConfig
 from adco.probe.protocols import PROTOCOLS, Outcome
 from adco.probe.state import read_encoder
-from ops import checkpoint
 from ops.distributed import World
 from ops.errors import InputError
-from ops.files import write_json
+from ops.files import RunFiles, json_bytes
 from ops.journal import Journal
 from ops.run_folder import new_run_folder, provenance
 
@@ -25,7 +25,7 @@ def run(config: ProbeConfig, world: World, device: torch.device, local_size: int
     local_size: processes on this node.
     """
     # The trunk, and the pictures. A saved head is scored without a choice.
-    encoder, config = read_encoder(config)
+    encoder, config, trunk = read_encoder(config)
     holdout = config.holdout or (LOGISTIC_HOLDOUT if config.head == "logistic" else 0)
     sets = load_probe_sets(config, 0 if config.evaluate else holdout)
     if min(len(part) for part in (sets.train, sets.held_out, sets.val) if part) < world.size:
@@ -39,7 +39,6 @@ def run(config: ProbeConfig, world: World, device: torch.device, local_size: int
     parent = Path(config.save_path) / config.log_path / config.dataset / "lincls" / protocol
     journal = Journal(new_run_folder(parent) if world.first else None)
     try:
-        introduce(journal, config, sets, world, device)
         probe_run = ProbeRun(
             config=config,
             encoder=encoder.to(device),
@@ -48,7 +47,11 @@ def run(config: ProbeConfig, world: World, device: torch.device, local_size: int
             device=device,
             local_size=local_size,
             journal=journal,
+            trunk=trunk,
+            data=identity(sets._asdict()),
+            files=RunFiles(journal.warn),
         )
+        introduce(probe_run)
         report_outcome(PROTOCOLS[protocol](probe_run), probe_run)
     finally:
         journal.close()
@@ -63,20 +66,25 @@ def protocol_of(config: ProbeConfig) -> str:
     return config.head
 
 
-def introduce(
-    journal: Journal, config: ProbeConfig, sets: ProbeSets, world: World, device: torch.device
-) -> None:
+def introduce(probe_run: ProbeRun) -> None:
     """Write the configuration, and say what is scored on what."""
-    journal.write_config(asdict(config))
+    config, sets, journal = probe_run.config, probe_run.sets, probe_run.journal
+    journal.write_config(asdict(config), probe_run.data)
     journal.say(f"run folder: {journal.folder}")
     source = config.resume or config.pretrained
     journal.say(
         f"{config.arch} from {source}: {len(sets.train)} pictures to train on, "
         f"{len(sets.held_out) if sets.held_out else 0} held out, {len(sets.val)} in val, "
-        f"{len(sets.train.classes)} classes, {world.size} process(es) on {device.type}"
+        f"{len(sets.train.classes)} classes, {probe_run.world.size} process(es) on "
+        f"{probe_run.device.type}"
     )
     if source == RANDOM:
         journal.say("random weights: this score is the baseline")
+    # A probe that goes on reads all of its file.
+    elif not config.resume:
+        probe_run.trunk.tell_left_out(journal.say, *["fc"] * config.evaluate)
+    if config.rate_rises() and config.head == "linear" and not config.evaluate:
+        journal.warn(f"lr {min(config.rates()):g} rises to final_lr {config.final_lr:g}")
 
 
 def report_outcome(outcome: Outcome, probe_run: ProbeRun) -> None:
@@ -101,9 +109,11 @@ def report_outcome(outcome: Outcome, probe_run: ProbeRun) -> None:
         "table": outcome.table,
         "num_train": len(probe_run.sets.train),
         "checkpoint": source,
-        "checkpoint_sha256": None if source == RANDOM else checkpoint.sha256(source),
+        "checkpoint_sha256": probe_run.trunk.sha256 if probe_run.trunk else None,
+        "data": probe_run.data,
         "config": asdict(config),
         **provenance(),
     }
-    write_json(journal.folder / "results.json", results)
+    probe_run.files.write(journal.folder / "results.json", json_bytes(results))
+    probe_run.files.check()
     journal.say(f"finished: {journal.folder / 'results.json'}")

@@ -1,51 +1,71 @@
 """A probe's files: the trunk and the head it starts from, and its own checkpoints.
 
 Keys shared with the published program: epoch (the next one), arch, state_dict (names module.*, the
-best head as fc), best_acc1, optimizer. Ours beside them: config (JSON), heads, peaks, best.
+best head as fc), best_acc1, optimizer. Ours beside them: config (JSON), data, classes, heads,
+peaks, best.
 """
 
 import json
-from dataclasses import asdict, replace
-from pathlib import Path
+import operator
+from dataclasses import asdict, fields, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.resnet import ResNet
 
-from adco.encoder import build_trunk, read_trunk
+from adco.data.identity import difference, normal
+from adco.encoder import TrunkWeights, build_trunk, own_config, read_trunk
 from adco.probe.linear import Best, HeadTraining
 from adco.probe.options import RANDOM, ProbeConfig
 from ops import checkpoint
-from ops.errors import InputError
+from ops.arguments import options_that_differ
+from ops.errors import InputError, shown, some
+from ops.files import RunFiles
 from ops.metrics import Accuracy
+from ops.options import ProcessOptions
 
 KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
 
-def read_encoder(config: ProbeConfig) -> tuple[ResNet, ProbeConfig]:
-    """The trunk to score, with a fresh `fc`, and the configuration with its arch and stem."""
+def read_encoder(config: ProbeConfig) -> tuple[ResNet, ProbeConfig, TrunkWeights | None]:
+    """The trunk to score, with a fresh `fc`, the configuration with its arch and stem, and what its
+    file holds; None for random weights.
+    """
     # The baseline has no file that could name its architecture.
     if config.pretrained == RANDOM and not config.resume:
         config = replace(config, arch=config.arch or "resnet50", stem=config.stem or "imagenet")
         torch.manual_seed(config.seed)
-        return build_trunk(config.arch, config.stem), config
+        return build_trunk(config.arch, config.stem), config, None
     found = read_trunk(config.resume or config.pretrained, arch=config.arch)
     if config.stem:
         found = replace(found, stem=config.stem)
-    return found.build(), replace(config, arch=found.arch, stem=found.stem)
+    return found.build(), replace(config, arch=found.arch, stem=found.stem), found
 
 
-def load_classifier_(head: nn.Linear, path: str) -> bool:
-    """Fill a head with the classifier `fc` of a file. Returns False where the file has none."""
-    state = checkpoint.load(path)
-    weights = checkpoint.without_module(state.get("state_dict", state))
-    # A projection head of two layers is no classifier: it has fc.0.weight, ...
-    found = {name: weights[f"fc.{name}"] for name in ("weight", "bias") if f"fc.{name}" in weights}
-    if len(found) < 2:
-        return False
-    source = f"the classifier in {path!r}, for the {head.out_features} classes of this data set,"
-    checkpoint.load_strictly(head, found, source)
-    return True
+def load_head_(head: nn.Linear, trunk: TrunkWeights, classes: list[str], warn) -> None:
+    """Fill a head with the classifier of a trunk's file, whose rows go to the classes they name.
+
+    classes: of this data set. warn: called where the file names none. Raises InputError where the
+    file's classes are others.
+    """
+    source = f"the classifier in {trunk.source!r}"
+    ours = [normal(name) for name in classes]
+    theirs = ours
+    if trunk.classes is None:
+        warn(f"{source} does not name its classes: the order of the class folders here is trusted")
+    else:
+        theirs = [normal(name) for name in trunk.classes]
+        # Both ways, cut to a few.
+        pairs = (("there", theirs, ours), ("here", ours, theirs))
+        only = {where: sorted(set(one) - set(other)) for where, one, other in pairs}
+        if any(only.values()):
+            found = "; ".join(f"only {w}: {shown(some(n, 3), 120)}" for w, n in only.items() if n)
+            raise InputError(f"{source} is one of other classes ({found}); give the data it fits")
+    source += f", for the {head.out_features} classes of this data set,"
+    checkpoint.load_strictly(head, trunk.classifier(), source)
+    rows = [theirs.index(name) for name in ours]
+    for parameter in head.parameters():
+        parameter.data = parameter.data[rows]
 
 
 def pack_probe(probe: HeadTraining, head: int) -> dict:
@@ -58,45 +78,94 @@ def pack_probe(probe: HeadTraining, head: int) -> dict:
         "best_acc1": best.accuracy.acc1,
         "optimizer": probe.optimizer.state_dict(),
         "config": json.dumps(asdict(probe.config)),
+        "data": probe.data,
+        "classes": list(probe.sets.train.classes),
         "heads": probe.model.heads.state_dict(),
         "peaks": [[*accuracy, epoch] for accuracy, epoch in probe.peaks],
         "best": {**best._asdict(), "accuracy": list(best.accuracy)},
     }
 
 
-def unpack_probe_(probe: HeadTraining, state: dict, source: str) -> None:
-    """Let a probe go on from a checkpoint of ours, or of the published program (one head)."""
+def check_same_run(probe: HeadTraining, state: dict, source: str) -> None:
+    """Raise InputError where a probe has other options or data than the one it goes on from.
+
+    Files of the published program say nothing of either.
+    """
+    # Where and on how many processes a probe computes may change, and it may take longer.
+    theirs, free = own_config(state), {f.name for f in fields(ProcessOptions)} | {"start_epoch"}
+    if "epochs" in theirs:
+        theirs["epochs"] = max(theirs["epochs"], probe.config.epochs)
+    found = options_that_differ(probe.config, theirs, free)
+    if found:
+        raise InputError(
+            f"{source!r} was made with other options: {found}; give the same, or start anew with "
+            "--pretrained"
+        )
+    found = difference(state.get("data") or {}, probe.data)
+    if found:
+        raise InputError(
+            f"{source!r} was made on other data: {found}; give the same, or start anew with "
+            "--pretrained"
+        )
+
+
+def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None:
+    """Let a probe go on from a checkpoint of ours, or of the published program (one head).
+
+    trunk: what the same file holds. Raises InputError where options or data are others.
+    """
+    source = trunk.source
     for key in ("epoch", "state_dict", "optimizer"):
         if key not in state:
             raise InputError(
                 f"{source!r} has no {key!r}; to go on from it, it has to be a probe's checkpoint"
             )
+    check_same_run(probe, state, source)
 
-    # The heads. Published checkpoints have one, as fc; heads are named by their number, here 0.
-    names = checkpoint.without_module(state["state_dict"])
-    fc = {f"0.{name[3:]}": value for name, value in names.items() if name.startswith("fc.")}
-    heads: dict[str, Tensor] = state.get("heads", fc)
-    checkpoint.load_strictly(
-        probe.model.heads, heads, f"the heads in {source} (--lr_sweep, --dataset)"
-    )
+    # The heads, by their number. Published checkpoints have one, as fc.
+    fc = {f"0.{name}": value for name, value in trunk.classifier().items()}
+    where = f"the heads in {source} (--lr_sweep, --dataset)"
+    checkpoint.load_strictly(probe.model.heads, state.get("heads", fc), where)
 
-    # Momentum, epoch and scores: whatever the next step depends on.
+    # Momentum and epoch. Rates and decay are those of this run.
+    own = probe.optimizer.state_dict()["param_groups"]
     try:
-        probe.optimizer.load_state_dict(state["optimizer"])
+        theirs = state["optimizer"]
+        if [g["params"] for g in theirs["param_groups"]] != [g["params"] for g in own]:
+            raise ValueError("it is one of other parameters")
+        probe.optimizer.load_state_dict({"state": theirs["state"], "param_groups": own})
+        probe.epoch = operator.index(state["epoch"])
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"the optimizer state in {source} does not fit this probe: {error}"
         ) from error
-    probe.epoch = state["epoch"]
+
+    # The scores so far.
     if "best" in state:
         best = Best(**state["best"])
         probe.best = best._replace(accuracy=Accuracy(*best.accuracy))
         probe.peaks = [(Accuracy(*row[:3]), row[3]) for row in state["peaks"]]
+    elif probe.sets.held_out is None:
+        keep_published_best(probe, state.get("best_acc1"))
 
 
-def save_probe(probe: HeadTraining, folder: Path, head: int, is_best: bool) -> None:
+def keep_published_best(probe: HeadTraining, percent) -> None:
+    """Take the accuracy of a published file for the score to beat, with the file's weights."""
+    try:
+        percent = float(percent)  # the published program keeps a tensor
+    except (TypeError, ValueError, RuntimeError):
+        return
+    if 0 <= percent <= 100:
+        # It was a mean over unequal batches: a whole number of pictures is near.
+        found = probe.score(probe.sets.val, "choice")[0]
+        right1 = round(percent / 100 * found.total)
+        right5 = max(right1, found.right5)
+        probe.keep_if_best([found._replace(right1=right1, right5=right5)])
+
+
+def save_probe(probe: HeadTraining, files: RunFiles, head: int, is_best: bool) -> None:
     """Write the checkpoints due after an epoch. is_best: no epoch before it scored as high."""
-    state = pack_probe(probe, head)
+    content = checkpoint.content_of(pack_probe(probe, head))
     # probe.epoch is the next one already.
     names = ["checkpoint.pth.tar"]
     if is_best:
@@ -104,4 +173,4 @@ def save_probe(probe: HeadTraining, folder: Path, head: int, is_best: bool) -> N
     if probe.epoch > probe.config.epochs - KEPT_EPOCHS:
         names.append(f"model_{probe.epoch - 1}.pth.tar")
     for name in names:
-        checkpoint.save(state, folder / name)
+        files.write(probe.journal.folder / name, content)
