@@ -4,6 +4,7 @@ Labels [n, 20]: 1 the picture shows an object of the class, 0 it shows none, IGN
 of the class are difficult ones.
 """
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -63,10 +64,8 @@ def load_voc(data: str) -> Voc:
 def read_split(root: Path, name: str) -> VocSplit:
     """The pictures that ImageSets/Main/<name>.txt lists, with labels from their annotations."""
     listing = root / "ImageSets" / "Main" / f"{name}.txt"
-    if not listing.is_file():
-        raise InputError(f"no list of pictures at {str(listing)!r}; unpack the archive again")
     # Look for both files of every listed picture now, not in the middle of training.
-    ids = listing.read_text().split()
+    ids = read_text(listing).split()
     kinds = (("JPEGImages", ".jpg", "picture"), ("Annotations", ".xml", "annotation"))
     for folder, suffix, what in kinds:
         missing = [i for i in ids if not (root / folder / f"{i}{suffix}").is_file()]
@@ -78,7 +77,7 @@ def read_split(root: Path, name: str) -> VocSplit:
     labels = np.array([read_labels(root / "Annotations" / f"{i}.xml") for i in ids])
     if not (labels == 1).any():
         raise InputError(f"no picture of {str(listing)!r} shows an object of the 20 classes")
-    pictures = FolderPictures(root / "JPEGImages", [f"{i}.jpg" for i in ids], labels)
+    pictures = FolderPictures(root / "JPEGImages", [f"{i}.jpg" for i in ids], labels, CLASSES)
     return VocSplit(name, ids, pictures, labels)
 
 
@@ -86,10 +85,10 @@ def read_labels(path: Path) -> np.ndarray:
     """[20] int8: 1, 0 or IGNORED for each class, from an annotation."""
     labels = np.zeros(len(CLASSES), np.int8)
     try:
-        objects = ElementTree.parse(path).iter("object")
+        root = ElementTree.fromstring(read_text(path))
     except ElementTree.ParseError as error:
         raise InputError(f"{str(path)!r} is no VOC annotation: {error}") from error
-    for found in objects:
+    for found in root.iter("object"):
         name = found.findtext("name", "").strip()
         if name not in CLASSES:
             raise InputError(f"{str(path)!r} names an object {name!r}; VOC2007 has no such class")
@@ -100,6 +99,18 @@ def read_labels(path: Path) -> np.ndarray:
         elif labels[number] == 0:
             labels[number] = IGNORED
     return labels
+
+
+def read_text(path: Path) -> str:
+    """A list or an annotation, in the encoding that it declares, else in UTF-8."""
+    try:
+        data = path.read_bytes()
+        # <?xml version="1.0" encoding="gb2312"?>; a BOM says UTF-16, in which that is not found.
+        declared = re.match(rb"<\?xml[^>]*encoding\s*=\s*[\"']([\w.-]+)", data)
+        default = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        return data.decode(declared[1].decode() if declared else default)
+    except (OSError, ValueError, LookupError) as error:
+        raise InputError(f"cannot read {str(path)!r}: {error}; unpack the archive again") from error
 
 
 class VocTrainingViews(Dataset):
@@ -154,7 +165,7 @@ def training_view(picture: Image.Image, size: int, rng: np.random.Generator) -> 
         view = VF.to_grayscale(view, num_output_channels=3)
     if flip:
         view = VF.hflip(view)
-    return normalised_tensor(VF.rotate(view, angle, InterpolationMode.BILINEAR))
+    return normalised_tensor(VF.rotate(view, angle, InterpolationMode.NEAREST))
 
 
 def resized_to_crop(picture: Image.Image, size: int) -> Image.Image:

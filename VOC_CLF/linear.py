@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from math import isfinite
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from torch.utils.data import Dataset
 
 from adco.data.loader import EpochBatches, batch_loader, check_loader
 from adco.encoder import Trunk
+from adco.probe.features import check_features
 from ops import checkpoint
 from ops.distributed import World
+from ops.errors import RunFailed
 from ops.journal import Journal
 from ops.schedule import cosine, set_rate
 from ops.workers import SignalSafeLoader, workers_per_process
@@ -32,7 +35,7 @@ from VOC_CLF.scores import voc_score
 def linear_scores(
     config: VocConfig, model, voc: Voc, split: VocSplit, device, journal: Journal
 ) -> np.ndarray:
-    """[n, 20] sigmoid outputs on `split`, each the mean of five crops, at the best epoch on val.
+    """[n, 20] sigmoid outputs on `split`, each of five crops, at the best epoch on val.
 
     model: a ResNet, left with the fc of that epoch and, with bn_adapt, its BatchNorm statistics.
     """
@@ -71,7 +74,7 @@ def train_linear_(config: VocConfig, model, voc: Voc, device, journal: Journal) 
         if mean_ap > best:
             best, best_state = mean_ap, copy.deepcopy(model.state_dict())
             state = {"epoch": epoch + 1, "state_dict": best_state, "best_map": best}
-            checkpoint.save(state, journal.folder / "model_best.pth.tar")
+            journal.files.write(journal.folder / "model_best.pth.tar", checkpoint.content_of(state))
     model.load_state_dict(best_state)
     journal.say(f"best on val: mAP {best:.2f}")
 
@@ -94,21 +97,24 @@ def train_epoch(model, loader, optimizer, bn_adapt: bool, device) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if not (isfinite(loss.item()) and model.fc.weight.isfinite().all()):
+            check_features(features)
+            raise RunFailed("the loss or the layer is not finite; lower the learning rate")
         total, num_pictures = total + loss.item(), num_pictures + len(pictures)
     return total / num_pictures
 
 
 @torch.inference_mode()
 def predict(model, loader, device) -> np.ndarray:
-    """[n, 20] sigmoid outputs. Where a picture comes as [crops, 3, S, S], their mean over crops."""
+    """[n, 20] sigmoid outputs; of a picture [crops, 3, S, S] that of its logits' mean."""
     model.eval()
     outputs = []
     for pictures, _ in loader:
         crops = pictures.flatten(0, -4).to(device, non_blocking=True)  # [n * crops, 3, S, S]
         # In float32 the sigmoid of every logit above 17 is 1: pictures would tie.
-        logits = model(crops).cpu().double()
-        probabilities = logits.sigmoid().view(len(pictures), -1, len(CLASSES))
-        outputs.append(probabilities.mean(dim=1))
+        logits = model(crops).cpu().double().view(len(pictures), -1, len(CLASSES))
+        outputs.append(logits.mean(dim=1).sigmoid())
+    check_features(torch.cat(outputs))
     return torch.cat(outputs).numpy()
 
 

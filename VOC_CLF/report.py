@@ -1,15 +1,15 @@
 """What a run leaves behind: the table, scores.csv, precision_recall.png, results.json."""
 
 import csv
+import io
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve
 
-from ops.checkpoint import sha256
-from ops.files import write_json
+from adco.encoder import TrunkWeights
+from ops.files import json_bytes
 from ops.journal import Journal
 from ops.run_folder import provenance
 from VOC_CLF.dataset import CLASSES, IGNORED, VocSplit
@@ -34,17 +34,16 @@ def say_table(journal: Journal, split: VocSplit, result: VocScore) -> None:
     )
 
 
-def write_scores(path: Path, split: VocSplit, scores: np.ndarray) -> None:
+def scores_csv(split: VocSplit, scores: np.ndarray) -> bytes:
     """One row per picture, one column per class."""
-    with open(path, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["image", *CLASSES])
-        table.writerows(
-            [name, *map(float, row)] for name, row in zip(split.ids, scores, strict=True)
-        )
+    file = io.StringIO()
+    table = csv.writer(file)
+    table.writerow(["image", *CLASSES])
+    table.writerows([name, *map(float, row)] for name, row in zip(split.ids, scores, strict=True))
+    return file.getvalue().encode()
 
 
-def write_curves(path: Path, split: VocSplit, scores: np.ndarray, result: VocScore) -> None:
+def curves_png(split: VocSplit, scores: np.ndarray, result: VocScore) -> bytes:
     """Precision over recall, one panel per class."""
     figure = Figure(figsize=(12, 10), layout="constrained")
     for number, (axes, name) in enumerate(zip(figure.subplots(4, 5).flat, CLASSES, strict=True)):
@@ -58,29 +57,29 @@ def write_curves(path: Path, split: VocSplit, scores: np.ndarray, result: VocSco
     figure.supxlabel("recall")
     figure.supylabel("precision")
     figure.suptitle(f"VOC2007 {split.name}: mAP {100 * result.mean_ap:.2f}")
-    figure.savefig(path, dpi=100)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return file.getvalue()
 
 
-def write_results(path: Path, config: VocConfig, split: VocSplit, result: VocScore) -> None:
+def results_json(
+    config: VocConfig, trunk: TrunkWeights, data: dict, split: VocSplit, result: VocScore
+) -> bytes:
     """Numbers in percent, with all that they depend on. null: no picture of the class to find."""
     results = {
         "dataset": "VOC2007",
         "protocol": config.protocol,
         "scored_on": split.name,
-        "map": percent(result.mean_ap),
-        "map_11_point": percent(result.mean_ap_11_point),
-        "ap_per_image": percent(result.per_image),
-        "ap": dict(zip(CLASSES, map(percent, result.area), strict=True)),
-        "ap_11_point": dict(zip(CLASSES, map(percent, result.eleven_point), strict=True)),
+        "map": 100 * result.mean_ap,
+        "map_11_point": 100 * result.mean_ap_11_point,
+        "ap_per_image": 100 * result.per_image,
+        "ap": dict(zip(CLASSES, (100 * result.area).tolist(), strict=True)),
+        "ap_11_point": dict(zip(CLASSES, (100 * result.eleven_point).tolist(), strict=True)),
         "num_pictures": len(split.ids),
         "checkpoint": config.pretrained,
-        "checkpoint_sha256": sha256(config.pretrained),
+        "checkpoint_sha256": trunk.sha256,
+        "data": data,
         "config": asdict(config),
         **provenance(),
     }
-    write_json(path, results)
-
-
-def percent(share: float) -> float | None:
-    # JSON has no nan.
-    return None if np.isnan(share) else 100 * float(share)
+    return json_bytes(results)

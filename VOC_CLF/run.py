@@ -3,16 +3,15 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
+from adco.data.identity import identity
 from adco.encoder import read_trunk
 from ops.journal import Journal
-from ops.launch import device_kind
+from ops.launch import device_kind, own_device, processes_here
 from ops.run_folder import new_run_folder
 from VOC_CLF.dataset import load_voc
 from VOC_CLF.linear import linear_scores
 from VOC_CLF.options import VocConfig
-from VOC_CLF.report import say_table, write_curves, write_results, write_scores
+from VOC_CLF.report import curves_png, results_json, say_table, scores_csv
 from VOC_CLF.scores import voc_score
 from VOC_CLF.svm import svm_scores
 
@@ -22,14 +21,21 @@ PROTOCOLS = {"linear": linear_scores, "svm": svm_scores}
 def run(config: VocConfig) -> int:
     """Train, score and write as configured. Returns the exit code."""
     # The encoder and the pictures, before a run folder is made.
-    device = torch.device(device_kind(config.device))
-    model = read_trunk(config.pretrained, arch=config.arch).build()
+    kind = device_kind(config.device)
+    if config.gpu is not None:
+        processes_here(config, kind)  # raises InputError where it is not there
+    device = own_device(kind, 0, config)
+    trunk = read_trunk(config.pretrained, arch=config.arch)
+    model = trunk.build()
     voc = load_voc(config.data)
     split = voc.test or voc.val  # the one that is scored
-    folder = new_run_folder(Path(config.save_path) / "train_log" / "VOC2007")
+    data = identity({part.name: part.pictures for part in voc if part})
+    level = "" if config.run_num is None else f"run_{config.run_num}"
+    folder = new_run_folder(Path(config.save_path) / config.log_path / "VOC2007" / level)
     journal = Journal(folder)
     try:
-        journal.write_config(asdict(config))
+        journal.write_config(asdict(config), data)
+        trunk.tell_left_out(journal.say)
         journal.say(
             f"{config.pretrained} on VOC2007 ({len(voc.train.ids)} train, {len(voc.val.ids)} val, "
             f"{len(split.ids)} {split.name} to score), protocol {config.protocol}, {device.type}"
@@ -45,10 +51,12 @@ def run(config: VocConfig) -> int:
         # Outputs [n, 20] rank the pictures for each class.
         outputs = PROTOCOLS[config.protocol](config, model, voc, split, device, journal)
         result = voc_score(outputs, split.labels)
-        write_scores(folder / "scores.csv", split, outputs)
-        write_curves(folder / "precision_recall.png", split, outputs, result)
-        write_results(folder / "results.json", config, split, result)
         say_table(journal, split, result)
+        journal.files.write(folder / "scores.csv", scores_csv(split, outputs))
+        journal.files.write(folder / "precision_recall.png", curves_png(split, outputs, result))
+        results = results_json(config, trunk, data, split, result)
+        journal.files.write(folder / "results.json", results)
+        journal.files.check()
         journal.say(f"finished: {folder}")
     finally:
         journal.close()

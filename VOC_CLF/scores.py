@@ -1,6 +1,6 @@
 """Average precision: of a class over pictures (the field's), of a picture over classes.
 
-IGNORED entries are left out, as VOC does with objects marked difficult.
+IGNORED entries are left out of a class's, as VOC does with objects marked difficult.
 """
 
 from dataclasses import dataclass
@@ -43,10 +43,12 @@ def voc_score(scores: np.ndarray, labels: np.ndarray) -> VocScore:
 
 
 def per_image_ap(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The published program's number: it ranks the classes of each picture, not the pictures."""
-    # A picture whose objects are all difficult has no positive, hence nan.
-    rows = zip(labels, scores, strict=True)
-    return float(np.nanmean([average_precision(*row) for row in rows]))
+    """The published program's number: it ranks the classes of each picture, not the pictures.
+
+    Its own rules: difficult objects count as absent, and a picture without a positive as 0.
+    """
+    rows = zip(labels == 1, scores, strict=True)
+    return float(np.mean(np.nan_to_num([average_precision(*row) for row in rows])))
 
 
 def average_precision(

@@ -47,7 +47,7 @@ def svm_scores(
 def features(config: VocConfig, model, split: VocSplit, device) -> np.ndarray:
     """[n, d] trunk features of unit length, of the view that ImageNet scores are computed on."""
     loader = loader_in_order(config, CheckViews(split.pictures, config.picture_size()))
-    return extract_features(model, loader, device).rows.cpu().numpy()
+    return extract_features(model, loader, device, check=True).rows.cpu().numpy()
 
 
 def fit_svm(x: np.ndarray, positive: np.ndarray, seed: int):

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ops.errors import InputError
-from ops.files import write_json
+from ops.files import RunFiles, write_json
 from ops.run_folder import lock_folder, provenance
 
 
@@ -27,6 +27,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, size: int | None = None):
         self.folder = folder
+        self.files = RunFiles(self.warn)  # what the run leaves beside its log
         self.bar = tqdm(disable=True)
         if folder is None:
             return

@@ -17,9 +17,17 @@ from adco.encoder import read_trunk
 from ops.checkpoint import with_module
 from ops.distributed import World
 from tests.conftest import ROOT
-from tests.support.scripts import run_main, run_script
+from tests.support.scripts import assert_refused, files_of_at_most, run_main, run_script
 from tests.support.voc import make_voc
-from VOC_CLF.dataset import CLASSES, IGNORED, VocTrainingViews, five_crops, load_voc, training_view
+from VOC_CLF.dataset import (
+    CLASSES,
+    IGNORED,
+    VocTrainingViews,
+    five_crops,
+    load_voc,
+    read_labels,
+    training_view,
+)
 from VOC_CLF.linear import predict, train_epoch
 from VOC_CLF.main import main
 from VOC_CLF.svm import fit_svm
@@ -156,13 +164,13 @@ def test_a_training_view_depends_on_its_seed_alone():
     assert torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
 
 
-def test_a_score_is_the_mean_over_five_crops(encoder):
+def test_a_score_is_the_sigmoid_of_the_mean_over_five_crops(encoder):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8))
     crops = five_crops(picture, 60)
     model = read_trunk(encoder).build().eval()
     model.fc = torch.nn.Linear(512, 20)
     with torch.no_grad():
-        expected = model(crops).sigmoid().mean(dim=0)
+        expected = model(crops).mean(dim=0).sigmoid()
     found = predict(model, [(crops[None], None)], torch.device("cpu"))
     assert crops.shape == (5, 3, 60, 60)
     np.testing.assert_allclose(found[0], expected, rtol=1e-5)
@@ -251,3 +259,81 @@ def test_no_encoder_is_one_line_and_exit_code_2(data, capsys):
 def test_a_wrong_architecture_is_one_line_and_exit_code_2(data, encoder, capsys):
     line = refusal(capsys, f"--data={data}", f"--pretrained={encoder}", "--arch=resnet50")
     assert "--arch resnet10" in line
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "big5", "euc-jp", "utf-16", "utf-8-sig"])
+def test_annotations_of_any_encoding_are_read(tmp_path, encoding):
+    text = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?><annotation><owner>'
+    text += "\u4f60" + "</owner><object><name>bus</name></object></annotation>"
+    (tmp_path / "1.xml").write_bytes(text.encode(encoding))
+    assert read_labels(tmp_path / "1.xml")[BUS] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("Annotations/000001.xml", b"<?xml version='1.0' encoding='klingon'?><annotation/>"),
+        ("Annotations/000001.xml", b"<?xml version='1.0' encoding='gb2312'?><a>\xff\xff</a>"),
+        ("Annotations/000002.xml", b"<annotation>\xe9</annotation>"),
+        ("ImageSets/Main/val.txt", b"000001\n\xe9\n"),
+        ("ImageSets/Main/train.txt", None),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_its_reason(
+    tmp_path, encoder, capsys, name, content
+):
+    path = make_voc(tmp_path, {"train": 1, "val": 1}) / name
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    line = refusal(capsys, f"--data={tmp_path}", f"--pretrained={encoder}")
+    assert str(path) in line and "cannot read" in line
+
+
+def test_the_training_rotation_takes_the_nearest_pixel():
+    pixels = np.full((40, 40, 3), 200, np.uint8)
+    pixels[:, 20:] = 50
+    for seed in range(20):
+        view = training_view(Image.fromarray(pixels), 40, view_rng(seed, 0, 0, 0))
+        # Resizing to the same size and turning make no new values: two, and the black outside.
+        assert len(view[0].unique()) <= 3
+
+
+def test_a_gpu_that_is_not_there_is_refused(data, encoder, capsys):
+    options = [f"--data={data}", f"--pretrained={encoder}", "--gpu", "99"]
+    assert "gpu=99" in refusal(capsys, *options)
+
+
+def test_log_and_run_num_make_the_path_of_the_run_folder(data, encoder, tmp_path, capsys):
+    words = [f"--data={data}", f"--pretrained={encoder}", *SMALL, "--epochs=1"]
+    words += [f"--save_path={tmp_path}", "--log", "mine", "--run_num", "3"]
+    assert main(words) == 0
+    folder = Ran(capsys.readouterr().out).folder
+    assert folder.parent == tmp_path / "mine" / "VOC2007" / "run_3"
+    config = json.loads((folder / "config.json").read_text())
+    found = json.loads((folder / "results.json").read_text())["data"]
+    assert config["data"] == found and found["test"]["pictures"] == 10
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_70(data, encoder, tmp_path):
+    words = [f"--data={data}", f"--pretrained={encoder}", *SMALL, "--lr", "1e38"]
+    result = run_main("VOC_CLF/main.py", *words, cwd=tmp_path)
+    assert result.returncode == 70 and "not finite" in result.stderr
+
+
+@pytest.mark.parametrize("protocol", ["linear", "svm"])
+def test_features_that_are_not_finite_are_refused(data, encoder, tmp_path, protocol):
+    state = torch.load(encoder)
+    state["state_dict"]["module.encoder_q.layer4.0.bn2.weight"].fill_(3e38)
+    state["state_dict"]["module.encoder_q.layer4.0.bn2.bias"].fill_(3e38)
+    torch.save(state, tmp_path / "large.pth")
+    words = [f"--data={data}", "--pretrained=large.pth", *SMALL, f"--protocol={protocol}"]
+    assert_refused(run_main("VOC_CLF/main.py", *words, cwd=tmp_path), "not finite")
+
+
+def test_a_full_disk_loses_no_score_and_ends_with_70(data, encoder, tmp_path):
+    words = [f"--data={data}", f"--pretrained={encoder}", *SMALL, "--epochs=1"]
+    with files_of_at_most(20_000):
+        result = run_main("VOC_CLF/main.py", *words, cwd=tmp_path)
+    assert result.returncode == 70
+    assert "NOT SAVED" in result.stderr and " * test: mAP per class" in result.stdout
+    assert list(tmp_path.rglob("results.json")) and not list(tmp_path.rglob("*.partial"))

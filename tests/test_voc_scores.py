@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score
 
+from tests.conftest import ROOT
 from VOC_CLF.dataset import IGNORED
+from VOC_CLF.linear import predict
 from VOC_CLF.scores import average_precision, eleven_point, per_image_ap, voc_score
 
 
@@ -65,6 +68,21 @@ def test_per_image_ap_ranks_the_classes_of_each_picture():
     labels = np.array([[1, 0, 0], [1, 0, 0]])
     scores = np.array([[0.9, 0.1, 0.2], [0.1, 0.2, 0.3]])
     assert per_image_ap(scores, labels) == pytest.approx((1 + 1 / 3) / 2)
+
+
+def test_per_image_ap_counts_difficult_objects_as_absent_and_empty_pictures_as_0():
+    labels = np.array([[1, IGNORED, 0], [IGNORED, 0, 0], [0, 0, 0]])
+    scores = np.array([[0.5, 0.9, 0.1], [0.9, 0.1, 0.2], [0.3, 0.2, 0.1]])
+    assert per_image_ap(scores, labels) == pytest.approx((1 / 2 + 0 + 0) / 3)
+
+
+def test_scores_and_ap_per_image_are_those_of_the_published_program():
+    theirs = torch.load(ROOT / "tests/parity/voc_scores.pt", weights_only=True)
+    # A model that gives the crops' logits.
+    model = torch.nn.Identity()
+    found = predict(model, [(theirs["logits"][:, :, :, None, None], None)], torch.device("cpu"))
+    np.testing.assert_allclose(found, theirs["scores"], rtol=1e-5)
+    assert per_image_ap(found, theirs["labels"].numpy()) == pytest.approx(theirs["ap_per_image"])
 
 
 def test_difficult_pictures_are_neither_right_nor_wrong():

@@ -19,7 +19,6 @@ from adco.encoder import TrunkWeights
 from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import World
 from ops.errors import InputError
-from ops.files import RunFiles
 from ops.journal import Journal
 from ops.workers import SignalSafeLoader, workers_per_process
 
@@ -46,7 +45,6 @@ class ProbeRun(NamedTuple):
     journal: Journal
     trunk: TrunkWeights | None = None  # as its file holds it; None: random weights
     data: dict | None = None  # which pictures the sets are (adco.data.identity)
-    files: RunFiles | None = None  # what the first process writes
 
 
 def load_probe_sets(config: ProbeConfig, holdout: float) -> ProbeSets:

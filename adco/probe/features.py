@@ -21,10 +21,10 @@ class Features(NamedTuple):
 
 
 @torch.no_grad()
-def extract_features(encoder, loader, device, unit: bool = True) -> Features:
+def extract_features(encoder, loader, device, unit: bool = True, check: bool = False) -> Features:
     """Trunk features of all pictures of a loader of (pictures, labels), BatchNorm in eval mode.
 
-    unit: divide each by its length. A batch may be empty, where broken pictures are left out. The
+    unit: divide each by its length. check: refuse those that are not finite. A batch may be empty, where broken pictures are left out. The
     encoder is left in the mode it was in.
     """
     trunk = Trunk(encoder)
@@ -34,15 +34,17 @@ def extract_features(encoder, loader, device, unit: bool = True) -> Features:
     for pictures, numbers in loader:
         # kNN and logistic regression need float32, whatever the trunk computes in.
         features = trunk(pictures.to(device, non_blocking=True)).float()  # [n, d]
+        if check:
+            check_features(features)
         rows.append(F.normalize(features, dim=1) if unit else features)
         labels.append(numbers.to(device, non_blocking=True))
     encoder.train(was_training)
     return Features(torch.cat(rows), torch.cat(labels))
 
 
-def check_features(rows: Tensor) -> None:
-    """Raise InputError where a feature is not finite."""
-    if not rows.isfinite().all():
+def check_features(features: Tensor) -> None:
+    """Raise InputError where the length of a row of [n, d] is not finite."""
+    if not features.norm(dim=1).isfinite().all():
         raise InputError(
             "the trunk gives features that are not finite: its weights are too large, or its "
             "BatchNorm statistics are broken; take another checkpoint"

@@ -204,11 +204,11 @@ class HeadTraining:
         accuracy = accuracies(counts, self.world)
         sums = sum_across_ranks_(losses.clone(), self.world).tolist()
         means = [loss / found.total for loss, found in zip(sums, accuracy, strict=True)]
-        for lr, mean in zip(self.lrs, means, strict=True):
-            if not isfinite(mean):
+        for lr, mean, layer in zip(self.lrs, means, self.model.heads, strict=True):
+            if not (isfinite(mean) and layer.weight.isfinite().all()):
                 raise RunFailed(
-                    f"the loss is not finite in epoch {self.epoch} at lr {lr:g}; lower the "
-                    "learning rate, or leave it out of --lr_sweep"
+                    f"the loss or the head is not finite in epoch {self.epoch} at lr {lr:g}; lower "
+                    "the learning rate, or leave it out of --lr_sweep"
                 )
         head = best_index(accuracy)
         self.journal.progress(
@@ -252,8 +252,7 @@ class HeadTraining:
             return self.cached[name].batches()
         loader = scoring_loader(pictures, self.config, self.world, self.local_size)
         if self.frozen:
-            self.cached[name] = extract_features(self.encoder, loader, self.device, unit=False)
-            check_features(self.cached[name].rows)
+            self.cached[name] = extract_features(self.encoder, loader, self.device, False, True)
             return self.cached[name].batches()
         device = self.device
         return ((self.model.trunk(views.to(device)), labels.to(device)) for views, labels in loader)

@@ -6,7 +6,7 @@ import torch
 
 from adco.probe import logistic
 from adco.probe.data import ProbeRun, scoring_loader
-from adco.probe.features import Features, check_features, extract_features, gather_features
+from adco.probe.features import Features, extract_features, gather_features
 from adco.probe.knn import knn_accuracies
 from adco.probe.linear import HeadTraining
 from adco.probe.state import load_head_, save_probe, unpack_probe_
@@ -55,7 +55,7 @@ def score_linear(run: ProbeRun) -> Outcome:
         head = best_index(found)
         journal.say(f"held out: {found[head]}" if sets.held_out else f" * {found[head]}")
         if run.world.first:
-            save_probe(probe, run.files, head, is_best)
+            save_probe(probe, head, is_best)
     probe.check_trunk_is_unmoved()
 
     # The score on val, of the best head at its best epoch.
@@ -140,9 +140,7 @@ def features_of(run: ProbeRun) -> list[Features | None]:
             features.append(None)
             continue
         loader = scoring_loader(pictures, run.config, run.world, run.local_size)
-        # A vector that is not finite has no unit length either.
-        features.append(extract_features(run.encoder, loader, run.device))
-        check_features(features[-1].rows)
+        features.append(extract_features(run.encoder, loader, run.device, check=True))
     return features
 
 

@@ -12,7 +12,7 @@ from adco.probe.protocols import PROTOCOLS, Outcome
 from adco.probe.state import read_encoder
 from ops.distributed import World
 from ops.errors import InputError
-from ops.files import RunFiles, json_bytes
+from ops.files import json_bytes
 from ops.journal import Journal
 from ops.run_folder import new_run_folder, provenance
 
@@ -49,7 +49,6 @@ def run(config: ProbeConfig, world: World, device: torch.device, local_size: int
             journal=journal,
             trunk=trunk,
             data=identity(sets._asdict()),
-            files=RunFiles(journal.warn),
         )
         introduce(probe_run)
         report_outcome(PROTOCOLS[protocol](probe_run), probe_run)
@@ -114,6 +113,6 @@ def report_outcome(outcome: Outcome, probe_run: ProbeRun) -> None:
         "config": asdict(config),
         **provenance(),
     }
-    probe_run.files.write(journal.folder / "results.json", json_bytes(results))
-    probe_run.files.check()
+    journal.files.write(journal.folder / "results.json", json_bytes(results))
+    journal.files.check()
     journal.say(f"finished: {journal.folder / 'results.json'}")

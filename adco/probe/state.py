@@ -20,7 +20,6 @@ from adco.probe.options import RANDOM, ProbeConfig
 from ops import checkpoint
 from ops.arguments import options_that_differ
 from ops.errors import InputError, shown, some
-from ops.files import RunFiles
 from ops.metrics import Accuracy
 from ops.options import ProcessOptions
 
@@ -163,7 +162,7 @@ def keep_published_best(probe: HeadTraining, percent) -> None:
         probe.keep_if_best([found._replace(right1=right1, right5=right5)])
 
 
-def save_probe(probe: HeadTraining, files: RunFiles, head: int, is_best: bool) -> None:
+def save_probe(probe: HeadTraining, head: int, is_best: bool) -> None:
     """Write the checkpoints due after an epoch. is_best: no epoch before it scored as high."""
     content = checkpoint.content_of(pack_probe(probe, head))
     # probe.epoch is the next one already.
@@ -173,4 +172,4 @@ def save_probe(probe: HeadTraining, files: RunFiles, head: int, is_best: bool) -
     if probe.epoch > probe.config.epochs - KEPT_EPOCHS:
         names.append(f"model_{probe.epoch - 1}.pth.tar")
     for name in names:
-        files.write(probe.journal.folder / name, content)
+        probe.journal.files.write(probe.journal.folder / name, content)
