@@ -5,7 +5,6 @@ model = torch.hub.load("/path/to/this/folder", "adco_resnet50", source="local", 
 
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 dependencies = ["torch", "torchvision"]
 
@@ -31,12 +30,11 @@ def adco_resnet50(weights: str, encoder: str = "query"):
 @contextmanager
 def own_modules():
     """Inside the block `adco` and `ops` are those of this folder; the caller's stay his own."""
-    path, theirs = list(sys.path), take_out_modules()
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    # torch.hub has put this folder first in sys.path.
+    theirs = take_out_modules()
     try:
         yield
     finally:
-        sys.path[:] = path
         take_out_modules()
         sys.modules.update(theirs)
 

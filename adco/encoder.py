@@ -129,13 +129,13 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
         names = build_trunk(arch).state_dict()
     names = {name for name in names if not name.startswith("fc.") and not is_counter(name)}
     content = state.get("state_dict", state) if config else state
-    found = find_trunk(content, names, encoder, str(path))
+    weights, head, left_out = find_trunk(content, names, encoder, str(path))
     stem, epoch = config.get("stem", state.get("stem")), str(state.get("epoch"))
     return TrunkWeights(
         # A run with --channels_last saves its weights in that layout.
-        {name: value.contiguous() for name, value in found.weights.items()},
-        head=found.head,
-        left_out=found.left_out,
+        {name: value.contiguous() for name, value in weights.items()},
+        head=head,
+        left_out=left_out,
         source=str(path),
         sha256=checkpoint.sha256(path),
         arch=arch,

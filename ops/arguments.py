@@ -4,6 +4,8 @@ No module of options imports torch or numpy, so that `--help` and a bad flag ans
 """
 
 import argparse
+import json
+import re
 import sys
 from dataclasses import field, fields
 from os.path import expanduser
@@ -14,6 +16,7 @@ from ops.errors import EXIT_BAD_INPUT, InputError, one_line, shown
 # Intervals of numbers. An infinite one is never allowed.
 POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
 BELOW_1, SHARE = "[0, 1)", "(0, 1]"
+NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", re.IGNORECASE)  # a word of a list
 
 
 def option(default, help, within="", *, names=(), may_change=False, **keywords):
@@ -123,29 +126,22 @@ def parse(config_type, argv=None, presets=None):
 def data_first(config_type, argv: list[str]) -> list[str]:
     """argv with the data folder in front where it ends a list of numbers: --schedule 120 160 DATA.
 
-    The first word after the list that is neither a number nor an option is the folder.
+    The first word of the list that is no number is the folder.
     """
-    by_name = {f.name: f for f in fields(config_type) if not f.metadata.get("by_place")}
-    if "data" not in by_name:
-        return argv
-    lists = [f for f in by_name.values() if get_args(f.type) or "nargs" in f.metadata["keywords"]]
-    names = {name for f in lists for name in spellings(f)}
+    lists = {
+        name
+        for f in fields(config_type)
+        if get_args(f.type) or "nargs" in f.metadata.get("keywords", ())
+        for name in spellings(f)
+    }
+    in_list = False
     for i, word in enumerate(argv):
-        if word in names:
-            end = i + 1
-            while end < len(argv) and is_number(argv[end]):
-                end += 1
-            if end < len(argv) and not argv[end].startswith("-"):
-                return [argv[end], *argv[:end], *argv[end + 1 :]]
+        if NUMBER.fullmatch(word):
+            continue
+        if in_list and not word.startswith("-"):
+            return [word, *argv[:i], *argv[i + 1 :]]
+        in_list = word in lists
     return argv
-
-
-def is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def options_that_differ(config, theirs: dict, may_change: set[str] = frozenset()) -> str:
@@ -154,16 +150,14 @@ def options_that_differ(config, theirs: dict, may_change: set[str] = frozenset()
 
     theirs: the other run's options, from JSON.  may_change: further options that may differ.
     """
-    found = []
-    for f in fields(config):
-        value = getattr(config, f.name)
-        # JSON has lists, not tuples.
-        value = list(value) if isinstance(value, tuple) else value
-        if f.metadata.get("may_change") or f.name in may_change or f.name not in theirs:
-            continue
-        if theirs[f.name] != value:
-            found.append(f"{f.name} was {shown(theirs[f.name])}, here it is {shown(value)}")
-    return ", ".join(found)
+    decide = [f.name for f in fields(config) if not f.metadata["may_change"]]
+    # JSON has lists, not tuples.
+    ours = {n: json.loads(json.dumps(getattr(config, n))) for n in decide if n not in may_change}
+    return ", ".join(
+        f"{name} was {shown(theirs[name])}, here it is {shown(value)}"
+        for name, value in ours.items()
+        if name in theirs and theirs[name] != value
+    )
 
 
 def preset_defaults(argv: list[str], presets: dict[str, dict[str, dict]]) -> dict:

@@ -79,7 +79,7 @@ def test_a_saved_head_is_scored_by_the_names_of_its_classes(made, tmp_path):
 def test_a_saved_head_of_other_classes_is_refused_naming_them(made, tmp_path):
     data = renamed(made, tmp_path, {"green": "lime"})
     result = probe(data, "-e", "--resume", made / "one.pth.tar", cwd=tmp_path)
-    assert_refused(result, "only there: 'green'", "only here: 'lime'")
+    assert_refused(result, "only there 'green'", "only here 'lime'")
 
 
 def test_a_saved_head_without_names_warns(made, tmp_path):
@@ -144,7 +144,7 @@ def test_a_probe_goes_on_with_its_own_pictures_wherever_they_lie(made, tmp_path)
     words = ("--resume", made / "one.pth.tar", "--epochs", "2")
     assert probe(moved, *words, cwd=tmp_path).returncode == 0
     (moved / "val" / "red" / "red_0.png").rename(moved / "val" / "red" / "another.png")
-    assert_refused(probe(moved, *words, cwd=tmp_path), "made on other data", "val was 15")
+    assert_refused(probe(moved, *words, cwd=tmp_path), "val was 15")
 
 
 def test_what_the_pictures_are_stands_in_config_and_results(made):

@@ -54,12 +54,12 @@ def load_head_(head: nn.Linear, trunk: TrunkWeights, classes: list[str], warn) -
         warn(f"{source} does not name its classes: the order of the class folders here is trusted")
     else:
         theirs = [normal(name) for name in trunk.classes]
-        # Both ways, cut to a few.
-        pairs = (("there", theirs, ours), ("here", ours, theirs))
-        only = {where: sorted(set(one) - set(other)) for where, one, other in pairs}
-        if any(only.values()):
-            found = "; ".join(f"only {w}: {shown(some(n, 3), 120)}" for w, n in only.items() if n)
-            raise InputError(f"{source} is one of other classes ({found}); give the data it fits")
+        there, here = (sorted(set(a) - set(b)) for a, b in ((theirs, ours), (ours, theirs)))
+        if there or here:
+            raise InputError(
+                f"{source} is one of other classes: only there {shown(some(there, 3), 99)}, only "
+                f"here {shown(some(here, 3), 99)}; give the data that it fits"
+            )
     source += f", for the {head.out_features} classes of this data set,"
     checkpoint.load_strictly(head, trunk.classifier(), source)
     rows = [theirs.index(name) for name in ours]
@@ -94,17 +94,12 @@ def check_same_run(probe: HeadTraining, state: dict, source: str) -> None:
     theirs, free = own_config(state), {f.name for f in fields(ProcessOptions)} | {"start_epoch"}
     if "epochs" in theirs:
         theirs["epochs"] = max(theirs["epochs"], probe.config.epochs)
-    found = options_that_differ(probe.config, theirs, free)
+    data = difference(state.get("data") or {}, probe.data)
+    found = [words for words in (options_that_differ(probe.config, theirs, free), data) if words]
     if found:
         raise InputError(
-            f"{source!r} was made with other options: {found}; give the same, or start anew with "
-            "--pretrained"
-        )
-    found = difference(state.get("data") or {}, probe.data)
-    if found:
-        raise InputError(
-            f"{source!r} was made on other data: {found}; give the same, or start anew with "
-            "--pretrained"
+            f"{source!r} cannot go on here: {', '.join(found)}; give the same options and data, or "
+            "start anew with --pretrained"
         )
 
 
