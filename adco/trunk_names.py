@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -40,9 +39,9 @@ def find_trunk(
     kind = [prefix for prefix in every if follows(prefix) == (encoder == "key")]
     if not kind:
         raise InputError(
-            f"{source!r} holds no weights of a {encoder} encoder: expected a ResNet's conv1.weight, "
-            f"layer1.0.conv1.weight, ... below any prefix, found {some(every or [*tensors], 3)!r}"
-            + "; adco.export --encoder takes the other encoder"
+            f"{source!r} holds no weights of a {encoder} encoder; expected a ResNet's tensors "
+            f"(conv1.weight, ...) below any prefix, found {some(every or [*tensors], 3)!r}"
+            + "; adco.export --encoder takes the other one"
             * bool(every)
         )
 
@@ -84,8 +83,8 @@ def left_out(prefix: str, tensors: dict[str, Tensor]) -> Counter:
     """How many tensors are not the trunk's, by the first word that tells their place from its."""
     counts, own = Counter(), prefix.split(".")
     for name in tensors:
-        words = name.split(".")
-        part = words[len(commonprefix([words, own]))]
+        pairs = zip(name.split("."), own, strict=False)
+        part = next((word for word, other in pairs if word != other), name)
         counts[part] += not (name.startswith(prefix) and of_trunk(torchvisions_name(part)))
     return +counts
 

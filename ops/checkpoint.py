@@ -65,7 +65,7 @@ def load(path: str | Path) -> dict:
         if header is not None:
             from safetensors.torch import load_file
 
-            return {"state_dict": load_file(path), **header.get("__metadata__", {})}
+            return {**header.get("__metadata__", {}), "state_dict": load_file(path)}
         # torch warns of pickles of other programs; the message below says it better.
         with warnings.catch_warnings(), safe_globals(NUMPY_NUMBERS):
             warnings.simplefilter("ignore")
@@ -94,6 +94,8 @@ def safetensors_header(path: Path) -> dict | None:
 
 def why_unreadable(path: Path, error: Exception) -> str:
     """Why a file could not be read as a checkpoint, and what to do."""
+    if isinstance(error, OSError):
+        return f"cannot be read: {error}"
     # torch names the type that it would have to import.
     found = re.search(r"GLOBAL (\S+)", str(error))
     if found:
@@ -104,7 +106,7 @@ def why_unreadable(path: Path, error: Exception) -> str:
         )
     # A web page, or the pointer of a file that was not fetched.
     with open(path, "rb") as file:
-        start = one_line(file.read(100).decode(errors="replace"))
+        start = one_line(file.read(100).decode(errors="replace").rstrip("\ufffd"))
     if start and start.isprintable() and "\ufffd" not in start:
         return f"is damaged or no checkpoint: text that begins {shown(start)}; fetch the file"
     if isinstance(error, pickle.UnpicklingError):

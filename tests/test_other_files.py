@@ -1,13 +1,18 @@
 """Trunks in the files of other programs: where they lie, what is left out, and what is refused."""
 
+import datetime
 import json
+from argparse import Namespace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from adco import NegativeBank
 from adco.encoder import build_trunk, read_trunk
+from ops import checkpoint
 from ops.errors import InputError
 from tests.support.scripts import assert_refused, run_main
 
@@ -108,7 +113,7 @@ def test_an_encoder_that_is_not_there_is_refused(tmp_path):
 
 def test_a_teacher_alone_is_taken_on_demand(tmp_path):
     path = written(tmp_path, {"teacher": below("backbone.")})
-    with pytest.raises(InputError, match=r"adco\.export --encoder key"):
+    with pytest.raises(InputError, match=r"adco\.export --encoder takes the other"):
         read_trunk(path, arch="resnet10")
     assert torch.equal(
         read_trunk(path, "key", "resnet10").weights["bn1.weight"], weights()["bn1.weight"]
@@ -117,7 +122,7 @@ def test_a_teacher_alone_is_taken_on_demand(tmp_path):
 
 def test_of_several_trunks_none_is_guessed(tmp_path):
     path = written(tmp_path, below("left.") | below("right.", 1))
-    with pytest.raises(InputError, match="several trunks, below 'left., right.'"):
+    with pytest.raises(InputError, match=r"several trunks, below 'left\., right\.'"):
         read_trunk(path, arch="resnet10")
 
 
@@ -177,3 +182,56 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, name):
     broken["arch"] = "resnet10"
     result = run_main("adco/export.py", written(tmp_path, broken), "o.pth", cwd=tmp_path)
     assert_refused(result, "not finite", name)
+
+
+# ---- files that torch will not open
+
+
+@pytest.mark.parametrize("number", [np.float64(0.5), np.float32(2), np.int64(7), np.bool_(True)])
+def test_numbers_of_numpy_are_read(tmp_path, number):
+    torch.save({"arch": "resnet10", "acc": number}, tmp_path / "x.pth")
+    assert checkpoint.load(tmp_path / "x.pth")["acc"] == number
+
+
+def test_numbers_of_numpy_1_are_read(tmp_path):
+    torch.save({"acc": np.float64(0.5)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "x.pth").read_bytes().replace(b"numpy._core", b"numpy.core")
+    (tmp_path / "x.pth").write_bytes(data)
+    assert checkpoint.load(tmp_path / "x.pth")["acc"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"args": Namespace(lr=1)}, "argparse.Namespace"),
+        ({"when": datetime.date(2020, 2, 2)}, "datetime.date"),
+        (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+    ],
+)
+def test_a_type_that_is_not_opened_is_named_with_the_way_out(tmp_path, content, name):
+    path = written(tmp_path, content)
+    result = run_main("adco/export.py", path, "o.pth", cwd=tmp_path)
+    assert_refused(result, name, "weights_only=False", "state_dict alone")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!DOCTYPE html>\n<html><head><title>Quota exceeded</title>",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a",
+        "\u6587\u4ef6\u4e0d\u5b58\u5728" * 50,
+    ],
+)
+def test_a_page_of_text_is_told_as_such(tmp_path, text):
+    (tmp_path / "model.pth").write_text(text, encoding="utf-8")
+    result = run_main("adco/export.py", "model.pth", "o.pth", cwd=tmp_path)
+    assert_refused(result, "text that begins", text.split()[0][:30])
+
+
+def test_a_head_and_a_bank_that_are_not_finite_are_refused():
+    for module in (nn.Linear(3, 2), NegativeBank(4, 3)):
+        state = {name: value.clone() for name, value in module.state_dict().items()}
+        name = next(iter(state))
+        state[name].view(-1)[1] = float("nan")
+        with pytest.raises(InputError, match=f"not finite, in {name}"):
+            checkpoint.load_strictly(module, state, "a file")

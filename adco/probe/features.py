@@ -24,8 +24,8 @@ class Features(NamedTuple):
 def extract_features(encoder, loader, device, unit: bool = True, check: bool = False) -> Features:
     """Trunk features of all pictures of a loader of (pictures, labels), BatchNorm in eval mode.
 
-    XX
-        encoder is left in the mode it was in.
+    unit: divide each by its length.  check: raise InputError where one is not finite.
+    A batch may be empty, where broken pictures are left out. The encoder is left in its mode.
     """
     trunk = Trunk(encoder)
     was_training = encoder.training
