@@ -71,7 +71,7 @@ class TrunkWeights:
     stem: str = "imagenet"
     epoch: int | None = None  # epochs trained
     ours: bool = False  # whether this program made the file
-    classes: list[str] | None = None  # of a classifier's rows
+    classes: list[str] | None = None  # of a classifier's rows, in files of ours
 
     def build(self) -> ResNet:
         """A ResNet with these weights and a fresh `fc`.
@@ -142,7 +142,7 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
         stem=stem if stem in STEMS else "imagenet",
         epoch=int(epoch) if epoch.isdecimal() else None,
         ours=bool(config) or state.get("licence") == "MIT",
-        classes=classes_of(state),
+        classes=state.get("classes") if config else None,
     )
 
 
@@ -153,10 +153,3 @@ def own_config(state: dict) -> dict:
     except (KeyError, TypeError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
-
-
-def classes_of(state: dict) -> list[str] | None:
-    """The names of a classifier's rows, where the file has them."""
-    classes = state.get("classes")
-    is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    return classes if is_list else None

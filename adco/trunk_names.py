@@ -13,7 +13,7 @@ WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_m
 # torchvision's children by their place, where they lie in a Sequential.
 BY_PLACE = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 # Words in the prefix of an encoder that follows another one.
-FOLLOWERS = {"momentum", "teacher", "target", "ema", "k", "key"}
+FOLLOWERS = {"momentum", "teacher", "target", "ema", "average", "averaged", "k", "key"}
 LEAST_NAMES = 10  # fewer are no trunk: one block has names of their kind too
 
 

@@ -16,7 +16,7 @@ from ops.errors import EXIT_BAD_INPUT, InputError, one_line, shown
 # Intervals of numbers. An infinite one is never allowed.
 POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
 BELOW_1, SHARE = "[0, 1)", "(0, 1]"
-NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", re.IGNORECASE)  # a word of a list
+NUMBER = re.compile(r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)  # of a list
 
 
 def option(default, help, within="", *, names=(), may_change=False, **keywords):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 
-from ops.errors import RunFailed
+from ops.errors import RunFailed, some
 
 
 def write_whole(path: Path, content, previous: Path | None = None) -> None:
@@ -82,7 +82,7 @@ class RunFiles:
     def check(self) -> None:
         """Raise RunFailed where a file is not on disk."""
         if self.waiting:
-            names = ", ".join(map(str, self.waiting))
+            names = some([str(path) for path in self.waiting], 3)
             raise RunFailed(f"the run is over, but could not save {names}; make room and repeat it")
 
 

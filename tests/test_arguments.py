@@ -66,10 +66,11 @@ def test_both_spellings_and_short_names_are_understood():
     [
         ("-e DIR", dict(evaluate=1)),
         ("-e 1 DIR", dict(evaluate=1)),
+        ("--schedule 9 DIR --data other", dict(schedule=(9,))),
         ("--schedule 12 16 DIR", dict(schedule=(12, 16))),
         ("--lr_sweep 1 2e-1 DIR --epochs 3", dict(lr_sweep=(1.0, 0.2), epochs=3)),
         ("--lr-sweep 1 --knn-k 5 6 DIR -b 4", dict(knn_k=(5, 6), lr_sweep=(1.0,), batch_size=4)),
-        ("DIR --schedule 3", dict(schedule=(3,))),
+        ("DIR --lr_sweep 3 .5e1", dict(lr_sweep=(3.0, 5.0))),
     ],
 )
 def test_a_list_of_numbers_ends_where_the_folder_stands(words, expected):

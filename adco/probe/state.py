@@ -129,9 +129,10 @@ def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None
             raise ValueError("it is one of other parameters")
         probe.optimizer.load_state_dict({"state": theirs["state"], "param_groups": own})
         probe.epoch = operator.index(state["epoch"])
-    except (KeyError, ValueError, TypeError) as error:
+        best_acc1 = float(state.get("best_acc1", "nan"))  # a tensor in some files
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(
-            f"the optimizer state in {source} does not fit this probe: {error}"
+            f"optimizer, epoch or best_acc1 in {source} do not fit this probe: {error}"
         ) from error
 
     # The scores so far.
@@ -139,22 +140,16 @@ def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None
         best = Best(**state["best"])
         probe.best = best._replace(accuracy=Accuracy(*best.accuracy))
         probe.peaks = [(Accuracy(*row[:3]), row[3]) for row in state["peaks"]]
-    elif probe.sets.held_out is None:
-        keep_published_best(probe, state.get("best_acc1"))
+    elif probe.sets.held_out is None and 0 <= best_acc1 <= 100:
+        keep_published_best(probe, best_acc1)
 
 
-def keep_published_best(probe: HeadTraining, percent) -> None:
+def keep_published_best(probe: HeadTraining, percent: float) -> None:
     """Take the accuracy of a published file for the score to beat, with the file's weights."""
-    try:
-        percent = float(percent)  # the published program keeps a tensor
-    except (TypeError, ValueError, RuntimeError):
-        return
-    if 0 <= percent <= 100:
-        # It was a mean over unequal batches: a whole number of pictures is near.
-        found = probe.score(probe.sets.val, "choice")[0]
-        right1 = round(percent / 100 * found.total)
-        right5 = max(right1, found.right5)
-        probe.keep_if_best([found._replace(right1=right1, right5=right5)])
+    # It was a mean over unequal batches: a whole number of pictures is near.
+    found = probe.score(probe.sets.val, "choice")[0]
+    right1 = round(percent / 100 * found.total)
+    probe.keep_if_best([found._replace(right1=right1, right5=max(right1, found.right5))])
 
 
 def save_probe(probe: HeadTraining, head: int, is_best: bool) -> None:
