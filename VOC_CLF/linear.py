@@ -74,7 +74,8 @@ def train_linear_(config: VocConfig, model, voc: Voc, device, journal: Journal) 
         if mean_ap > best:
             best, best_state = mean_ap, copy.deepcopy(model.state_dict())
             state = {"epoch": epoch + 1, "state_dict": best_state, "best_map": best}
-            journal.files.write(journal.folder / "model_best.pth.tar", checkpoint.content_of(state))
+            content = checkpoint.content_of(state)
+            journal.files.write({journal.folder / "model_best.pth.tar": content})
     model.load_state_dict(best_state)
     journal.say(f"best on val: mAP {best:.2f}")
 

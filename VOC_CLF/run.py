@@ -52,10 +52,12 @@ def run(config: VocConfig) -> int:
         outputs = PROTOCOLS[config.protocol](config, model, voc, split, device, journal)
         result = voc_score(outputs, split.labels)
         say_table(journal, split, result)
-        journal.files.write(folder / "scores.csv", scores_csv(split, outputs))
-        journal.files.write(folder / "precision_recall.png", curves_png(split, outputs, result))
-        results = results_json(config, trunk, data, split, result)
-        journal.files.write(folder / "results.json", results)
+        left = {
+            "scores.csv": scores_csv(split, outputs),
+            "precision_recall.png": curves_png(split, outputs, result),
+            "results.json": results_json(config, trunk, data, split, result),
+        }
+        journal.files.write({folder / name: content for name, content in left.items()})
         journal.files.check()
         journal.say(f"finished: {folder}")
     finally:

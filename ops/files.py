@@ -67,23 +67,27 @@ class RunFiles:
         self.warn = warn
         self.waiting: dict[Path, bytes] = {}
 
-    def write(self, path: Path, content) -> None:
-        self.waiting[path] = content
+    def write(self, files: dict[Path, bytes]) -> None:
+        self.waiting |= files
         for path, content in list(self.waiting.items()):
             try:
                 write_whole(path, content)
                 del self.waiting[path]
             except OSError as error:
-                self.warn(
-                    f"NOT SAVED: {path} could not be written ({error}). The run goes on and tries "
-                    "again at the next save; make room, or restore the folder"
-                )
+                fault = error
+        if self.waiting:
+            self.warn(
+                f"NOT SAVED: {self._names()} could not be written ({fault}). The run goes on and "
+                "tries again at the next save; make room, or restore the folder"
+            )
 
     def check(self) -> None:
         """Raise RunFailed where a file is not on disk."""
         if self.waiting:
-            names = some([str(path) for path in self.waiting], 3)
-            raise RunFailed(f"the run is over, but could not save {names}; make room and repeat it")
+            raise RunFailed(f"the run is over, but could not save {self._names()}; make room first")
+
+    def _names(self) -> str:
+        return some([str(path) for path in self.waiting], 3)
 
 
 def duplicate(path: Path, copy: Path) -> None:

@@ -205,11 +205,11 @@ def test_what_could_not_be_written_is_tried_again_with_the_next_file(tmp_path):
     told = []
     files = RunFiles(told.append)
     with files_of_at_most(10):
-        files.write(tmp_path / "run" / "large", b"x" * 100)
+        files.write({tmp_path / "run" / "large": b"x" * 100, tmp_path / "run" / "small": b""})
         with pytest.raises(RunFailed, match="large"):
             files.check()
     shutil.rmtree(tmp_path / "run")
-    files.write(tmp_path / "run" / "next", json_bytes({}))
+    files.write({tmp_path / "run" / "next": json_bytes({})})
     files.check()
     assert (tmp_path / "run" / "large").read_bytes() == b"x" * 100 and len(told) == 1
 

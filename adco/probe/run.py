@@ -113,6 +113,6 @@ def report_outcome(outcome: Outcome, probe_run: ProbeRun) -> None:
         "config": asdict(config),
         **provenance(),
     }
-    journal.files.write(journal.folder / "results.json", json_bytes(results))
+    journal.files.write({journal.folder / "results.json": json_bytes(results)})
     journal.files.check()
     journal.say(f"finished: {journal.folder / 'results.json'}")

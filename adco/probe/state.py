@@ -161,5 +161,5 @@ def save_probe(probe: HeadTraining, head: int, is_best: bool) -> None:
         names.append("model_best.pth.tar")
     if probe.epoch > probe.config.epochs - KEPT_EPOCHS:
         names.append(f"model_{probe.epoch - 1}.pth.tar")
-    for name in names:
-        probe.journal.files.write(probe.journal.folder / name, content)
+    folder = probe.journal.folder
+    probe.journal.files.write({folder / name: content for name in names})
