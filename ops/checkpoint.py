@@ -94,8 +94,8 @@ def safetensors_header(path: Path) -> dict | None:
 
 def why_unreadable(path: Path, error: Exception) -> str:
     """Why a file could not be read as a checkpoint, and what to do."""
-    if isinstance(error, OSError):
-        return f"cannot be read: {error}"
+    if isinstance(error, PermissionError):
+        return "cannot be read: permission denied"
     # torch names the type that it would have to import.
     found = re.search(r"GLOBAL (\S+)", str(error))
     if found:
