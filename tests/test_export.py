@@ -15,7 +15,7 @@ from torch import nn
 from adco import AdCo, export
 from adco.encoder import Trunk, build_encoder
 from ops.checkpoint import with_module
-from tests.support.scripts import files_of_at_most
+from tests.support.scripts import files_limited_to
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {1: 3, 2: 4, 3: 6, 4: 3}  # blocks of a ResNet-50
@@ -216,12 +216,12 @@ assert not [name for name in files if name.startswith(({root!r} + "/ops", {root!
 """
 
 
-@pytest.mark.parametrize("first", ["import ops.inner", ""])
+@pytest.mark.parametrize("first", ["import ops.inner; held = ops", ""])
 def test_torch_hub_leaves_the_users_own_modules_alone(source, tmp_path, first):
     (tmp_path / "ops").mkdir()
     (tmp_path / "ops" / "__init__.py").write_text("theirs = 3\n")
     (tmp_path / "ops" / "inner.py").write_text("")
-    after = "" if first else "import ops.inner"
+    after = 'assert sys.modules["ops"] is held' if first else "import ops.inner"
     code = HUB.format(before=first, after=after, root=str(ROOT), weights=str(source))
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
@@ -245,7 +245,7 @@ def test_a_folder_in_place_of_the_file_is_one_line_and_exit_code_2(source, tmp_p
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(small, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop, files_of_at_most(1000):
+    with pytest.raises(SystemExit) as stop, files_limited_to(1000):
         export.main([str(small), str(tmp_path / "out"), "--to", "safetensors"])
     assert stop.value.code == 70
     assert "NOT SAVED" in capsys.readouterr().err

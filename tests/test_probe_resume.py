@@ -10,7 +10,7 @@ from ops import checkpoint
 from ops.errors import RunFailed
 from ops.files import RunFiles, json_bytes, write_json, write_whole
 from tests.support.pictures import class_folders, trunk_file
-from tests.support.scripts import assert_refused, files_of_at_most, run_main
+from tests.support.scripts import assert_refused, files_limited_to, run_main
 
 SMALL = [
     *("--dataset", "folder", "--image_size", "32", "-b", "10", "-j", "0", "--min_scale", "0.5"),
@@ -192,7 +192,7 @@ def test_json_has_no_numbers_that_are_not_finite(tmp_path):
 
 
 def test_a_full_disk_loses_no_score_and_ends_with_70(made, tmp_path):
-    with files_of_at_most(100_000):
+    with files_limited_to(100_000):
         result = probe(made, "--pretrained", made / "trunk.pth", "--epochs", "2", cwd=tmp_path)
     assert result.returncode == 70
     assert "NOT SAVED" in result.stderr and " * Acc@1" in result.stdout
@@ -204,7 +204,7 @@ def test_a_full_disk_loses_no_score_and_ends_with_70(made, tmp_path):
 def test_what_could_not_be_written_is_tried_again_with_the_next_file(tmp_path):
     told = []
     files = RunFiles(told.append)
-    with files_of_at_most(10):
+    with files_limited_to(10):
         files.write({tmp_path / "run" / "large": b"x" * 100, tmp_path / "run" / "small": b""})
         with pytest.raises(RunFailed, match="large"):
             files.check()

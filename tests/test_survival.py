@@ -2,12 +2,10 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from tests.support.scripts import (
     TINY,
     Running,
     assert_refused,
+    files_limited_to,
     losses,
     pretrain,
     records,
@@ -37,17 +36,6 @@ from tests.support.scripts import (
 )
 
 STATE = {"weights": torch.arange(20_000.0), "epoch": 3, "names": {"a": torch.ones(5)}}
-
-
-@contextmanager
-def files_limited_to(num_bytes: int):
-    """Every write beyond this size fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def run_in(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from adco.encoder import read_trunk
 from ops.checkpoint import with_module
 from ops.distributed import World
 from tests.conftest import ROOT
-from tests.support.scripts import assert_refused, files_of_at_most, run_main, run_script
+from tests.support.scripts import assert_refused, files_limited_to, run_main, run_script
 from tests.support.voc import make_voc
 from VOC_CLF.dataset import (
     CLASSES,
@@ -332,7 +332,7 @@ def test_features_that_are_not_finite_are_refused(data, encoder, tmp_path, proto
 
 def test_a_full_disk_loses_no_score_and_ends_with_70(data, encoder, tmp_path):
     words = [f"--data={data}", f"--pretrained={encoder}", *SMALL, "--epochs=1"]
-    with files_of_at_most(20_000):
+    with files_limited_to(20_000):
         result = run_main("VOC_CLF/main.py", *words, cwd=tmp_path)
     assert result.returncode == 70
     assert "NOT SAVED" in result.stderr and " * test: mAP per class" in result.stdout

@@ -72,7 +72,7 @@ def in_folder(path: Path):
 
 
 @contextmanager
-def files_of_at_most(num_bytes: int):
+def files_limited_to(num_bytes: int):
     """Inside the block no file grows larger, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
