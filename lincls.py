@@ -11,7 +11,7 @@ import sys
 
 from adco.probe.options import PROBE_PRESETS, ProbeConfig
 from ops.arguments import parse
-from ops.errors import reported
+from ops.errors import reported, steady_streams
 from ops.options import choose_gpus
 
 
@@ -26,4 +26,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+    steady_streams()
     sys.exit(main())

@@ -9,6 +9,7 @@ torchrun --nproc_per_node 8 main_adco.py --data ./datasets/imagenet2012
 
 import sys
 
+from ops.errors import steady_streams
 from ops.signals import end_by_requests
 
 
@@ -29,5 +30,6 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+    steady_streams()
     end_by_requests()
     sys.exit(main())

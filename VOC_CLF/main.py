@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from any folder
 
 from ops.arguments import parse
-from ops.errors import reported
+from ops.errors import reported, steady_streams
 from ops.options import choose_gpus
 from VOC_CLF.options import VocConfig
 
@@ -27,4 +27,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+    steady_streams()
     sys.exit(main())

@@ -20,7 +20,7 @@ from torch import Tensor
 from adco.encoder import TrunkWeights, read_trunk
 from ops import checkpoint
 from ops.arguments import argument, option, parse
-from ops.errors import InputError, RunFailed, reported
+from ops.errors import InputError, RunFailed, reported, steady_streams
 from ops.files import write_whole
 from ops.options import ARCHITECTURES
 from ops.run_folder import provenance
@@ -144,4 +144,5 @@ def main(argv=None, program: str = "adco.export") -> int:
 
 
 if __name__ == "__main__":
+    steady_streams()
     sys.exit(main())

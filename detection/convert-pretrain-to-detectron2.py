@@ -10,6 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from any folder
 
 from adco.export import main
+from ops.errors import steady_streams
 
 if __name__ == "__main__":
+    steady_streams()
     sys.exit(main([*sys.argv[1:], "--to", "detectron2"], Path(__file__).name))

@@ -99,10 +99,12 @@ def on_device(
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held on the device."""
+    """Most bytes that this process has held on the device; 0 where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,9 +1,9 @@
-"""Processes: who we are, and every collective. Nothing else knows of torch.distributed.
+"""Processes: who we are, and every collective. Only rendezvous.py knows of torch.distributed too.
 
 Each function does the right thing when alone. Collectives are called by every process or by none.
 """
 
-import os
+import time
 import zlib
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ops.errors import RunFailed
+from ops.waiting import waiting_for
 
 
 # The process among all. How many there are on this node is for the launcher alone.
@@ -39,81 +40,36 @@ def current_world() -> World:
     return World()
 
 
-def join_group(world: World, url: str, backend: str):
-    """Enter the process group. Returns the store through which its processes met.
-
-    Raises RunFailed where they do not meet.
-    """
-    # After a restart by torchrun, its store still holds the keys of the attempt before.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    try:
-        store, _, _ = next(dist.rendezvous(url, world.rank, world.size))
-        store = dist.PrefixStore(f"attempt_{attempt}", store)
-        dist.init_process_group(
-            backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size
-        )
-    except (RuntimeError, ValueError) as error:
-        raise RunFailed(
-            f"the {world.size} processes do not meet at {url}: {first_line(error)}; check that all "
-            "are started, and the address"
-        ) from error
-    return store
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def wait_for_all(store, world: World) -> None:
-    """Return once every process is through with all collectives.
-
-    Not by a collective: who leaves first would close the connections that another still reads.
-    """
-    store.set(f"through/{world.rank}", "")
-    store.wait([f"through/{rank}" for rank in range(world.size)])
-
-
-def leave_group(store, world: World) -> None:
-    """After wait_for_all. The first process goes last, for the store may be in it."""
-    if world.rank:
-        store.set(f"gone/{world.rank}", "")
-    else:
-        store.wait([f"gone/{rank}" for rank in range(1, world.size)])
-    dist.destroy_process_group()
-
-
 def is_lost_connection(error: Exception) -> bool:
     """Whether a collective failed because of another process, not of this one."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-class AsyncFlags:
-    """Small numbers that processes tell one another without waiting, over a group on the CPU."""
+class Flags:
+    """Small numbers that processes tell one another, over a group on the CPU."""
 
     def __init__(self, world: World):
         self.group = dist.new_group(backend="gloo") if world.size > 1 else None
-        self.under_way: tuple | None = None  # the work and the sums of the last exchange
 
     def exchange(self, *numbers: int) -> list[int]:
-        """Start this step's all-reduce, and return the sums of the previous step's.
+        """Their sums over all processes, for which each waits. Alone: the numbers themselves.
 
-        Never blocks for long, and every process acts on the same values, one step late. The first
-        time: zeros. Alone: the numbers themselves.
+        Python handles signals meanwhile, and the wait is told.
         """
         if self.group is None:
             return list(numbers)
-        before = self.under_way
-        sums = torch.tensor(numbers)
-        self.under_way = dist.all_reduce(sums, group=self.group, async_op=True), sums
-        if before is None:
-            return [0] * len(numbers)
-        work, sums = before
-        work.wait()
+        sums = torch.tensor(numbers, dtype=torch.long)
+        work, since = dist.all_reduce(sums, group=self.group, async_op=True), time.monotonic()
+        with waiting_for(lambda: "the other processes; one of them is slow, or waits itself"):
+            # Short looks at first, for most waits are short.
+            while not work.is_completed():
+                time.sleep(min(0.05, (time.monotonic() - since) / 10))
+        work.wait()  # raises what went wrong
         return sums.tolist()
 
     def any_process(self, flag: bool) -> bool:
         """Whether it holds on any process now, for which each waits."""
-        return any(self.gather(flag))
+        return self.exchange(int(flag)) != [0]
 
     def gather(self, thing) -> list:
         """What each process gives, plain values, in the order of the ranks. Waits for all."""

@@ -1,7 +1,10 @@
-"""Two kinds of error that a user is told in one sentence, and one way for a script to tell them."""
+"""Errors that a user is told in one sentence, and the one way in which a script tells them."""
 
+import os
 import sys
-from contextlib import contextmanager
+import tempfile
+import traceback
+from contextlib import contextmanager, suppress
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # by Ctrl-C, with nothing to save
@@ -25,6 +28,13 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def printable(text: str) -> str:
+    """The text with whatever is no visible character as \\x.., for a terminal or a list."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
+    )
+
+
 def shown(value, most: int = 60) -> str:
     """A value as one short line of a message."""
     text = one_line(repr(value))
@@ -34,28 +44,84 @@ def shown(value, most: int = 60) -> str:
 def outcome_of(error: Exception) -> tuple[int, str]:
     """The exit code of an error, or of the kind that it belongs to, and its message on one line.
 
-    A loader process sends its whole traceback as the message; the sentence comes last.
+    A loader process sends its whole traceback as the message; the sentence comes last. The
+    traceback of an error that nobody foresaw is kept in a file, which the message names.
     """
-    code = next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-    return code, one_line(str(error).rpartition(f"{type(error).__name__}: ")[2])
+    sentence = printable(one_line(str(error).rpartition(f"{type(error).__name__}: ")[2]))
+    for kind, code in EXIT_CODES.items():
+        if isinstance(error, kind):
+            return code, sentence
+    text = "".join(traceback.format_exception(error))
+    return EXIT_FAILED, (
+        f"this was not foreseen: {type(error).__name__}: {shown(sentence, 300)} (the traceback is "
+        f"{write_traceback(text)}); what is saved is good"
+    )
 
 
-# An error that is none of these is a fault of the program: a traceback.
+# An error that is none of these is a fault of the program, or of the machine.
 EXIT_CODES = {InputError: EXIT_BAD_INPUT, RunFailed: EXIT_FAILED}
+# Where a traceback is written: the run folder, once there is one.
+log_folders = [tempfile.gettempdir()]
+
+
+def write_traceback(text: str) -> str:
+    """Where it was written, for a message."""
+    for folder in reversed(log_folders):
+        path = os.path.join(folder, f"error-{os.getpid()}.log")
+        with suppress(OSError), open(path, "a") as file:
+            file.write(text)
+            return f"in {path}"
+    return "lost, for want of room"
+
+
+class Steady:
+    """A stream that never fails: what cannot be said (full disk, closed pipe) is lost."""
+
+    stream = None  # until there is one; a copy has none at first
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            return self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def steady_streams() -> None:
+    """From now on nothing that is printed can end this process. For the start of a script."""
+    # A stream that is closed would give its number to the next file that is opened.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")
+        with suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, Steady(stream))
 
 
 @contextmanager
 def reported(program: str):
-    """Turn these errors and Ctrl-C inside the block into one line on stderr and an exit code."""
+    """Turn errors and Ctrl-C inside the block into one line on stderr and an exit code."""
     try:
         yield
-    except tuple(EXIT_CODES) as error:
-        code, sentence = outcome_of(error)
-        print(f"{program}: error: {sentence}", file=sys.stderr, flush=True)
-        sys.exit(code)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        code, sentence = outcome_of(error)
+        print(f"{program}: error: {sentence}", file=sys.stderr, flush=True)
+        sys.exit(code)
 
 
 def some(names: list[str], most: int = 5) -> str:

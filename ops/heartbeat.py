@@ -1,6 +1,7 @@
 """Heartbeats: a process that dies is missed by the others within a minute."""
 
 import os
+import signal
 import sys
 import threading
 from multiprocessing import parent_process
@@ -8,6 +9,7 @@ from multiprocessing.connection import wait
 
 from ops.distributed import World
 from ops.errors import EXIT_FAILED
+from ops.signals import StopRequest
 
 BEAT = 2.0  # seconds between two signs of life
 PATIENCE = 25.0  # seconds without one after which a process counts as lost
@@ -43,6 +45,7 @@ class Heartbeat(threading.Thread):
                     self.store.set("lost", str(neighbour))
                 if self.store.check(["lost"]):
                     self.lost = f"process {self.store.get('lost').decode()}"
+                self.pass_on_requests()
             except RuntimeError:  # the store is gone
                 self.lost = "process 0, or the way to it,"
             if self.stopping.wait(BEAT if self.lost is None else 0):
@@ -52,6 +55,14 @@ class Heartbeat(threading.Thread):
         if not self.stopping.wait(GRACE):
             print(f"error: {self.message()}", file=sys.stderr, flush=True)
             os._exit(EXIT_FAILED)
+
+    def pass_on_requests(self) -> None:
+        """A request to stop that came to one process comes to all, also to one that waits."""
+        stop = StopRequest.current
+        if stop and stop.received:
+            self.store.set("stop", "")
+        elif stop and self.store.check(["stop"]):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def message(self) -> str:
         return (

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ops.errors import InputError
-from ops.files import RunFiles, write_json
+from ops.errors import InputError, log_folders
+from ops.files import RunFiles, finite_or_none, write_json
 from ops.run_folder import lock_folder, provenance
 
 
@@ -31,6 +31,7 @@ class Journal:
         self.bar = tqdm(disable=True)
         if folder is None:
             return
+        log_folders.append(folder)
         # The lock first: a folder belongs to one run at a time.
         self.metrics = folder / "metrics.jsonl"
         self.waiting = b""  # lines that are not in the file yet
@@ -42,8 +43,21 @@ class Journal:
                 # Lines after the checkpoint are of steps that will be taken again.
                 os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
             self.board = Scalars(folder)
+            # One curve: events of steps that will be taken again would stay beside the new ones.
+            os.truncate(self.metrics, self._replay())
         except OSError as error:
             raise InputError(f"cannot write in the run folder {str(folder)!r}: {error}") from error
+
+    def _replay(self) -> int:
+        """Show TensorBoard the lines that are there. Returns their bytes up to a torn one."""
+        whole = 0
+        for line in self.metrics.read_bytes().splitlines(keepends=True):
+            try:
+                self.board.write(json.loads(line))
+            except (ValueError, KeyError):  # what a crash of the machine leaves
+                break
+            whole += len(line)
+        return whole
 
     @property
     def size(self) -> int:
@@ -57,6 +71,7 @@ class Journal:
         """Keep the configuration and everything else that decides the numbers, as JSON.
 
         data: which pictures the run is made of (adco.data.identity).
+
         A run that goes on keeps the file of its first start: --resume auto compares with it.
         """
         if self.folder is None or (self.folder / "config.json").exists():
@@ -83,16 +98,11 @@ class Journal:
         if self.folder is None:
             return
         # The line waits in memory until it is in the file: a full disk loses none.
-        line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
-        self.waiting += line.encode()
-        numbers = {
-            f"{kind}/{name}": value
-            for name, value in values.items()
-            if name != "epoch" and isinstance(value, (int, float))
-        }
+        record = finite_or_none({"kind": kind, "step": step, **values})
+        self.waiting += (json.dumps(record) + "\n").encode()
         try:
             self._write_waiting()
-            self.board.write(step, numbers)
+            self.board.write(record)
             self.troubled = False
         except OSError as error:
             # Said once, not with every line.
@@ -151,17 +161,23 @@ class Scalars:
 
         # The writer that lies under SummaryWriter, which writes from a thread of its own and would
         # fail there. Private protos (tensorboardX 2.6); plain alternative: SummaryWriter.
+        for path in folder.glob("events.out.*"):
+            path.unlink()
         self.events = EventsWriter(str(folder / "events"))
         self.flushed = time.monotonic()
 
-    def write(self, step: int, numbers: dict[str, float]) -> None:
+    def write(self, record: dict) -> None:
+        """A scalar of each number of a line of metrics.jsonl."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
-        self.events.write_event(
-            Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-        )
+        values = [
+            Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
+            for name, value in record.items()
+            if name not in ("epoch", "step") and isinstance(value, (int, float))
+        ]
+        summary = Summary(value=values)
+        self.events.write_event(Event(wall_time=time.time(), step=record["step"], summary=summary))
         if time.monotonic() - self.flushed > 30:  # seconds
             self.events.flush()
             self.flushed = time.monotonic()

@@ -14,10 +14,18 @@ from urllib.parse import urlparse
 
 import torch
 
-from ops.distributed import World, is_lost_connection, join_group, leave_group, wait_for_all
-from ops.errors import EXIT_BAD_INPUT, EXIT_CODES, EXIT_STOPPED, InputError, RunFailed, outcome_of
+from ops.distributed import World, is_lost_connection
+from ops.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_STOPPED,
+    InputError,
+    RunFailed,
+    outcome_of,
+    steady_streams,
+)
 from ops.heartbeat import Heartbeat, follow_parent
 from ops.options import ProcessOptions
+from ops.rendezvous import join_group, leave_group, wait_for_all
 from ops.signals import REQUESTS, StopRequest, end_by_requests, requests_blocked, unblock_requests
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -42,7 +50,7 @@ def launch(run, config: ProcessOptions) -> int:
     local_size: processes on this node. One process in all runs here, without a process group.
     Under torchrun nothing is spawned. Returns the exit code.
     """
-    kind = device_kind(config.device)
+    kind = device_kind(config.device, config.choose)
 
     # torchrun has started this process, and says which one it is.
     if all(name in os.environ for name in TORCHRUN):
@@ -61,7 +69,14 @@ def launch(run, config: ProcessOptions) -> int:
     return run_worker(0, run, config, layout) if local_size == 1 else spawn(run, config, layout)
 
 
-def device_kind(wanted: str) -> str:
+def device_kind(wanted: str, chosen: str | None = None) -> str:
+    """cuda, mps or cpu. chosen: what --choose says. Raises InputError for what is not there."""
+    num_gpus = torch.cuda.device_count()
+    if chosen is not None and num_gpus < len(chosen.split(",")):
+        raise InputError(
+            f"choose={chosen}: torch finds {num_gpus} of these GPUs; leave --choose out, or name "
+            "GPUs of this machine"
+        )
     usable = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -144,12 +159,14 @@ def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout)
     if layout.kind != "cuda" and layout.local_size > 1:
         # A fair share of the cores, where several processes compute on the CPU.
         torch.set_num_threads(max(1, os.cpu_count() // layout.local_size))
-    store = join_group(world, layout.url, config.dist_backend if layout.kind == "cuda" else "gloo")
     unblock_requests()
+    backend = config.dist_backend if layout.kind == "cuda" else "gloo"
+    store = join_group(world, layout.url, backend, config.dist_timeout)
 
     # The heartbeat notices a dead process, so that the others do not wait forever.
     heartbeat = Heartbeat(store, world)
-    heartbeat.start()
+    with requests_blocked():  # signals go to the main thread
+        heartbeat.start()
     try:
         code = run(config, world, device, layout.local_size)
         wait_for_all(store, world)
@@ -256,13 +273,14 @@ def received(pipe) -> list:
 def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout, send) -> None:
     """What a started process does: run, tell an error to the parent, and end with its code."""
     end_by_requests()  # still blocked
+    steady_streams()
     follow_parent()
     if sys.platform == "linux":
         # Loader processes are forks, as in a run of one process: a spawned one would import torch.
         mp.set_start_method("fork", force=True)
     try:
         code = run_worker(local_rank, run, config, layout)
-    except tuple(EXIT_CODES) as error:
+    except Exception as error:
         code, sentence = outcome_of(error)
         send.send((code, sentence))
     sys.exit(code)

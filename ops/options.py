@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from ops.arguments import AT_LEAST_0, AT_LEAST_1, check_intervals, option, switch
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, option, switch
 from ops.errors import InputError
 
 # Names of --dataset, and of --arch (torchvision's; resnet10 is ours, one block a stage).
@@ -42,6 +42,7 @@ class ProcessOptions:
         None,
         "where processes meet: tcp://host:port or env:// (default: a free port, or the master's)",
     )
+    dist_timeout: float = option(30.0, "minutes to wait for the other processes", POSITIVE)
     dist_backend: str = option("nccl", "group on GPUs (else gloo)", choices=("nccl", "gloo"))
 
     def __post_init__(self):
@@ -56,11 +57,24 @@ class ProcessOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions(ProcessOptions):
+class PictureOptions:
+    """How a picture is read."""
+
+    exif: int = switch(0, "1: turn pictures as their orientation tag says")
+    max_megapixels: float = option(
+        179.0, "a larger picture counts as broken", POSITIVE, may_change=True
+    )
+
+
+@dataclass(frozen=True)
+class RunOptions(ProcessOptions, PictureOptions):
     """What pre-training and probes share: where the pictures are, and where the run leaves what."""
 
     data: str = option("data", "folder of the pictures (or positional)", may_change=True)
     download: int = switch(0, "1: fetch cifar10, cifar100 or stl10", may_change=True)
+    eval_crop: int = switch(
+        1, "scores on 1: the centre, Resize(256/224 S) and CenterCrop(S); 0: the whole, Resize(S)"
+    )
     workers: int = option(32, "loader processes a node", AT_LEAST_0, names=("-j",), may_change=True)
     batch_size: int = option(256, "pictures per step and node", AT_LEAST_1, names=("-b",))
     start_epoch: int = option(0, "first epoch, where no checkpoint says it", AT_LEAST_0)

@@ -1,6 +1,5 @@
 """The folder of a run: a name of its own, one run at a time, and where its numbers come from."""
 
-import fcntl
 import platform
 import subprocess
 import sys
@@ -12,6 +11,12 @@ from typing import TextIO
 
 from ops.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows: no locks
+    fcntl = None
+
+LOCK = "run.lock"
 PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "tensorboardX")
 
 
@@ -31,8 +36,10 @@ def lock_folder(folder: Path) -> TextIO:
     """Keep the run folder for this process, as long as the file that comes back stays open."""
     # POSIX locks belong to the process, so loader processes do not inherit them. One such file
     # is opened once only: closing a second one would drop the lock of the first.
-    lock = open(folder / "run.lock", "w")
+    lock = open(folder / LOCK, "w")
     try:
+        if fcntl is None:
+            return lock
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         raise InputError(

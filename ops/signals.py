@@ -1,12 +1,16 @@
-"""Requests to stop: SIGTERM and SIGUSR1, as schedulers send them, and Ctrl-C."""
+"""Requests to stop: SIGTERM and SIGUSR1, as schedulers send them, a closed terminal, Ctrl-C."""
 
 import os
 import signal
 import threading
 from contextlib import contextmanager, suppress
 
-# Schedulers and terminals send these to whole process groups.
-REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Schedulers and terminals send these to whole process groups; Windows has two of them.
+NAMES = ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"]
+REQUESTS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+# nohup has it ignored, and so it stays.
+if signal.getsignal(REQUESTS[-1]) == signal.SIG_IGN:
+    REQUESTS.pop()
 
 
 @contextmanager
@@ -47,14 +51,21 @@ def end_by_requests() -> None:
         signal.signal(request, signal.SIG_DFL)
 
 
+class WaitInterrupted(BaseException):
+    """A request to stop came while the process waited. Not an Exception: nothing handles it."""
+
+
 class StopRequest:
     """Inside the block, a signal does not end the process: it is kept until somebody looks.
 
     A second Ctrl-C ends the process at once.
     """
 
+    current: "StopRequest | None" = None  # the one whose block this process is in
+
     def __init__(self, pass_on=None):
         self.received: signal.Signals | None = None
+        self.is_waiting = False
         self.pass_on = pass_on  # called at each signal
         self.before = {}
         self.speaks = True
@@ -72,9 +83,22 @@ class StopRequest:
         self.speaks = parent_process() is None  # one message is enough
         if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             self.before = {request: signal.signal(request, self._keep) for request in REQUESTS}
+        StopRequest.current = self
         return self
 
+    @contextmanager
+    def waiting(self):
+        """Inside the block a request raises WaitInterrupted at once, and so does an earlier one."""
+        self.is_waiting = True
+        try:
+            if self.received:
+                raise WaitInterrupted
+            yield
+        finally:
+            self.is_waiting = False
+
     def __exit__(self, *_):
+        StopRequest.current = None
         for request, handler in self.before.items():
             signal.signal(request, handler if after_a_run is None else after_a_run)
 
@@ -90,3 +114,11 @@ class StopRequest:
                     os.write(2, b"stopping soon; Ctrl-C again stops at once\n")
         if self.pass_on:
             self.pass_on()
+        if self.is_waiting:
+            self.is_waiting = False  # a second one comes into no wait
+            raise WaitInterrupted
+
+    def end(self) -> None:
+        """End this process by the signal that was received, as if nobody had kept it."""
+        signal.signal(self.received, signal.SIG_DFL)
+        os.kill(os.getpid(), self.received)

@@ -1,15 +1,31 @@
-"""Loader processes that ignore requests to stop, and end with the process that started them."""
+"""Loader processes that ignore requests to stop, and end with the process that started them.
+
+If one fails, the run is told which and what to do.
+"""
 
 import multiprocessing
 import os
+import shutil
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from multiprocessing.queues import Queue
 
 from torch.utils.data import DataLoader
 
+from ops.errors import EXIT_FAILED, InputError, RunFailed, one_line
 from ops.signals import REQUESTS, requests_blocked
+from ops.waiting import waiting_for
 
 LOOK_SECONDS = 2.0  # between two looks whether the parent is alive
+SHARED_MEMORY = "/dev/shm"  # through which batches travel on Linux
+PREFETCH = 2  # batches that a worker has ready
+REMEDIES = (
+    "give it more (docker run --shm-size 8g), or take fewer --workers or --workers 0; else set "
+    "TMPDIR to a short path that can be written"
+)
 
 
 class SignalSafeLoader(DataLoader):
@@ -20,15 +36,85 @@ class SignalSafeLoader(DataLoader):
     """
 
     def __init__(self, *arguments, **keywords):
-        super().__init__(*arguments, worker_init_fn=ignore_stop_signals, **keywords)
+        super().__init__(*arguments, worker_init_fn=begin_worker, **keywords)
 
     def __iter__(self):
+        """The batches. Raises RunFailed where one cannot be handed over."""
+        batches = None
+        while True:
+            try:
+                with waiting_for(lambda: "a batch of pictures (the loader, or the disk behind it)"):
+                    batches = batches or self.start()
+                    batch = next(batches)
+            except StopIteration:
+                return
+            except (InputError, RunFailed, MemoryError):
+                raise
+            except Exception as error:
+                # An error in making the batch is the program's own.
+                if not self.num_workers or str(error).startswith("Caught "):
+                    raise
+                raise RunFailed(
+                    "a loader process has died, or cannot hand over a batch "
+                    f"({one_line(str(error))}); if its memory or {shared_memory()} was too small, "
+                    f"{REMEDIES}"
+                ) from error
+            yield batch
+
+    def start(self) -> Iterator:
         # Workers start here and inherit the blocked signals: none ends them while they start.
-        with requests_blocked():
-            return super().__iter__()
+        with requests_blocked() if self._iterator is None else nullcontext():
+            batches = super().__iter__()
+        # torch's handler would raise in the middle of a step when a worker dies. It is missed when
+        # its batch is awaited.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if self.num_workers and in_main_thread and hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return batches
 
 
-def ignore_stop_signals(worker: int) -> None:
+def shared_memory() -> str:
+    """Through what batches travel, with its size, for a message."""
+    if not os.path.isdir(SHARED_MEMORY):
+        return "shared memory"
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    return f"{SHARED_MEMORY} ({usage.free / 1e6:.0f} MB free of {usage.total / 1e6:.0f} MB)"
+
+
+def begin_worker(worker: int) -> None:
+    """Let a worker end, in place of going on without a word, where a batch cannot leave it."""
+
+    def give_up(error, _):
+        print(f"loader process {os.getpid()}: {error}", file=sys.stderr, flush=True)
+        os._exit(EXIT_FAILED)
+
+    # Called by the thread that sends the batches (private; Python 3.10 to 3.14).
+    Queue._on_queue_feeder_error = staticmethod(give_up)
+    ignore_stop_signals()
+
+
+def end_workers() -> None:
+    """End all loader processes at once: torch would wait for each, though it waits for a disk."""
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+
+
+def check_shared_memory(batch_bytes: int, workers: int, local_size: int) -> None:
+    """Raise InputError where the batches that workers have ready do not fit into shared memory.
+
+    batch_bytes: of one.  workers: of one process, of which there are local_size here.
+    """
+    if not workers or not os.path.isdir(SHARED_MEMORY):
+        return
+    usage, needed = shutil.disk_usage(SHARED_MEMORY), (PREFETCH * workers + 1) * batch_bytes
+    if needed * local_size > usage.free:
+        raise InputError(
+            f"{shared_memory()} is too small: {workers * local_size} loader process(es) need "
+            f"{needed * local_size / 1e6:.0f} MB, {batch_bytes / 1e6:.0f} MB a batch: {REMEDIES}"
+        )
+
+
+def ignore_stop_signals() -> None:
     """Make this worker ignore requests to stop, except SIGTERM from its own parent.
 
     The parent sends it to workers that do not end by themselves, as when it ends by an error.
