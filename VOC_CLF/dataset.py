@@ -4,6 +4,7 @@ Labels [n, 20]: 1 the picture shows an object of the class, 0 it shows none, IGN
 of the class are difficult ones.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
-from adco.data import pil_render
+from adco.data.decoder import AS_STORED, Decoding
+from adco.data.folder import read_folder
 from adco.data.pictures import FolderPictures
 from adco.data.views import view_rng
 from ops.errors import InputError, some
@@ -45,30 +47,37 @@ class Voc(NamedTuple):
     test: VocSplit | None  # None: only the archive of train and val is there
 
 
-def load_voc(data: str) -> Voc:
+def load_voc(data: str, decoding: Decoding = AS_STORED) -> Voc:
     """The splits of VOC2007 below `data`/VOCdevkit. Raises InputError naming what is missing."""
     root = Path(data) / "VOCdevkit" / "VOC2007"
     needed = ("Annotations", "ImageSets/Main", "JPEGImages")
-    absent = [name for name in needed if not (root / name).is_dir()]
+    absent = [name for name in needed if not os.path.isdir(root / name)]
     if absent:
         raise InputError(
             f"{str(root)!r} has no {', '.join(absent)}; expected --data to hold "
             "VOCdevkit/VOC2007 as its archives unpack"
         )
     # The pictures of test come in an archive of their own, which may not be there.
-    has_test = (root / "ImageSets/Main/test.txt").is_file()
-    test = read_split(root, "test") if has_test else None
-    return Voc(read_split(root, "train"), read_split(root, "val"), test)
+    names = ["train", "val", *["test"] * (root / "ImageSets/Main/test.txt").is_file()]
+    present = set(read_folder(root / "JPEGImages").names)
+    splits = [read_split(root, name, present, decoding) for name in names]
+    return Voc(*splits, *[None] * (3 - len(splits)))
 
 
-def read_split(root: Path, name: str) -> VocSplit:
-    """The pictures that ImageSets/Main/<name>.txt lists, with labels from their annotations."""
+def read_split(root: Path, name: str, present: set[str], decoding: Decoding) -> VocSplit:
+    """The pictures that ImageSets/Main/<name>.txt lists, with labels from their annotations.
+
+    present: names of the pictures that exist.
+    """
     listing = root / "ImageSets" / "Main" / f"{name}.txt"
     # Look for both files of every listed picture now, not in the middle of training.
     ids = read_text(listing).split()
-    kinds = (("JPEGImages", ".jpg", "picture"), ("Annotations", ".xml", "annotation"))
-    for folder, suffix, what in kinds:
-        missing = [i for i in ids if not (root / folder / f"{i}{suffix}").is_file()]
+    notes = root / "Annotations"
+    missing_of = {
+        ("JPEGImages", "picture"): [i for i in ids if f"{i}.jpg" not in present],
+        ("Annotations", "annotation"): [i for i in ids if not os.path.isfile(notes / f"{i}.xml")],
+    }
+    for (folder, what), missing in missing_of.items():
         if missing:
             raise InputError(
                 f"{str(root / folder)!r} lacks the {what} of {some(missing)}, which {name}.txt "
@@ -77,7 +86,9 @@ def read_split(root: Path, name: str) -> VocSplit:
     labels = np.array([read_labels(root / "Annotations" / f"{i}.xml") for i in ids])
     if not (labels == 1).any():
         raise InputError(f"no picture of {str(listing)!r} shows an object of the 20 classes")
-    pictures = FolderPictures(root / "JPEGImages", [f"{i}.jpg" for i in ids], labels, CLASSES)
+    pictures = FolderPictures(
+        root / "JPEGImages", [f"{i}.jpg" for i in ids], labels, CLASSES, decoding
+    )
     return VocSplit(name, ids, pictures, labels)
 
 
@@ -126,7 +137,7 @@ class VocTrainingViews(Dataset):
         """[n, 3, S, S] and labels [n, 20], for pairs (epoch, index)."""
         views = [
             training_view(
-                self.split.pictures.read(index, pil_render),
+                Image.fromarray(self.split.pictures.read(index)),
                 self.size,
                 view_rng(self.seed, epoch, index, view=0),
             )
@@ -148,7 +159,8 @@ class VocEvalViews(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Views [n, ...] and labels [n, 20], for indices."""
-        views = [self.view(self.split.pictures.read(index, pil_render)) for index in indices]
+        pictures = map(self.split.pictures.read, indices)
+        views = [self.view(Image.fromarray(pixels)) for pixels in pictures]
         return torch.stack(views), torch.from_numpy(self.split.labels[list(indices)])
 
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, option, switch
 from ops.errors import InputError
-from ops.options import ARCHITECTURES, DEVICES
+from ops.options import ARCHITECTURES, DEVICES, PictureOptions
 
 
 @dataclass(frozen=True)
-class VocConfig:
+class VocConfig(PictureOptions):
     """Score a frozen encoder on VOC2007 classification. Defaults are the published protocol."""
 
     data: str = option("data", "folder that holds VOCdevkit/VOC2007")

@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from adco.data.datasets import introduction
+from adco.data.decoder import decoding_of
 from adco.data.identity import identity
 from adco.encoder import read_trunk
 from ops.journal import Journal
@@ -21,24 +23,27 @@ PROTOCOLS = {"linear": linear_scores, "svm": svm_scores}
 def run(config: VocConfig) -> int:
     """Train, score and write as configured. Returns the exit code."""
     # The encoder and the pictures, before a run folder is made.
-    kind = device_kind(config.device)
+    kind = device_kind(config.device, config.choose)
     if config.gpu is not None:
         processes_here(config, kind)  # raises InputError where it is not there
     device = own_device(kind, 0, config)
     trunk = read_trunk(config.pretrained, arch=config.arch)
     model = trunk.build()
-    voc = load_voc(config.data)
+    voc = load_voc(config.data, decoding_of(config))
     split = voc.test or voc.val  # the one that is scored
-    data = identity({part.name: part.pictures for part in voc if part})
+    pictures = {part.name: part.pictures for part in voc if part}
+    data = identity(pictures)
     level = "" if config.run_num is None else f"run_{config.run_num}"
     folder = new_run_folder(Path(config.save_path) / config.log_path / "VOC2007" / level)
     journal = Journal(folder)
     try:
         journal.write_config(asdict(config), data)
         trunk.tell_left_out(journal.say)
+        for line in introduction(pictures):
+            journal.say(line)
         journal.say(
-            f"{config.pretrained} on VOC2007 ({len(voc.train.ids)} train, {len(voc.val.ids)} val, "
-            f"{len(split.ids)} {split.name} to score), protocol {config.protocol}, {device.type}"
+            f"{config.pretrained} on VOC2007, {split.name} to score, protocol {config.protocol}, "
+            f"{device.type}"
         )
         if voc.test is None:
             journal.say(

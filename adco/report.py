@@ -6,6 +6,7 @@ python3 -m adco.report RUN     RUN: a run folder, or one above it (then the newe
 import json
 import sys
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import matplotlib
@@ -15,15 +16,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from adco.data import pil_render
 from adco.data.datasets import Splits, load_splits
+from adco.data.decoder import Decoding
 from adco.data.loader import CheckViews, check_loader
 from adco.encoder import read_trunk
 from adco.probe.features import extract_features
 from ops.arguments import argument, option, parse
 from ops.checkpoint import LAST
 from ops.distributed import World
-from ops.errors import InputError, reported
+from ops.errors import InputError, reported, steady_streams
 
 NUM_QUERIES, NUM_NEIGHBOURS = 10, 8
 
@@ -75,7 +76,7 @@ def draw_curves(records: dict[str, list[dict]], path: Path) -> None:
     plt.close(figure)
 
 
-def draw_neighbours(splits: Splits, checkpoint: Path, size: int, path: Path) -> None:
+def draw_neighbours(splits: Splits, checkpoint: Path, size: int, whole: bool, path: Path) -> None:
     """Rows of a val picture and its nearest training pictures, by cosine of their features.
 
     A frame is green where the class is the same, red where it is not.
@@ -85,7 +86,9 @@ def draw_neighbours(splits: Splits, checkpoint: Path, size: int, path: Path) -> 
     train, val = (
         extract_features(
             encoder,
-            check_loader(CheckViews(part, size), batch_size=256, workers=0, world=World()),
+            check_loader(
+                CheckViews(part, size, whole=whole), batch_size=256, workers=0, world=World()
+            ),
             torch.device("cpu"),
         )
         for part in (splits.labelled, splits.val)
@@ -102,9 +105,9 @@ def draw_neighbours(splits: Splits, checkpoint: Path, size: int, path: Path) -> 
         *shape, figsize=(shape[1], shape[0]), layout="constrained", squeeze=False
     )
     for row, query, found in zip(axes, queries, nearest, strict=True):
-        row[0].imshow(splits.val.read(query, pil_render))
+        row[0].imshow(splits.val.read(query))
         for axis, index in zip(row[1:], found, strict=True):
-            axis.imshow(splits.labelled.read(index, pil_render))
+            axis.imshow(splits.labelled.read(index))
             same = splits.labelled.labels[index] == splits.val.labels[query]
             for spine in axis.spines.values():
                 spine.set(color="tab:green" if same else "tab:red", linewidth=2)
@@ -140,9 +143,11 @@ def report_run(config: ReportConfig) -> None:
     draw_curves(records, run / "curves.png")
     checkpoint = run / LAST
     # The data set is the one that the run was given.
-    splits = load_splits(options["dataset"], config.data or options["data"])
+    decoding = Decoding(bool(options.get("exif")), options.get("max_megapixels", inf))
+    splits = load_splits(options["dataset"], config.data or options["data"], decoding=decoding)
     if splits.val is not None and checkpoint.is_file():
-        draw_neighbours(splits, checkpoint, options["image_size"], run / "neighbours.png")
+        size, whole = options["image_size"], not options.get("eval_crop", 1)
+        draw_neighbours(splits, checkpoint, size, whole, run / "neighbours.png")
     print(table(run, records))
 
 
@@ -153,4 +158,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+    steady_streams()
     sys.exit(main())

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from adco.data import pil_render
 from adco.data.datasets import from_folders
 from adco.data.pictures import FolderPictures
 from adco.encoder import Trunk, build_encoder, build_trunk
@@ -119,7 +118,7 @@ def lightlys(config: TrainBenchmark, files: FolderPictures, size: int, device):
 
 def load(files: FolderPictures, transform: Callable, device) -> list[torch.Tensor]:
     """A batch [N, 3, S, S] per view, by a transform of Pillow pictures."""
-    rows = [transform(files.read(index, pil_render)) for index in range(len(files))]
+    rows = [transform(Image.fromarray(files.read(index))) for index in range(len(files))]
     return [torch.stack(views).to(device) for views in zip(*rows, strict=True)]
 
 
@@ -161,8 +160,8 @@ def write_jpegs(config: TrainBenchmark, folder: Path) -> FolderPictures:
     pictures = from_folders(Path(config.data), False).train if config.data else made_up()
     names = [f"{i}.jpg" for i in range(config.batch_size)]
     for i, name in enumerate(names):
-        picture: Image.Image = pictures.read(i % len(pictures), pil_render)
-        (folder / name).write_bytes(jpeg(picture))
+        picture = pictures.read(i % len(pictures))
+        (folder / name).write_bytes(jpeg(Image.fromarray(picture)))
     return FolderPictures(folder, names)
 
 

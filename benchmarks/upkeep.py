@@ -19,7 +19,7 @@ from adco.pretrain.upkeep import CHECK_STEPS
 from benchmarks import measure
 from ops import checkpoint
 from ops.arguments import AT_LEAST_1, option, parse
-from ops.distributed import AsyncFlags, World, broadcast_from_first_, check_ranks_agree
+from ops.distributed import Flags, World, broadcast_from_first_, check_ranks_agree
 from ops.errors import reported
 from ops.launch import launch
 from ops.options import ARCHITECTURES, ProcessOptions
@@ -41,7 +41,7 @@ def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size:
         batch_size=config.batch_size * local_size,
     )  # fmt: skip
     game = Game(options, world, device, local_size)
-    model, bank, flags = game.model, game.bank, AsyncFlags(world)
+    model, bank, flags = game.model, game.bank, Flags(world)
     views = next(game.batches(0))
 
     def guard():
@@ -57,14 +57,14 @@ def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size:
         path = Path(folder) / checkpoint.LAST
 
         def save():
-            state = pack(model, bank, game.optimizer, Progress(), options)
+            state = pack(model, bank, game.optimizer, Progress(), options, {})
             if world.first:
                 checkpoint.save(state, path)
 
         parts = {
             "step": lambda: game.play(views),
             "guard": guard,
-            "flags": lambda: flags.exchange(0, 0, 0),
+            "flags": lambda: flags.exchange(0, 0, 0, 0),
             "check": check,
             "save": save,
         }

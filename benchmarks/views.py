@@ -16,9 +16,10 @@ import torchvision.transforms as VT
 from PIL import Image, ImageFilter
 
 import adco
-from adco.data import fast_render, pil_render, views
+from adco.data import views
 from adco.data.datasets import from_folders, load_splits
-from adco.data.loader import TrainingViews
+from adco.data.decoder import decode
+from adco.data.loader import RENDERERS, TrainingViews
 from adco.data.pictures import ArrayPictures, Pictures
 from adco.data.views import Draw, Recipe, draw_view, normalised, view_rng
 from benchmarks import measure
@@ -81,16 +82,10 @@ def draw(index: int, view: int, width: int, height: int) -> Draw:
     return draw_view(FULL, width, height, view_rng(0, 0, index, view))
 
 
-def fast(index: int, data: bytes):
-    pixels = fast_render.decode(data)
+def ours(renderer, index: int, data: bytes):
+    pixels = decode(BytesIO(data))
     draws = (draw(index, view, *pixels.shape[1::-1]) for view in (0, 1))
-    return normalised([fast_render.render(pixels, drawn, FULL.size) for drawn in draws])
-
-
-def pil(index: int, data: bytes):
-    picture = opened(data)
-    draws = (draw(index, view, *picture.size) for view in (0, 1))
-    return normalised([pil_render.render(picture, drawn, FULL.size) for drawn in draws])
+    return normalised([renderer.render(pixels, drawn, FULL.size) for drawn in draws])
 
 
 def published_recipe(size: int = FULL.size):
@@ -127,12 +122,13 @@ def lightly():
 
 
 def print_times(pictures: Pictures, number: int, repeats: int) -> None:
-    ways = {"ours, fast": fast, "ours, pil": pil, "published": published()}
+    ways = {f"ours, {name}": partial(ours, renderer) for name, renderer in RENDERERS.items()}
+    ways["published"] = published()
     try:
         ways["lightly"] = lightly()
     except ImportError as error:
         print(f"lightly is left out: {error}\n")
-    jpegs = [jpeg(pictures.read(i, pil_render)) for i in range(min(number, len(pictures)))]
+    jpegs = [jpeg(Image.fromarray(pictures.read(i))) for i in range(min(number, len(pictures)))]
     jpegs = (jpegs * number)[:number]
 
     def all_jpegs(way):
@@ -172,20 +168,13 @@ def print_small(repeats: int, batch_size: int = 128) -> None:
 # ---- difference
 
 
-def pair(pictures: Pictures, index: int, drawn: Draw) -> tuple[np.ndarray, np.ndarray]:
-    """One view by both renderers, uint8 [S, S, 3]."""
-    return (
-        fast_render.render(pictures.read(index, fast_render), drawn, FULL.size),
-        pil_render.render(pictures.read(index, pil_render), drawn, FULL.size),
-    )
-
-
 def print_differences(pictures: Pictures, number: int) -> None:
     means = []
     for index in range(min(number, len(pictures))):
-        width, height = pictures.read(index, pil_render).size
+        pixels = pictures.read(index)
         for view in (0, 1):
-            one, other = pair(pictures, index, draw(index, view, width, height))
+            drawn = draw(index, view, *pixels.shape[1::-1])
+            one, other = (r.render(pixels, drawn, FULL.size) for r in RENDERERS.values())
             means.append(np.abs(one.astype(int) - other).mean())
     measure.print_head("crops", "mean |fast - pil|, of 255", "99th percentile", "largest")
     numbers = (np.mean(means), np.percentile(means, 99), max(means))

@@ -35,7 +35,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 @pytest.fixture(scope="session")
 def digit_folder(tmp_path_factory) -> Path:
     """Real digits as PNG files: train/{0,1,2} with 16 pictures each, val/{0,1,2} with 5 each."""
-    from adco.data import fast_render
     from adco.data.datasets import load_splits
 
     splits = load_splits("digits", "")
@@ -45,6 +44,6 @@ def digit_folder(tmp_path_factory) -> Path:
             folder = root / split / str(digit)
             folder.mkdir(parents=True)
             for index in np.flatnonzero(pictures.labels == digit)[:count]:
-                pixels = pictures.read(index, fast_render)
+                pixels = pictures.read(index)
                 Image.fromarray(pixels).save(folder / f"{index:04d}.png")
     return root

@@ -165,10 +165,10 @@ def test_where_everything_is_broken_it_ends_in_one_sentence(folder):
 
 
 def test_a_lack_of_memory_is_not_the_pictures_fault(folder, monkeypatch):
-    def no_memory(data):
+    def no_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr("adco.data.fast_render.decode", no_memory)
+    monkeypatch.setattr("adco.data.pictures.decode", no_memory)
     views = TrainingViews(pictures(folder, GOOD), RECIPES, 0, skip_broken=True)
     with pytest.raises(MemoryError):
         views.__getitems__([(0, 0)])
@@ -252,9 +252,9 @@ def test_a_run_goes_on_with_as_many_broken_pictures_as_it_may_have(folder, tmp_p
 
 def test_check_views_leave_broken_pictures_out(folder):
     some = FolderPictures(folder, ["empty.jpg", GOOD[0], "bomb.png", GOOD[1]], [0, 1, 2, 3])
-    batch, labels = CheckViews(some, 16, "fast", skip_broken=True).__getitems__([0, 1, 2, 3])
+    batch, labels = CheckViews(some, 16, skip_broken=True).__getitems__([0, 1, 2, 3])
     assert batch.shape == (2, 3, 16, 16) and labels.tolist() == [1, 3]
-    batch, labels = CheckViews(some, 16, "fast", skip_broken=True).__getitems__([0, 2])
+    batch, labels = CheckViews(some, 16, skip_broken=True).__getitems__([0, 2])
     assert batch.shape == (0, 3, 16, 16) and labels.shape == (0,)
 
 
@@ -262,7 +262,7 @@ def test_a_score_copes_with_batches_that_come_back_empty(folder):
     names = [GOOD[0], *BROKEN, GOOD[1]]
     some = FolderPictures(folder, names, list(range(len(names))))
     trunk = build_trunk("resnet10").eval()
-    views = CheckViews(some, 32, "fast", skip_broken=True)
+    views = CheckViews(some, 32, skip_broken=True)
     pairs = check_loader(views, 3, 0, World())
     features = extract_features(trunk, pairs, torch.device("cpu"))
     assert features.labels.tolist() == [0, len(names) - 1]
@@ -271,7 +271,7 @@ def test_a_score_copes_with_batches_that_come_back_empty(folder):
 
 def test_a_score_of_nothing_is_zero(folder):
     some = FolderPictures(folder, list(BROKEN), [0] * len(BROKEN))
-    views = CheckViews(some, 32, "fast", skip_broken=True)
+    views = CheckViews(some, 32, skip_broken=True)
     pairs = check_loader(views, 3, 0, World())
     features = extract_features(build_trunk("resnet10"), pairs, torch.device("cpu"))
     assert knn_accuracy(features, features, World()) == 0

@@ -1,14 +1,18 @@
 """Data sets by name."""
 
-import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from adco.data import identity
+from adco.data.decoder import AS_STORED, Decoding, decoding_of
+from adco.data.folder import in_words, read_folder
 from adco.data.pictures import ArrayPictures, FolderPictures, Pictures
-from ops.errors import InputError, some
+from ops.errors import InputError, printable, some
+
+SAMPLE = 200  # pictures whose headers are looked at
 
 
 class Splits(NamedTuple):
@@ -18,14 +22,37 @@ class Splits(NamedTuple):
     labelled: Pictures | None  # the pictures of `train` that have labels; None: there are none
     val: Pictures | None  # None: no labels, or no val
 
+    def identity(self) -> dict[str, dict]:
+        return identity.identity({"train": self.train, "val": self.val})
 
-def load_splits(dataset: str, data: str, download: bool = False) -> Splits:
-    """The pictures of a data set by name. Raises InputError where it is not as expected."""
+
+def splits_of(config) -> Splits:
+    """The pictures that the options of a run name (ops.options.RunOptions)."""
+    return load_splits(
+        config.dataset, config.data, bool(config.download), decoding_of(config),
+        log_folder=Path(config.save_path) / config.log_path,
+    )  # fmt: skip
+
+
+def load_splits(
+    dataset: str,
+    data: str,
+    download: bool = False,
+    decoding: Decoding = AS_STORED,
+    log_folder: Path | None = None,
+) -> Splits:
+    """The pictures of a data set by name. Raises InputError where it is not as expected.
+
+    log_folder: below which this run writes; it is never data.
+    """
     if dataset == "digits":
         return embedded_digits()
     if dataset in ("cifar10", "cifar100", "stl10"):
         return from_torchvision(dataset, data, download)
-    return from_folders(Path(data), classes_needed=dataset == "ImageNet")
+    try:
+        return from_folders(Path(data), dataset == "ImageNet", decoding, log_folder)
+    except OSError as error:
+        raise InputError(f"cannot read the folder {data!r}: {error}; make it readable") from error
 
 
 def embedded_digits() -> Splits:
@@ -70,7 +97,9 @@ def from_torchvision(dataset: str, data: str, download: bool) -> Splits:
         ) from error
 
 
-def from_folders(root: Path, classes_needed: bool) -> Splits:
+def from_folders(
+    root: Path, classes_needed: bool, decoding: Decoding = AS_STORED, log_folder: Path | None = None
+) -> Splits:
     """ImageNet's layout (train/CLASS, val/CLASS), or any folder of pictures, by class or not."""
     # The training pictures: all of `train`, or the whole folder where there is none.
     if not root.is_dir():
@@ -80,53 +109,107 @@ def from_folders(root: Path, classes_needed: bool) -> Splits:
             f"{str(root)!r} has no folder 'train'; ImageNet is expected as train/CLASS/picture and "
             "val/CLASS/picture (for any other folder of pictures: --dataset folder)"
         )
-    train = scan_folder(root / "train" if (root / "train").is_dir() else root)
+    has_train = (root / "train").is_dir()
+    train = scan_folder(root / "train" if has_train else root, decoding, log_folder)
     if classes_needed and train.labels is None:
         raise InputError(
-            f"{str(root / 'train')!r} has no class folders; for a flat folder use --dataset folder"
+            f"{str(root / 'train')!r} has no class folders (found: {described(train)}); for a flat "
+            "folder use --dataset folder"
         )
 
     # Pictures to score with, where both splits have the same classes.
     has_val = train.labels is not None and (root / "val").is_dir()
-    val = scan_folder(root / "val") if has_val else None
+    val = scan_folder(root / "val", decoding, log_folder) if has_val else None
     if val is None or val.labels is None:
         return Splits(train, None, None)
-    if val.classes != train.classes:
-        only = sorted(set(train.classes) ^ set(val.classes))
+    of_train, of_val = (list(map(identity.normal, part.classes)) for part in (train, val))
+    if of_val != of_train:
+        only = sorted(set(of_train) ^ set(of_val))
         raise InputError(
-            f"train and val below {str(root)!r} need the same class folders; "
-            f"only in one: {some(only)}"
+            f"train and val below {str(root)!r} need the same class folders with pictures; "
+            f"only in one: {some(only)} (train: {described(train)}; val: {described(val)})"
         )
     return Splits(train, train, val)
 
 
-def scan_folder(root: Path) -> FolderPictures:
+def scan_folder(
+    root: Path, decoding: Decoding = AS_STORED, log_folder: Path | None = None
+) -> FolderPictures:
     """All pictures below a folder, in the order of their names.
 
-    They are labelled where each is in a subfolder, and there are two subfolders or more.
+    They are labelled where they are in two subfolders or more. A few pictures beside these, fewer
+    than are in one of them on average, are then left out.
     """
-    names = pictures_below(root)
+    found = read_folder(root, log_folder)
+    # The class is the first folder of a path; deeper ones mean nothing.
+    inside = [name for name in found.names if "/" in name]
+    classes = sorted({name.split("/")[0] for name in inside}, key=identity.normal)
+    beside = [name for name in found.names if "/" not in name]
+    labelled = len(classes) > 1 and len(beside) * len(classes) < len(inside)
+
+    # What is left out is counted, and named where it may have been meant.
+    left_out = found.left_out
+    empty = sorted(set(found.folders) - set(classes))
+    if empty:
+        left_out[f"folder(s) without pictures ({some(empty)})"] = len(empty)
+    if labelled and beside:
+        left_out[f"picture(s) beside the class folders ({some(beside)})"] = len(beside)
+    names = inside if labelled else found.names
     if not names:
         raise InputError(
-            f"no pictures in {str(root)!r}; expected files such as .jpg or .png, in it or below"
+            f"no pictures in {str(root)!r}; expected files such as .jpg or .png, in it or below, "
+            f"found {in_words(left_out) or 'nothing'}"
         )
-    # The class is the first folder of a path; deeper ones mean nothing.
-    classes = sorted({name.split(os.sep)[0] for name in names if os.sep in name})
-    if len(classes) < 2 or any(os.sep not in name for name in names):
-        return FolderPictures(root, names)
+    if not labelled:
+        return FolderPictures(root, names, None, (), decoding, left_out)
     number = {name: i for i, name in enumerate(classes)}
-    return FolderPictures(root, names, [number[name.split(os.sep)[0]] for name in names], classes)
+    labels = [number[name.split("/")[0]] for name in names]
+    return FolderPictures(root, names, labels, classes, decoding, left_out)
 
 
-def pictures_below(root: Path) -> list[str]:
-    """Paths of all files below a folder that are named as pictures, relative to it, in order."""
-    # Every ending of a format that Pillow can read.
-    extensions = Image.registered_extensions()
-    suffixes = tuple(end for end, kind in extensions.items() if kind in Image.OPEN)
-    paths = []
-    for folder, _, files in os.walk(root, followlinks=True):
-        # Once a folder: ImageNet has 1.28 million files.
-        below = "" if folder == str(root) else os.path.relpath(folder, root)
-        found = (name for name in files if name.lower().endswith(suffixes) and name[0] != ".")
-        paths += [os.path.join(below, name) for name in found]
-    return sorted(paths)
+# ---- what a run says of its pictures
+
+
+def introduction(parts: dict[str, Pictures | None]) -> list[str]:
+    """What the parts of a data set are, a line each, and what may not have been meant."""
+    known = {part: pictures for part, pictures in parts.items() if pictures is not None}
+    lines = [f"{part}: {described(pictures)}" for part, pictures in known.items()]
+    warnings = [f"note: {text}" for pictures in known.values() for text in warnings_about(pictures)]
+    return lines + list(dict.fromkeys(warnings))
+
+
+def described(pictures: Pictures) -> str:
+    """Such as "72 pictures in 3 classes, 24 to 24 each; left out: 3 .heic, 1 hidden folder"."""
+    text = f"{len(pictures)} pictures without classes"
+    if pictures.labels is not None:
+        # A label each, or a row with 1 for each class that is shown.
+        one_each = pictures.labels.ndim == 1
+        numbers = pictures.labels if one_each else np.nonzero(pictures.labels == 1)[1]
+        counts = np.bincount(numbers, minlength=len(pictures.classes))
+        text = f"{len(pictures)} pictures in {len(counts)} classes, {counts.min()} to "
+        text += f"{counts.max()} each"
+    if left_out := getattr(pictures, "left_out", None):
+        text += f"; left out: {in_words(left_out)}"
+    return printable(text)
+
+
+def warnings_about(pictures: Pictures) -> list[str]:
+    """What may not have been meant, in sentences: deeper classes, pictures on their side."""
+    if not isinstance(pictures, FolderPictures):
+        return []
+    warnings = []
+    # Class folders whose pictures lie in folders of their own.
+    deeper = Counter("/".join(n.split("/")[:2]) for n in pictures.file_names() if n.count("/") > 1)
+    if pictures.labels is not None and 2 * sum(deeper.values()) > len(pictures):
+        warnings.append(
+            f"the classes are the {len(pictures.classes)} folders {some(list(pictures.classes))}, "
+            f"but most pictures lie deeper, in {len(deeper)} folders such as {next(iter(deeper))}: "
+            "if those are the classes, put them directly into one folder"
+        )
+    # A sample, the same one every time.
+    sample = np.random.default_rng(0).permutation(len(pictures))[:SAMPLE]
+    turned = sum(pictures.orientation(int(i)) not in (0, 1) for i in sample)
+    if turned > 3:
+        how = "turned by it" if pictures.decoding.exif else "shown as stored; --exif 1 turns them"
+        warnings.append(f"{turned} of {len(sample)} pictures have an orientation tag: {how}")
+    return [printable(warning) for warning in warnings]

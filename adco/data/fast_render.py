@@ -1,51 +1,20 @@
 """The views of views.py, rendered several times faster: the same draws, nearly the same pixels.
 
-OpenCV decodes where it gives Pillow's pixels, and torch's antialiasing kernel resizes. Brightness,
-contrast and saturation are affine maps of a pixel, the blur is one small kernel.
+torch's antialiasing kernel resizes. Brightness, contrast and saturation are affine maps of a pixel,
+the blur is one small kernel.
 """
 
-from io import BytesIO
 from math import sqrt
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from adco.data.views import Draw
 
 # A loader process owns one core, and a forked thread pool would hang.
 cv2.setNumThreads(0)
-
-PLAIN_JPEG = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # Pillow does not turn pictures
-END_OF_JPEG = b"\xff\xd9"
-
-
-def decode(data: bytes) -> np.ndarray:
-    """The pixels in an image file, uint8 [H, W, 3], RGB, as Pillow gives them.
-
-    OpenCV decodes complete colour and gray JPEGs. Pillow decodes what OpenCV treats differently
-    (other formats, CMYK, palettes, transparency, 16 bits) and what is torn. Raises OSError.
-    """
-    # Pillow reads the header only, until it converts.
-    with Image.open(BytesIO(data)) as image:
-        if image.format == "JPEG" and image.mode in ("RGB", "L") and data.endswith(END_OF_JPEG):
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), PLAIN_JPEG)
-            if pixels is not None:
-                return pixels
-        return np.array(image.convert("RGB"))
-
-
-def from_array(pixels: np.ndarray) -> np.ndarray:
-    """A picture from uint8 [H, W, 3]."""
-    return pixels
-
-
-def size(pixels: np.ndarray) -> tuple[int, int]:
-    """Width and height."""
-    height, width = pixels.shape[:2]
-    return width, height
 
 
 def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
@@ -65,21 +34,6 @@ def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
     if draw.flip:
         view = cv2.flip(view, 1)
     return cv2.cvtColor(view, cv2.COLOR_GRAY2RGB) if draw.gray else view
-
-
-def check_view(pixels: np.ndarray, size: int, square: bool = False) -> np.ndarray:
-    """The view that scores are computed on, as in pil_render: uint8 [size, size, 3]."""
-    height, width = pixels.shape[:2]
-    if (height, width) == (size, size) and not square:
-        return pixels
-    # The shorter side becomes size 256/224; with `square` both do.
-    side, short = round(size * 256 / 224), min(height, width)
-    if square:
-        height = width = short
-    view = resized(pixels, side * height // short, side * width // short)
-    # Then the centre.
-    top, left = (round((edge - size) / 2) for edge in view.shape[:2])
-    return view[top : top + size, left : left + size]
 
 
 def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

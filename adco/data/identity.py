@@ -1,11 +1,14 @@
 """Which pictures a run is made of, wherever they lie: number, names and labels."""
 
 import hashlib
+import os
 import unicodedata
 
 import numpy as np
 
 from adco.data.pictures import Pictures
+from ops.distributed import Flags
+from ops.errors import InputError
 
 
 def identity(parts: dict[str, Pictures | None]) -> dict[str, dict]:
@@ -28,9 +31,8 @@ def identity(parts: dict[str, Pictures | None]) -> dict[str, dict]:
 def sha256_of(pictures: Pictures) -> str:
     digest = hashlib.sha256()
     # The pictures of data sets in memory have no names.
-    names = getattr(pictures, "names", np.array([], "S1")).tolist()
-    for words in (names, [name.encode() for name in map(normal, pictures.classes)]):
-        digest.update(b"\0".join(words) + b"\1")
+    for words in (pictures.file_names(), pictures.classes):
+        digest.update(os.fsencode("\0".join(map(normal, words)) + "\1"))
     if pictures.labels is not None:
         digest.update(np.ascontiguousarray(pictures.labels, "<i8").tobytes())
     return digest.hexdigest()
@@ -41,23 +43,30 @@ def normal(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def difference(theirs: dict[str, dict], ours: dict[str, dict]) -> str:
+def difference(theirs: dict[str, dict] | None, ours: dict[str, dict]) -> str:
     """What differs between the data of two runs, in words; nothing where all is the same.
 
     Of a run that does not say what it was made of, nothing is known to differ.
     """
-    found = []
-    for part in dict.fromkeys([*theirs, *ours]) if theirs else ():
-        then, now = theirs.get(part), ours.get(part)
-        if then != now:
-            found.append(f"{part} was {in_words(then)}, here it is {in_words(now, then)}")
-    return ", ".join(found)
+    known = theirs if isinstance(theirs, dict) and theirs else ours
+    return ", ".join(
+        f"{part} was {in_words(known.get(part))}, here it is {in_words(ours.get(part))}"
+        for part in dict.fromkeys([*known, *ours])
+        if known.get(part) != ours.get(part)
+    )
 
 
-def in_words(part: dict | None, other: dict | None = None) -> str:
+def in_words(part: dict | None) -> str:
     if part is None:
         return "not there"
-    text = f"{part['pictures']} pictures in {part['classes']} classes"
-    # As many of both: then it is the names.
-    same = other and all(part[name] == other[name] for name in ("pictures", "classes"))
-    return text + ", of other names or labels" * bool(same)
+    return "{pictures} pictures in {classes} classes (names and labels {sha256:.8})".format(**part)
+
+
+def check_same_everywhere(data: dict[str, dict], flags: Flags) -> None:
+    """Raise InputError where another process sees other data, as on a node with a copy of its own.
+
+    For all processes to call.
+    """
+    for rank, theirs in enumerate(flags.gather(data)):
+        if other := difference(theirs, data):
+            raise InputError(f"process {rank} sees other data: {other}; give all nodes the same")

@@ -4,7 +4,9 @@ import os
 import re
 from pathlib import Path
 
-from adco.data.datasets import Splits, pictures_below
+from adco.data.datasets import Splits
+from adco.data.decoder import AS_STORED, Decoding
+from adco.data.folder import read_folder
 from adco.data.pictures import FolderPictures, Pictures
 from ops.errors import InputError, some
 
@@ -13,7 +15,7 @@ PLACES_LISTS = "trainvalsplit_places205"
 PLACES_CLASSES = 205
 
 
-def load_places(data: str, train_list: str = "") -> Splits:
+def load_places(data: str, train_list: str = "", decoding: Decoding = AS_STORED) -> Splits:
     """Places205 in its published layout.
 
     train_list: a file to use in place of the training list. Raises InputError where a list or a
@@ -21,7 +23,7 @@ def load_places(data: str, train_list: str = "") -> Splits:
     """
     root = Path(data)
     pictures = root / PLACES_PICTURES
-    if not pictures.is_dir():
+    if not os.path.isdir(pictures):  # or not readable
         raise InputError(
             f"no pictures of Places205 at {str(pictures)!r}; --data has to hold {PLACES_PICTURES} "
             f"and {PLACES_LISTS}"
@@ -29,8 +31,9 @@ def load_places(data: str, train_list: str = "") -> Splits:
     train = Path(train_list) if train_list else root / PLACES_LISTS / "train_places205.csv"
     val = root / PLACES_LISTS / "val_places205.csv"
     # One walk through the folders is faster than a look for each of 2.5 million files.
-    present = set(pictures_below(pictures))
+    present = set(read_folder(pictures).names)
     train, val = (read_places(path, pictures, present) for path in (train, val))
+    train.decoding = val.decoding = decoding
     return Splits(train, train, val)
 
 

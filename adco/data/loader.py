@@ -12,7 +12,7 @@ from ops.distributed import World
 from ops.errors import InputError
 from ops.workers import SignalSafeLoader
 
-# Modules with the same functions: decode, from_array, size, render, check_view.
+# Modules with the same function: render.
 RENDERERS = {"fast": fast_render, "pil": pil_render}
 STAND_IN = 2**31  # pseudo view number that seeds the draw of replacement pictures
 NUM_STAND_INS = 20  # pictures that are tried in place of a broken one
@@ -51,16 +51,15 @@ class TrainingViews(Dataset):
     def _render(self, epoch: int, index: int, broken_: dict[str, str]) -> list[np.ndarray]:
         """uint8 [S, S, 3] per recipe."""
         # Decoding is the dearest part: once for all views.
-        picture = self._picture(epoch, index, broken_)
-        renderer = RENDERERS[self.augment]
-        size = renderer.size(picture)
-        rendered = []
+        pixels = self._picture(epoch, index, broken_)
+        height, width = pixels.shape[:2]
+        render, rendered = RENDERERS[self.augment].render, []
         for view, recipe in enumerate(self.recipes):
-            draw = draw_view(recipe, *size, view_rng(self.seed, epoch, index, view))
-            rendered.append(renderer.render(picture, draw, recipe.size))
+            draw = draw_view(recipe, width, height, view_rng(self.seed, epoch, index, view))
+            rendered.append(render(pixels, draw, recipe.size))
         return rendered
 
-    def _picture(self, epoch: int, index: int, broken_: dict[str, str]):
+    def _picture(self, epoch: int, index: int, broken_: dict[str, str]) -> np.ndarray:
         """Picture `index`, or the first readable one of those drawn to replace it.
 
         Adds those that could not be read to `broken_`, name to reason.
@@ -68,7 +67,7 @@ class TrainingViews(Dataset):
         chosen, rng = index, None  # most pictures are sound: the generator is made when needed
         for _ in range(1 + NUM_STAND_INS):
             try:
-                return self.pictures.read(chosen, RENDERERS[self.augment])
+                return self.pictures.read(chosen)
             except BrokenPicture as error:
                 if not self.skip_broken:
                     raise
@@ -86,19 +85,19 @@ class CheckViews(Dataset):
 
     skip_broken: leave out pictures that cannot be read; a batch may then be smaller, even empty.
     Without it they raise BrokenPicture.
-    square: make a square of each picture, whatever its shape.
+    square, whole: of each picture, as pil_render.check_view takes them.
     """
 
     def __init__(
         self,
         pictures: Pictures,
         size: int,
-        augment: str = "pil",
         skip_broken: bool = False,
         square: bool = False,
+        whole: bool = False,
     ):
-        self.pictures, self.size, self.augment = pictures, size, augment
-        self.skip_broken, self.square = skip_broken, square
+        self.pictures, self.size, self.skip_broken = pictures, size, skip_broken
+        self.square, self.whole = square, whole
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -119,9 +118,8 @@ class CheckViews(Dataset):
         return batch, torch.as_tensor(self.pictures.labels[list(rendered)])
 
     def _render(self, index: int) -> np.ndarray:
-        renderer = RENDERERS[self.augment]
-        picture = self.pictures.read(index, renderer)
-        return renderer.check_view(picture, self.size, self.square)
+        pixels = self.pictures.read(index)
+        return pil_render.check_view(pixels, self.size, self.square, self.whole)
 
 
 def as_it_is(batch):

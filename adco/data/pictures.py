@@ -1,14 +1,25 @@
 """Pictures in files or in memory, by index."""
 
+import errno
 import os
+import time
+from collections import Counter
 from copy import copy
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from ops.errors import InputError
+from adco.data.decoder import AS_STORED, ORIENTATION, Decoding, TooLarge, decode
+from ops.errors import InputError, RunFailed, printable
+
+# What the operating system says where a disk, a network or the machine fails, and not a file.
+OUTAGES = (
+    "EIO", "ESTALE", "EMFILE", "ENFILE", "ETIMEDOUT", "ENOTCONN", "ECONNRESET", "ECONNABORTED",
+    "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "EREMOTEIO",
+)  # fmt: skip
+OUTAGE_SECONDS = 120.0  # for which a file server may be away
 
 
 class Pictures(Protocol):
@@ -19,11 +30,14 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int, renderer):
-        """Picture `index` in RGB, as `renderer` (pil_render or fast_render) takes it."""
+    def read(self, index: int) -> np.ndarray:
+        """Picture `index`, uint8 [H, W, 3], RGB."""
 
     def name(self, index: int) -> str:
         """The picture's name in a message."""
+
+    def file_names(self) -> list[str]:
+        """The names of all, where they are files."""
 
     def part(self, positions: np.ndarray) -> "Pictures":
         """The pictures at `positions`, in that order."""
@@ -41,13 +55,21 @@ class BrokenPicture(InputError):
 class FolderPictures:
     """Pictures in files, with the label of each or none.
 
-    Reading a file raises BrokenPicture, whatever is wrong with it.
+    left_out: kinds of files in the folder that are not among them, and how many of each.
+    Reading a file raises BrokenPicture, whatever is wrong with it; RunFailed where the folder
+    cannot be reached for OUTAGE_SECONDS.
     """
 
     def __init__(
-        self, root: Path, names: list[str], labels: list[int] | None = None, classes: list[str] = ()
+        self,
+        root: Path,
+        names: list[str],
+        labels: list[int] | None = None,
+        classes: list[str] = (),
+        decoding: Decoding = AS_STORED,
+        left_out: Counter | None = None,
     ):
-        self.root = root
+        self.root, self.decoding, self.left_out = root, decoding, left_out or Counter()
         # One block of memory: loader processes share it unchanged.
         self.names = np.array([os.fsencode(name) for name in names])
         self.labels = None if labels is None else np.array(labels)
@@ -56,23 +78,53 @@ class FolderPictures:
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, index: int, renderer):
-        path = self.root / os.fsdecode(bytes(self.names[index]))
+    def path(self, index: int) -> Path:
+        return self.root / os.fsdecode(bytes(self.names[index]))
+
+    def read(self, index: int) -> np.ndarray:
+        deadline = time.monotonic() + OUTAGE_SECONDS
+        while True:
+            try:
+                with open(self.path(index), "rb") as file:
+                    return decode(file, self.decoding)
+            except MemoryError:
+                raise  # not the picture's fault
+            except Exception as error:  # decoders raise errors of all kinds
+                why, path = reason(error), self.root / self.name(index)
+                if not self.is_outage(error):
+                    advice = "raise it, or " * isinstance(error, TooLarge) + "remove or replace it"
+                    sentence = f"cannot read the picture {path}: {why}; {advice}"
+                    raise BrokenPicture(sentence, why) from error
+                # A file server that is away for a moment breaks no picture.
+                if time.monotonic() > deadline:
+                    raise RunFailed(
+                        f"cannot read {path} for {OUTAGE_SECONDS:g} s ({why}): the folder or its "
+                        "file server is away; bring it back and start again with --resume auto"
+                    ) from error
+                time.sleep(1)
+
+    def is_outage(self, error: Exception) -> bool:
+        """Whether the error is of the machine or of the whole folder, not of one file."""
+        name = errno.errorcode.get(getattr(error, "errno", None))
+        return name in OUTAGES or (name == "ENOENT" and not self.root.is_dir())
+
+    def orientation(self, index: int) -> int:
+        """The picture's orientation tag; 1 where it lies as it is stored, or cannot be read."""
         try:
-            data = path.read_bytes()
-            if not data:
-                raise OSError("the file is empty")
-            return renderer.decode(data)
-        except MemoryError:
-            raise  # not the picture's fault
-        except Exception as error:  # decoders raise errors of all kinds
-            why = reason(error)
-            sentence = f"cannot read the picture {path}: {why}; remove or replace it"
-            raise BrokenPicture(sentence, why) from error
+            with Image.open(self.path(index)) as image:
+                # Pillow decodes a PNG to look for the tag.
+                if image.format == "PNG" and "exif" not in image.info:
+                    return 1
+                return image.getexif().get(ORIENTATION, 1)
+        except Exception:  # as above
+            return 1
+
+    def file_names(self) -> list[str]:
+        return [os.fsdecode(name) for name in self.names.tolist()]
 
     def name(self, index: int) -> str:
-        """Its path below the folder, with bytes that are no UTF-8 as \\x.."""
-        return bytes(self.names[index]).decode(errors="backslashreplace")
+        """Its path below the folder, with bytes that are no text as \\x.."""
+        return printable(bytes(self.names[index]).decode(errors="backslashreplace"))
 
     def part(self, positions: np.ndarray) -> "FolderPictures":
         part = copy(self)  # shallow: root and classes are shared
@@ -101,8 +153,11 @@ class ArrayPictures:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def read(self, index: int, renderer):
-        return renderer.from_array(self.array[self.positions[index]])
+    def read(self, index: int) -> np.ndarray:
+        return self.array[self.positions[index]]
+
+    def file_names(self) -> list[str]:
+        return []
 
     def name(self, index: int) -> str:
         return f"number {index}"

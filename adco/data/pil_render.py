@@ -1,13 +1,12 @@
 """The views of views.py, rendered by Pillow: the definition of their pixels."""
 
-from io import BytesIO
-
 import numpy as np
 import torchvision.transforms.functional as VF
 from PIL import Image, ImageFilter
 
 from adco.data.views import Draw
 
+MOST_PIXELS = 2**26  # of a picture that is resized whole
 JITTER = {
     "brightness": VF.adjust_brightness,
     "contrast": VF.adjust_contrast,
@@ -16,27 +15,11 @@ JITTER = {
 }
 
 
-def decode(data: bytes) -> Image.Image:
-    """The picture in an image file, in RGB. Raises whatever the decoder does."""
-    with Image.open(BytesIO(data)) as image:
-        return image.convert("RGB")
-
-
-def from_array(pixels: np.ndarray) -> Image.Image:
-    """A picture from uint8 [H, W, 3]."""
-    return Image.fromarray(pixels)
-
-
-def size(picture: Image.Image) -> tuple[int, int]:
-    """Width and height."""
-    return picture.size
-
-
-def render(picture: Image.Image, draw: Draw, size: int) -> np.ndarray:
-    """The drawn view of an RGB picture: uint8 [size, size, 3]."""
+def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
+    """The drawn view of a picture [H, W, 3]: uint8 [size, size, 3]."""
     # The crop, resized.
     left, top, width, height = draw.box
-    view = picture.crop((left, top, left + width, top + height))
+    view = Image.fromarray(pixels).crop((left, top, left + width, top + height))
     view = view.resize((size, size), Image.Resampling.BILINEAR)
 
     # Colours, blur and flip, in the order of MoCo v2's augmentation.
@@ -51,15 +34,27 @@ def render(picture: Image.Image, draw: Draw, size: int) -> np.ndarray:
     return np.array(view)
 
 
-def check_view(picture: Image.Image, size: int, square: bool = False) -> np.ndarray:
-    """The view that scores are computed on, uint8 [size, size, 3].
+def check_view(
+    pixels: np.ndarray, size: int, square: bool = False, whole: bool = False
+) -> np.ndarray:
+    """The view that scores are computed on, of a picture [H, W, 3]: uint8 [size, size, 3].
 
-    Resize(size 256/224), CenterCrop(size). A picture that already has the size is taken whole.
-    square: both sides are resized to that length, whatever the picture's shape.
+    Resize(size 256/224), CenterCrop(size).  square: both sides are resized to that length, whatever
+    the picture's shape.  whole: Resize(size), CenterCrop(size).
     """
-    if square or picture.size != (size, size):
-        side = round(size * 256 / 224)
-        # One number is the length of the shorter side; two are both.
-        picture = VF.resize(picture, [side, side] if square else side)
-        picture = VF.center_crop(picture, [size, size])
-    return np.array(picture)
+    height, width = pixels.shape[:2]
+    # Lengths of the resized picture: the shorter side is given, fractions of the other are cut off.
+    side, short = size if whole else round(size * 256 / 224), min(height, width)
+    w, h = (side, side) if square else (side * width // short, side * height // short)
+    left, top = round((w - size) / 2), round((h - size) / 2)
+    picture, how = Image.fromarray(pixels), Image.Resampling.BILINEAR
+    if w * h <= MOST_PIXELS:
+        return np.array(picture.resize((w, h), how).crop((left, top, left + size, top + size)))
+    # A very long picture: its long side first, of which the centre is cut out before the other.
+    if w > h:
+        picture = picture.resize((w, height), how).crop((left, 0, left + size, height))
+        view = picture.resize((size, h), how).crop((0, top, size, top + size))
+    else:
+        picture = picture.resize((width, h), how).crop((0, top, width, top + size))
+        view = picture.resize((w, size), how).crop((left, 0, left + size, size))
+    return np.array(view)

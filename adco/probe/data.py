@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 from torchvision.models.resnet import ResNet
 
 from adco.data import pil_render
-from adco.data.datasets import load_splits
+from adco.data.datasets import splits_of
+from adco.data.decoder import decoding_of
 from adco.data.list_files import listed_part, load_places
 from adco.data.loader import CheckViews, check_loader
 from adco.data.pictures import Pictures
@@ -51,9 +52,9 @@ def load_probe_sets(config: ProbeConfig, holdout: float) -> ProbeSets:
     """Train, its held-out share and val. Raises InputError where pictures or labels are missing."""
     # All labelled pictures.
     if config.dataset in PLACES:
-        splits = load_places(config.data, config.train_list)
+        splits = load_places(config.data, config.train_list, decoding_of(config))
     else:
-        splits = load_splits(config.dataset, config.data, bool(config.download))
+        splits = splits_of(config)
     train, val = splits.labelled, splits.val
     if train is None or val is None:
         raise InputError(
@@ -102,14 +103,15 @@ class ProbeViews(Dataset):
         return normalised(views), torch.as_tensor(labels)
 
     def _render(self, epoch: int, index: int) -> np.ndarray:
-        picture, size = self.pictures.read(index, pil_render), self.recipe.size
-        draw = draw_view(self.recipe, *picture.size, view_rng(self.seed, epoch, index, 0))
+        pixels, size = self.pictures.read(index), self.recipe.size
+        height, width = pixels.shape[:2]
+        draw = draw_view(self.recipe, width, height, view_rng(self.seed, epoch, index, 0))
         # The drawn box gives way to a window of the view's own size.
         if self.randcrop:
             rng = view_rng(self.seed, epoch, index, CROP_VIEW)
-            left, top = (window_start(length, size, rng) for length in picture.size)
+            left, top = (window_start(length, size, rng) for length in (width, height))
             draw = draw._replace(box=(left, top, size, size))
-        return pil_render.render(picture, draw, size)
+        return pil_render.render(pixels, draw, size)
 
 
 def window_start(length: int, size: int, rng: np.random.Generator) -> int:
@@ -136,7 +138,8 @@ def scoring_loader(
 
     local_size: processes on this node, which share its batch size and its workers.
     """
-    views = CheckViews(pictures, config.image_size, square=config.dataset in PLACES)
+    square, whole = config.dataset in PLACES, not config.eval_crop
+    views = CheckViews(pictures, config.image_size, square=square, whole=whole)
     batch_size = max(1, config.batch_size // local_size)
     workers = workers_per_process(config.workers, local_size)
     return check_loader(views, batch_size, workers, world)

@@ -19,7 +19,7 @@ from ops.distributed import broadcast_from_first_, checksum, sum_across_ranks_, 
 from ops.errors import RunFailed
 from ops.journal import Stopwatch
 from ops.metrics import Accuracy, accuracies, best_index, count_right
-from ops.workers import workers_per_process
+from ops.workers import check_shared_memory, workers_per_process
 
 
 class TrunkWithHeads(nn.Module):
@@ -140,6 +140,8 @@ class HeadTraining:
         least = 1 if self.frozen else 2  # BatchNorm in train mode needs two pictures
         self.batches = EpochBatches(len(views), batch_size, self.world, config.seed, least)
         workers = workers_per_process(config.workers, self.local_size)
+        batch = 12 * config.image_size**2 * self.batches.sizes[0] // self.world.size  # bytes
+        check_shared_memory(batch, workers, self.local_size)
         self.loader = batch_loader(views, self.batches, workers, self.device.type == "cuda")
         self.wrapped = wrap_encoder(self.model, self.world)
 

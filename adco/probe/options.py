@@ -139,7 +139,7 @@ class ProbeConfig(RunOptions):
 
 
 # Defaults that differ from ImageNet's. An option that is given always wins.
-SMALL = dict(epochs=20, lr=1.0, min_scale=0.4)
+SMALL = dict(eval_crop=0, epochs=20, lr=1.0, min_scale=0.4)
 PROBE_PRESETS = {
     "dataset": {
         "cifar10": dict(SMALL, image_size=32),

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from adco.data.identity import identity
+from adco.data.datasets import introduction
+from adco.data.identity import check_same_everywhere, identity
 from adco.probe.data import ProbeRun, load_probe_sets
 from adco.probe.options import RANDOM, ProbeConfig
 from adco.probe.protocols import PROTOCOLS, Outcome
 from adco.probe.state import read_encoder
-from ops.distributed import World
+from ops.distributed import Flags, World
 from ops.errors import InputError
 from ops.files import json_bytes
 from ops.journal import Journal
@@ -28,6 +29,8 @@ def run(config: ProbeConfig, world: World, device: torch.device, local_size: int
     encoder, config, trunk = read_encoder(config)
     holdout = config.holdout or (LOGISTIC_HOLDOUT if config.head == "logistic" else 0)
     sets = load_probe_sets(config, 0 if config.evaluate else holdout)
+    data = identity(sets._asdict())
+    check_same_everywhere(data, Flags(world))
     if min(len(part) for part in (sets.train, sets.held_out, sets.val) if part) < world.size:
         raise InputError(
             f"fewer pictures than processes: train {len(sets.train)}, val {len(sets.val)}, "
@@ -48,7 +51,7 @@ def run(config: ProbeConfig, world: World, device: torch.device, local_size: int
             local_size=local_size,
             journal=journal,
             trunk=trunk,
-            data=identity(sets._asdict()),
+            data=data,
         )
         introduce(probe_run)
         report_outcome(PROTOCOLS[protocol](probe_run), probe_run)
@@ -71,10 +74,10 @@ def introduce(probe_run: ProbeRun) -> None:
     journal.write_config(asdict(config), probe_run.data)
     journal.say(f"run folder: {journal.folder}")
     source = config.resume or config.pretrained
+    for line in introduction(sets._asdict()):
+        journal.say(line)
     journal.say(
-        f"{config.arch} from {source}: {len(sets.train)} pictures to train on, "
-        f"{len(sets.held_out) if sets.held_out else 0} held out, {len(sets.val)} in val, "
-        f"{len(sets.train.classes)} classes, {probe_run.world.size} process(es) on "
+        f"{config.arch} from {source}, {probe_run.world.size} process(es) on "
         f"{probe_run.device.type}"
     )
     if source == RANDOM:

@@ -94,7 +94,7 @@ def check_same_run(probe: HeadTraining, state: dict, source: str) -> None:
     theirs, free = own_config(state), {f.name for f in fields(ProcessOptions)} | {"start_epoch"}
     if "epochs" in theirs:
         theirs["epochs"] = max(theirs["epochs"], probe.config.epochs)
-    data = difference(state.get("data") or {}, probe.data)
+    data = difference(state.get("data"), probe.data)
     found = [words for words in (options_that_differ(probe.config, theirs, free), data) if words]
     if found:
         raise InputError(

@@ -1,0 +1,116 @@
+"""The one reader of folders: what below a folder is a picture, and what is left out."""
+
+import errno
+import os
+from collections import Counter, deque
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from adco.data.identity import normal
+from ops.errors import InputError
+from ops.run_folder import LOCK
+
+# What file servers and archives leave behind; so does every folder that begins with a dot.
+NOT_ENTERED = frozenset(
+    ("@eaDir", "__MACOSX", "lost+found", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN",
+     "System Volume Information")
+)  # fmt: skip
+# Formats with a name in Pillow that are no pictures, or are drawn by another program.
+NO_PICTURES = ("BUFR", "GRIB", "HDF5", "IPTC", "MPEG", "EPS", "WMF")
+
+
+class Found(NamedTuple):
+    """What a folder holds."""
+
+    names: list[str]  # of the pictures, relative to it, with /, in order
+    left_out: Counter  # kind to number
+    folders: list[str]  # those directly in it that were entered
+
+
+def read_folder(root: Path, log_folder: Path | None = None) -> Found:
+    """All pictures below a folder, by the endings of formats that Pillow reads.
+
+    Links are followed, and each folder is entered once. The folders of runs are left out, and so is
+    `log_folder`, below which this run writes. Raises InputError for a folder that cannot be listed.
+    """
+    suffixes = picture_suffixes()
+    found = Found([], Counter(), [])
+    # Folders, and why they are not to be entered (again).
+    met = {folder_id(log_folder): "log folder"} if log_folder and log_folder.is_dir() else {}
+    # Links come last: a folder is met under its own name first.
+    folders, links = deque([""]), deque()
+    while folders or links:
+        below = folders.popleft() if folders else links.popleft()
+        try:
+            entries = sorted(os.scandir(root / below), key=lambda entry: normal(entry.name))
+            this = folder_id(root / below)
+            # The folder that was asked for is always entered.
+            why_not = met.get(this) if below else None
+            if below and any(entry.name == LOCK for entry in entries):
+                why_not = "run folder"
+            if why_not:
+                found.left_out[why_not] += 1
+                continue
+            if this[1]:  # some file systems number nothing
+                met[this] = "repeated folder"
+            if below and "/" not in below:
+                found.folders.append(below)
+            for entry in entries:
+                sort_in(entry, below, suffixes, found, folders, links)
+        except OSError as error:
+            raise InputError(
+                f"cannot list the folder {str(root / below)!r}: {error.strerror or error}; make it "
+                "readable, or take it away"
+            ) from error
+    found.names.sort(key=normal)
+    return found
+
+
+def sort_in(entry, below: str, suffixes, found: Found, folders: deque, links: deque) -> None:
+    """Put one entry of a folder where it belongs. Raises OSError where that cannot be told."""
+    name = f"{below}/{entry.name}" if below else entry.name
+    try:
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        is_folder = is_file = False  # links in a circle
+    if entry.name.startswith("."):
+        found.left_out["hidden folder" if is_folder else "hidden file"] += 1
+    elif is_folder and entry.name in NOT_ENTERED:
+        found.left_out[entry.name] += 1
+    elif is_folder:
+        (links if entry.is_symlink() else folders).append(name)
+    elif not is_file:
+        found.left_out["broken link" if entry.is_symlink() else "special file"] += 1
+    elif entry.name.lower().endswith(suffixes):
+        found.names.append(name)
+    else:
+        suffix = os.path.splitext(entry.name)[1].lower()
+        found.left_out[suffix or "without an ending"] += 1
+
+
+def folder_id(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def picture_suffixes() -> tuple[str, ...]:
+    """Endings of the formats that Pillow can read and that hold pictures."""
+    return tuple(
+        suffix
+        for suffix, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in NO_PICTURES
+    )
+
+
+def in_words(left_out: Counter) -> str:
+    """What was left out: "3 .heic, 1 hidden folder"."""
+    return ", ".join(
+        f"{count} {kind}"
+        + "s" * (count > 1 and kind.endswith(("folder", "file", "link")))
+        + " (pip install pillow-heif, and they are read)" * (kind in (".heic", ".heif"))
+        for kind, count in sorted(left_out.items())
+    )

@@ -1,0 +1,216 @@
+"""What a folder of pictures may hold, and what becomes of it."""
+
+import os
+import shutil
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adco.data.datasets import described, from_folders, load_splits, scan_folder, warnings_about
+from adco.data.folder import read_folder
+from adco.data.identity import check_same_everywhere, difference, identity
+from adco.data.pictures import FolderPictures
+from ops.distributed import Flags
+from ops.errors import InputError
+from tests.support.gloo import in_processes
+from tests.support.pictures import class_folders
+from tests.support.scripts import TINY, assert_refused, pretrain, records, run_main
+
+
+def picture(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, "PNG")
+
+
+def folder_of(root, *names):
+    for i, name in enumerate(names):
+        picture(root / name, i)
+    return root
+
+
+TWO = ("a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/2.png")
+
+
+@pytest.mark.parametrize(
+    "name, what",
+    [
+        (".Trash-1000/0.png", "1 hidden folder"),
+        ("a/.thumbnails/0.png", "1 hidden folder"),
+        ("a/._0.png", "1 hidden file"),
+        ("a/@eaDir/0.png", "1 @eaDir"),
+        ("#recycle/0.png", "1 #recycle"),
+        ("__MACOSX/a/0.png", "1 __MACOSX"),
+        ("a/photo.HEIC", "1 .heic (pip install pillow-heif"),
+        ("a/0.cr2", "1 .cr2"),
+        ("c/0.nef", "1 folder(s) without pictures (c)"),
+        ("a/scan", "1 without an ending"),
+        ("features.hdf", "1 .hdf"),
+        ("b/movie.mpeg", "1 .mpeg"),
+        ("stray.png", "1 picture(s) beside the class folders (stray.png)"),
+    ],
+)
+def test_what_is_left_out_is_counted_and_changes_no_class(tmp_path, name, what):
+    pictures = scan_folder(folder_of(tmp_path, *TWO, name))
+    assert described(pictures).startswith("5 pictures in 2 classes, 2 to 3 each; left out: ")
+    assert what in described(pictures)
+    assert pictures.file_names() == list(TWO) and pictures.labels.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_as_many_pictures_beside_folders_as_in_them_are_a_set_without_classes(tmp_path):
+    pictures = scan_folder(folder_of(tmp_path, *TWO, "0.png", "1.png", "2.png"))
+    assert described(pictures) == "8 pictures without classes"
+
+
+def test_what_is_no_regular_file_is_no_picture(tmp_path):
+    folder_of(tmp_path, *TWO)
+    os.mkfifo(tmp_path / "a/pipe.png")
+    (tmp_path / "a/gone.png").symlink_to("nowhere.png")
+    (tmp_path / "a/x.png").symlink_to("y.png")
+    (tmp_path / "a/y.png").symlink_to("x.png")
+    (tmp_path / "b/huge.h5").touch()
+    os.truncate(tmp_path / "b/huge.h5", 2**35)
+    found = read_folder(tmp_path)
+    assert found.names == list(TWO)
+    assert found.left_out == {"special file": 1, "broken link": 3, ".h5": 1}
+
+
+def test_each_folder_is_entered_once_under_its_own_name(tmp_path):
+    folder_of(tmp_path, *TWO)
+    for name in ("0_link", "b/up", "z"):
+        (tmp_path / name).symlink_to(tmp_path)
+    (tmp_path / "0_copy").symlink_to(tmp_path / "b")
+    found = read_folder(tmp_path)
+    assert found.names == list(TWO) and found.left_out == {"repeated folder": 4}
+
+
+def test_pictures_behind_links_are_read(tmp_path):
+    folder_of(tmp_path / "elsewhere", *TWO)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train").symlink_to(tmp_path / "elsewhere")
+    assert len(from_folders(tmp_path / "data", False).train) == len(TWO)
+
+
+def test_folders_of_runs_are_never_data(tmp_path):
+    folder_of(tmp_path, *TWO, "train_log/x/curves.png", "old/run/curves.png")
+    (tmp_path / "old/run/run.lock").touch()
+    found = read_folder(tmp_path, tmp_path / "train_log")
+    assert found.names == list(TWO) and found.left_out == {"run folder": 1, "log folder": 1}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed")
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path):
+    folder_of(tmp_path, *TWO)
+    for folder in [*tmp_path.parents][:3]:
+        folder.chmod(0o755)
+    tmp_path.chmod(0o755)
+    (tmp_path / "b").chmod(0)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(InputError, match=r"cannot list .*/b': Permission denied"):
+            read_folder(tmp_path)
+        with pytest.raises(InputError, match=r"cannot read .*/b'.* Permission denied"):
+            load_splits("ImageNet", str(tmp_path / "b"))
+    finally:
+        os.seteuid(0)
+
+
+def test_classes_two_levels_down_are_named(tmp_path):
+    pictures = scan_folder(folder_of(tmp_path, "a/abbey/0.png", "a/attic/0.png", "b/bar/0.png"))
+    (warning,) = warnings_about(pictures)
+    assert "the 2 folders a, b" in warning and "3 folders such as a/abbey" in warning
+    assert not warnings_about(scan_folder(folder_of(tmp_path / "flat", *TWO)))
+
+
+def test_names_that_would_reach_the_terminal_are_quoted(tmp_path):
+    name = "a/new\nline\x1b[31m.png"
+    pictures = FolderPictures(folder_of(tmp_path, name), [name])
+    assert pictures.name(0) == r"a/new\nline\x1b[31m.png"
+
+
+# ---- identity
+
+
+def test_the_identity_does_not_depend_on_where_or_how_the_folder_lies(tmp_path):
+    one = folder_of(tmp_path / "one", *TWO, "b/caf\u00e9.png")
+    other = folder_of(tmp_path / "other", *reversed(TWO))
+    picture(other / "b" / unicodedata.normalize("NFD", "caf\u00e9.png"))
+    here, there = (identity({"train": scan_folder(root)}) for root in (one, other))
+    assert here == there and difference(here, there) == ""
+
+
+@pytest.mark.parametrize("change", ["name", "class", "label", "number"])
+def test_another_name_class_label_or_number_is_another_identity(tmp_path, change):
+    data = folder_of(tmp_path, *TWO)
+    before = identity({"train": scan_folder(data)})
+    source, target = {
+        "name": ("a/0.png", "a/00.png"), "class": ("a", "aa"), "label": ("a/1.png", "b/3.png"),
+        "number": ("a/1.png", "../gone.png"),
+    }[change]  # fmt: skip
+    (data / source).rename(data / target)
+    after = identity({"train": scan_folder(data)})
+    assert difference(before, after).startswith("train was 5 pictures in 2 classes")
+    assert difference(None, after) == ""  # a run that does not say
+
+
+def test_data_sets_in_memory_have_an_identity():
+    digits = load_splits("digits", "").identity()
+    assert digits["train"]["pictures"] == 4000 and digits == load_splits("digits", "").identity()
+
+
+def test_a_run_of_other_data_is_not_taken_up_and_one_that_moved_is(tmp_path):
+    first = class_folders(tmp_path / "first")
+    words = [*TINY, "--resume", "auto", "--epochs", 1, "--knn_freq", 0]
+    run = pretrain(tmp_path, first, "--resume", "auto", "--epochs", 1, "--knn_freq", 0)
+    other = shutil.copytree(first, tmp_path / "other")
+    (other / "train/red/red_0.png").rename(other / "train/azure/red_0.png")
+    ended = run_main("main_adco.py", *words, "--data", other, cwd=tmp_path)
+    assert "other data (train was 24 pictures in 3 classes" in ended.stderr
+    assert len(list(tmp_path.rglob("metrics.jsonl"))) == 2
+    moved = first.rename(tmp_path / "moved")
+    steps = len(records(run, "train"))
+    ended = run_main("main_adco.py", *words, "--data", moved, cwd=tmp_path)
+    assert "resumed from" in ended.stdout and len(records(run, "train")) == steps
+    # By its path: with a word.
+    last = run / "checkpoint_last.pth.tar"
+    words = [*TINY, "--resume", last, "--data", other, "--epochs", 2, "--knn_freq", 0]
+    ended = run_main("main_adco.py", *words, cwd=tmp_path)
+    assert ended.returncode == 0 and "was made of other data" in ended.stderr
+
+
+def of_each_process(world, root) -> str:
+    try:
+        check_same_everywhere(
+            identity({"train": scan_folder(root / str(world.rank))}), Flags(world)
+        )
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_processes_that_see_other_data_are_refused(tmp_path):
+    folder_of(tmp_path, *(f"0/{name}" for name in TWO))
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    assert in_processes(of_each_process, 2, tmp_path) == ["", ""]
+    (tmp_path / "1/a/0.png").rename(tmp_path / "1/b/9.png")
+    first, second = in_processes(of_each_process, 2, tmp_path)
+    assert first.startswith("process 1 sees other data: train was 5") and "process 0" in second
+
+
+def test_the_runs_own_folder_in_the_data_is_no_class(tmp_path):
+    data = folder_of(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(8)))
+    for _ in range(2):
+        run = pretrain(data, data, "--epochs", 1, "--resume", "auto")
+        picture(run / "curves.png")
+    ended = run_main("main_adco.py", *TINY, "--data", data, "--epochs", 1, cwd=data)
+    assert "train: 16 pictures in 2 classes, 8 to 8 each; left out: 1 log folder" in ended.stdout
+
+
+def test_a_class_without_pictures_in_val_is_refused_by_name(tmp_path):
+    data = class_folders(tmp_path / "data")
+    for path in (data / "val/red").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    ended = run_main("main_adco.py", *TINY, "--data", data, cwd=tmp_path)
+    assert_refused(ended, "only in one: red", "5 .heic")
