@@ -153,3 +153,12 @@ def test_help_and_a_bad_flag_do_not_import_torch():
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", code, word], cwd=ROOT, check=True, timeout=60)
         assert time.perf_counter() - began < 10
+
+
+def test_crops_follow_the_size_of_the_full_views_and_are_never_off_in_silence():
+    words = ["--dataset", "cifar10", "--multi_crop", "1"]
+    assert parse(PretrainConfig, words, PRESETS).size_crops == (32, 27, 23, 18, 14)
+    assert parse(PretrainConfig, words[:2], PRESETS).size_crops == (224, 192, 160, 128, 96)
+    for given in (["64", "32", "16", "9", "9"], ["32"] * 5):
+        with pytest.raises(InputError, match="with image_size=32: expected no crop larger"):
+            parse(PretrainConfig, [*words, "--sym", "1", "--size_crops", *given], PRESETS)

@@ -21,12 +21,18 @@ def parts(seed: int = 0):
     return model, bank, torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
 
 
-def trained(seed: int = 0, steps: int = 2):
-    model, bank, optimizer = parts(seed)
-    for step in range(steps):
-        views = list(torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(step)))
+def steps(game, numbers) -> None:
+    model, bank, optimizer = game
+    for step in numbers:
+        views = torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(step))
+        views = list(views.to(bank.W.dtype))
         adco.train_step(model, bank, optimizer, views, adco.view_plan(), mem_t=0.1)
-    return model, bank, optimizer
+
+
+def trained(seed: int = 0, number: int = 2):
+    game = parts(seed)
+    steps(game, range(number))
+    return game
 
 
 def saved(tmp_path):
@@ -139,3 +145,49 @@ def test_a_file_is_checked_whole_and_its_names_are_read_as_they_are(tmp_path):
     names = checkpoint.without_module({"module.a.module.b": 1, "submodule.c": 2})
     assert names == {"a.module.b": 1, "submodule.c": 2}
     assert not checkpoint.is_state_dict({"a": torch.zeros(1), "b": 3})
+
+
+def test_plain_torch_goes_on_from_a_run_of_channels_last_and_fused_sgd(tmp_path):
+    # In float64, where the two layouts of a convolution differ by next to nothing.
+    model, bank, _ = parts()
+    model.double().to(memory_format=torch.channels_last)
+    kind = dict(lr=0.03, momentum=0.9, weight_decay=1e-4)
+    ours = model, bank.double(), torch.optim.SGD(model.parameters(), **kind, fused=True)
+    steps(ours, range(2))
+    checkpoint.save(pack(*ours, Progress(), CONFIG), tmp_path / "x.pth.tar")
+    steps(ours, range(2, 5))
+
+    # Contiguous weights, and the optimizer as any program makes it.
+    state = torch.load(tmp_path / "x.pth.tar", weights_only=True)
+    plain, bank, _ = parts(seed=5)
+    bank.double()
+    optimizer = torch.optim.SGD(plain.double().parameters(), **kind)
+    plain.load_state_dict(checkpoint.without_module(state["state_dict"]))
+    bank.load_state_dict(state["Memory_Bank"])
+    (group,) = state["optimizer"]["param_groups"]
+    assert group["initial_lr"] == 0.03 and group["fused"] is None
+    assert all(m["momentum_buffer"].is_contiguous() for m in state["optimizer"]["state"].values())
+    optimizer.load_state_dict(state["optimizer"])
+    steps((plain, bank, optimizer), range(2, 5))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(plain.state_dict()[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_the_best_of_the_published_program_is_no_score(tmp_path):
+    state = checkpoint.load(saved(tmp_path))
+    published = {name: value for name, value in state.items() if name not in ("config", "data")}
+    assert unpack_(state, "ours", *parts(), "resnet10").best_acc == 50.0
+    assert unpack_(published, "published", *parts(), "resnet10").best_acc == 0.0
+    # Ours of before the cosine began where the warm-up ends.
+    assert unpack_(published, "published", *parts(), "resnet10").after_warmup
+    del state["after_warmup"]
+    assert not unpack_(state, "ours", *parts(), "resnet10").after_warmup
+
+
+@pytest.mark.parametrize("what", ["state_dict", "Memory_Bank", "optimizer"])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, what):
+    state = checkpoint.load(saved(tmp_path))
+    tensors = state[what]["state"][0] if what == "optimizer" else state[what]
+    next(x for x in tensors.values() if x.is_floating_point()).view(-1)[3] = float("inf")
+    with pytest.raises(InputError, match="not finite"):
+        unpack_(state, "file", *parts(), "resnet10")

@@ -36,7 +36,16 @@ def test_the_rate_holds_still_within_an_epoch():
 def test_warm_up_rises_linearly_from_zero_with_every_step():
     rates = [rate(e, epochs=20, lr=1.0, warmup_epochs=4) for e in (0, 0.5, 2, 3.9)]
     assert rates == pytest.approx([0, 0.125, 0.5, 0.975])
-    assert rate(4, epochs=20, lr=1.0, warmup_epochs=4) == rate(4, epochs=20, lr=1.0)
+
+
+@pytest.mark.parametrize("cos", [1, 2])
+def test_the_cosine_goes_over_the_epochs_that_the_warm_up_leaves(cos):
+    options = dict(epochs=20, lr=1.0, warmup_epochs=4, cos=cos)
+    assert rate(4, **options) == 1.0  # no fall where the warm-up ends
+    assert rate(12, **options) == rate(8, **{**options, "epochs": 16, "warmup_epochs": 0})
+    # A run of an earlier version goes on as it was.
+    config = PretrainConfig(**options)
+    assert config.rate(4, after_warmup=False) == rate(4, **{**options, "warmup_epochs": 0})
 
 
 def test_every_group_gets_the_rate():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 from adco.data.datasets import load_splits
 from adco.pretrain.options import PretrainConfig
@@ -71,7 +72,7 @@ def test_a_damaged_newest_file_is_passed_over_with_a_warning(tmp_path, damage):
     last.write_bytes(
         {"truncated": last.read_bytes()[: size // 2], "zeroed": bytes(size), "empty": b""}[damage]
     )
-    path, state, (sentence,) = newest_with(PretrainConfig(), tmp_path)
+    path, state, (sentence,) = newest_with(PretrainConfig(), tmp_path, {})
     assert path.name == checkpoint.PREVIOUS and state["epoch"] == 2
     assert checkpoint.LAST in sentence and checkpoint.PREVIOUS in sentence
 
@@ -79,7 +80,7 @@ def test_a_damaged_newest_file_is_passed_over_with_a_warning(tmp_path, damage):
 def test_a_damaged_file_never_takes_the_place_of_the_good_one_before_it(tmp_path):
     run = run_in(tmp_path)
     (run / checkpoint.LAST).write_bytes(b"torn")
-    path, _, _ = newest_with(PretrainConfig(), tmp_path)
+    path, _, _ = newest_with(PretrainConfig(), tmp_path, {})
     Checkpoints(run, 0, Journal(None), source=path).save({**STATE, "epoch": 4})
     assert checkpoint.load(run / checkpoint.LAST)["epoch"] == 4
     assert checkpoint.load(run / checkpoint.PREVIOUS)["epoch"] == 2
@@ -226,8 +227,52 @@ def test_resuming_takes_back_what_was_logged_after_the_save(tmp_path):
     size = journal.size
     journal.record("train", 2, {"loss": 2.0})
     journal.close()
-    Journal(tmp_path, size).record("train", 2, {"loss": 3.0})
+    journal = Journal(tmp_path, size)
+    journal.record("train", 2, {"loss": 3.0})
+    journal.close()
     assert losses(tmp_path) == [1.0, 3.0]
+    # One curve in TensorBoard too.
+    points = [(e.step, v.simple_value) for e in events_of(tmp_path) for v in e.summary.value]
+    assert points == [(1, 1.0), (2, 3.0)]
+
+
+@pytest.mark.parametrize("torn", [b'{"kind": "tra', b"\0" * 40, b'{"kind": 3}\n'])
+def test_a_torn_line_of_the_log_is_taken_back(tmp_path, torn):
+    journal = Journal(tmp_path)
+    journal.record("train", 1, {"loss": 1.0})
+    journal.close()
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(torn)
+    journal = Journal(tmp_path, size=10**6)
+    journal.record("train", 2, {"loss": 2.0})
+    journal.close()
+    assert losses(tmp_path) == [1.0, 2.0]
+
+
+def events_of(run: Path) -> list[Event]:
+    """The TensorBoard events of a run: records of a length, its checksum, an event, a checksum."""
+    found = []
+    for path in sorted(run.glob("events*")):
+        data = path.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            found.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def test_the_most_steps_win_whatever_the_times_of_the_files(tmp_path):
+    run = run_in(tmp_path)
+    for name, step in (("checkpoint_0001.pth.tar", 1), ("checkpoint_best.pth.tar", 2)):
+        checkpoint.save({**STATE, "epoch": step, "step": step, "startup_step": 9}, run / name)
+        os.utime(run / name, (time.time() + 100 * step,) * 2)
+    for name, step in ((checkpoint.LAST, 5), (checkpoint.PREVIOUS, 4)):
+        checkpoint.save({**STATE, "epoch": step, "step": step, "startup_step": 9}, run / name)
+        os.utime(run / name, (1e9, 1e9))
+    assert newest_with(PretrainConfig(), tmp_path, {})[0].name == checkpoint.LAST
+    (run / checkpoint.LAST).write_bytes(b"torn")
+    path, _, (sentence,) = newest_with(PretrainConfig(), tmp_path, {})
+    assert path.name == checkpoint.PREVIOUS and checkpoint.LAST in sentence
 
 
 def test_ten_steps_in_a_row_that_are_not_finite_stop_the_run(tmp_path, digit_folder):
@@ -297,16 +342,16 @@ def test_options_that_the_program_no_longer_has_or_did_not_have_yet_are_no_diffe
     kept["config"] |= {"bank": "auto", "bn_splits": 1}
     del kept["config"]["mem_wd"]
     (run / "config.json").write_text(json.dumps(kept))
-    assert newest_with(PretrainConfig(), tmp_path)[0] == run / checkpoint.LAST
+    assert newest_with(PretrainConfig(), tmp_path, {})[0] == run / checkpoint.LAST
     kept["config"]["bn_splits"] = 4
     (run / "config.json").write_text(json.dumps(kept))
-    path, _, (sentence,) = newest_with(PretrainConfig(), tmp_path)
+    path, _, (sentence,) = newest_with(PretrainConfig(), tmp_path, {})
     assert path is None and "bn_splits 4, here 1" in sentence
 
 
 def test_other_options_are_named_where_there_is_no_run_with_these(tmp_path):
     run = run_in(tmp_path)
-    path, _, (sentence,) = newest_with(PretrainConfig(epochs=300, mem_t=0.05), tmp_path)
+    path, _, (sentence,) = newest_with(PretrainConfig(epochs=300, mem_t=0.05), tmp_path, {})
     assert path is None and str(run) in sentence
     assert "epochs 200, here 300" in sentence and "mem_t 0.02, here 0.05" in sentence
 

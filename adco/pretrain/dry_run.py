@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adco.data.loader import RENDERERS
 from adco.data.pictures import BrokenPicture, Pictures
-from adco.pretrain.game import Game
+from adco.pretrain.game import Game, describe
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import log_folder, start_or_resume_
 from adco.pretrain.state import Progress, pack
 from ops.device import peak_memory
-from ops.distributed import AsyncFlags, World
+from ops.distributed import Flags, World
 from ops.errors import InputError
 from ops.workers import workers_per_process
 
@@ -34,10 +33,10 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device, local_si
     """
     # Everything that the run would do first.
     game = Game(config, world, device, local_size)
-    start = start_or_resume_(game, config, world, AsyncFlags(world))
+    start = start_or_resume_(game, config, world, Flags(world))
     num_broken = read_sample(game.splits.train, config)
     seconds = time_steps(game)
-    state = pack(game.model, game.bank, game.optimizer, start.progress, config)
+    state = pack(game.model, game.bank, game.optimizer, start.progress, config, start.data)
     if not world.first:
         return 0
 
@@ -61,7 +60,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device, local_si
         "workers": workers_per_process(config.workers, local_size) * local_size,
     }
     print(json.dumps(effective))
-    print("\n".join([*start.warnings, start.note]).strip())
+    print("\n".join([describe(game, config, world), *start.warnings, start.note]).strip())
     total = len(game.splits.train)
     rows = {
         "pictures": f"{total}; of {min(total, SAMPLE)} tried {num_broken} are broken",
@@ -109,7 +108,7 @@ def read_sample(pictures: Pictures, config: PretrainConfig) -> int:
     broken = {}
     for index in chosen:
         try:
-            pictures.read(int(index), RENDERERS[config.augment])
+            pictures.read(int(index))
         except BrokenPicture as error:
             if config.bad_images == "error":
                 raise

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import SGD
 
-from adco.data.datasets import load_splits
+from adco.data.datasets import introduction, splits_of
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import Pictures
 from adco.data.views import Recipe
@@ -22,7 +22,7 @@ from adco.step import Round, startup_step, train_step
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World, wrap_encoder
 from ops.errors import InputError
-from ops.workers import workers_per_process
+from ops.workers import check_shared_memory, workers_per_process
 
 
 class Game:
@@ -41,7 +41,7 @@ class Game:
 
         # Pictures, and which of their views are queries and keys.
         recipes = training_recipes(config)
-        self.splits = load_splits(config.dataset, config.data, bool(config.download))
+        self.splits = splits_of(config)
         self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
         self.loader = build_loader(config, self.splits.train, recipes, world, device, local_size)
 
@@ -109,6 +109,8 @@ def build_loader(
     # Whole batches only: what does not fill one waits for the next epoch.
     batches = EpochBatches(len(views), images * world.size, world, config.seed, least=images)
     workers = workers_per_process(config.workers, local_size)
+    # float32 views of three channels
+    check_shared_memory(images * sum(12 * r.size**2 for r in recipes), workers, local_size)
     return TrainingLoader(views, batches, workers, pin_memory=device.type == "cuda")
 
 
@@ -136,12 +138,13 @@ def training_recipes(config: PretrainConfig) -> list[Recipe]:
 
 
 def describe(game: Game, config: PretrainConfig, world: World) -> str:
-    """What meets what, for the log."""
-    text = (
-        f"{len(game.splits.train)} pictures, {len(game.loader)} steps of {game.num_keys} an epoch, "
-        f"{len(game.plan)} term(s), {world.size} process(es) on {game.device.type} in "
-        f"{game.model.amp or torch.float32}"
+    """What is trained on, and what meets what, for the log."""
+    splits = game.splits
+    lines = introduction({"train": splits.train, "val": splits.val})
+    lines.append(
+        f"{len(game.loader)} steps of {game.num_keys} an epoch, {len(game.plan)} term(s), "
+        f"{world.size} process(es) on {game.device.type} in {game.model.amp or torch.float32}"
     )
-    if config.knn_freq and game.splits.val is None:
-        text += "\nno kNN monitor: it needs labelled pictures in train/CLASS and val/CLASS"
-    return text
+    if config.knn_freq and splits.val is None:
+        lines.append("no kNN monitor: it needs labelled pictures in train/CLASS and val/CLASS")
+    return "\n".join(lines)

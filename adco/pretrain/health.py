@@ -84,19 +84,20 @@ class DropStreak:
         self.now = (self.now + 1) * dropped
         self.longest = torch.maximum(self.longest, self.now)
 
-    def complaint(self, where: str, last: Path | None) -> str:
+    def complaint(self, where: str, last: Path | None, always: bool = False) -> str:
         """A sentence where so many steps in a row were dropped that no weight will ever move again,
-        else nothing. last: the last checkpoint. Waits for the device.
+        or `always`; else nothing. last: the last checkpoint. Waits for the device.
         """
         # The only read of the device, on log steps.
-        if self.longest.item() < MOST_DROPPED:
+        longest = int(self.longest.item())
+        if longest < MOST_DROPPED and not always:
             return ""
         saved = last and last.exists()
         advice = (
             f"go on from {last}, which is good, with" if saved else "nothing is saved yet; take"
         )
         return (
-            f"diverged: loss or gradient not finite in {MOST_DROPPED} steps in a row, {where}. "
+            f"diverged: loss or gradient not finite in {longest} steps in a row, {where}. "
             f"None of them moved the encoder; {advice} a lower --lr"
         )
 

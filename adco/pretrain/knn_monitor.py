@@ -1,6 +1,6 @@
 """The score of a run while it goes on: kNN on the frozen trunk."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from math import ceil
 
 from adco.data.loader import CheckViews, check_loader
@@ -20,10 +20,10 @@ class KnnMonitor:
         self.images = config.images_per_process(local_size)  # a batch
         self.workers = workers_per_process(config.workers, local_size)
 
-    def score(self, after_batch: Callable[[], None]) -> float | None:
+    def score(self, awaited: Callable[[Iterator, int], Iterator]) -> float | None:
         """kNN accuracy, percent; None where there are no labels.
 
-        after_batch: called after each batch, equally often in every process.
+        awaited: hands on the batches; called with as many in every process.
         """
         game, config, splits = self.game, self.config, self.game.splits
         if splits.val is None:
@@ -32,19 +32,10 @@ class KnnMonitor:
         # Features of this process's share, first of train, then of val.
         for pictures in (splits.labelled, splits.val):
             skip_broken = config.bad_images == "skip"
-            views = CheckViews(pictures, config.image_size, config.augment, skip_broken)
+            views = CheckViews(pictures, config.image_size, skip_broken, whole=not config.eval_crop)
             loader = check_loader(views, self.images, self.workers, self.world)
-            batches = followed(loader, after_batch)
-            features.append(extract_features(game.model.encoder_q, batches, game.device))
             # Other processes may have one batch more.
             longest = ceil(ceil(len(pictures) / self.world.size) / self.images)
-            for _ in range(longest - len(loader)):
-                after_batch()
+            batches = awaited(iter(loader), longest)
+            features.append(extract_features(game.model.encoder_q, batches, game.device))
         return 100 * knn_accuracy(*features, self.world)
-
-
-def followed(batches: Iterable, after_batch: Callable[[], None]) -> Iterator:
-    """The batches, with a call after each of them."""
-    for batch in batches:
-        yield batch
-        after_batch()

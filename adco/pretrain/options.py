@@ -32,7 +32,9 @@ class PretrainConfig(RunOptions):
         "[0, 1]",
         may_change=True,
     )
-    size_crops: tuple[int, ...] = option((224, 192, 160, 128, 96), "multi-crop: sides", AT_LEAST_1)
+    size_crops: tuple[int, ...] = option(
+        None, "multi-crop: sides (of --image_size 224: 224 192 160 128 96)", AT_LEAST_1
+    )
     nmb_crops: tuple[int, ...] = option(
         (1, 1, 1, 1, 1), "multi-crop: crops of each size", AT_LEAST_1
     )
@@ -94,6 +96,10 @@ class PretrainConfig(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.size_crops is None:
+            scale = self.image_size / 224 if self.multi_crop else 1
+            sizes = tuple(max(1, round(size * scale)) for size in SIZE_CROPS)
+            object.__setattr__(self, "size_crops", sizes)
         if self.multi_crop:
             check_crops(self)
         self.check_micro_batches(self.batch_size)
@@ -111,7 +117,12 @@ class PretrainConfig(RunOptions):
     def check_micro_batches(self, num_images: int) -> None:
         """Refuse a number of pictures that BatchNorm cannot take in the micro-batches wanted."""
         steps = self.accum_steps
-        if steps > 1 and (num_images % steps or num_images < 2 * steps):
+        if num_images < 2:
+            raise InputError(
+                f"batch_size={self.batch_size} leaves {num_images} picture(s) a process; BatchNorm "
+                "needs at least 2: raise --batch_size"
+            )
+        if num_images % steps or num_images < 2 * steps:
             raise InputError(
                 f"accum_steps={steps} micro-batches of {num_images} pictures: expected at least 2 "
                 f"pictures in each, as many in all; take a multiple of {2 * steps} a process with "
@@ -122,19 +133,23 @@ class PretrainConfig(RunOptions):
         """Steps until all K columns are written by M = num_keys keys a step, or --init_steps."""
         return max(self.init_steps, -(-self.cluster // num_keys))
 
-    def rate(self, epoch: float) -> float:
+    def rate(self, epoch: float, after_warmup: bool = True) -> float:
         """Learning rate of the encoder at `epoch`, which counts steps as fractions.
 
-        The warm-up rises from 0 with every step; after it the rate holds still within an epoch.
+        The warm-up rises from 0 with every step; after it the rate holds still within an epoch, and
+        a cosine goes over the epochs that are left.  after_warmup False: over all epochs, as in
+        runs of earlier versions.
         """
         if epoch < self.warmup_epochs:
             return self.lr * epoch / self.warmup_epochs
         # Published: the rate is set once an epoch.
         epoch = floor(epoch)
+        begin = self.warmup_epochs if after_warmup else 0
+        done, period = epoch - begin, max(1, self.epochs - begin)
         if self.cos == 1:
-            return cosine(epoch, self.epochs, self.lr, self.lr_final)
+            return cosine(done, period, self.lr, self.lr_final)
         if self.cos == 2:
-            return self.lr * cos(pi * epoch / (2 * self.epochs))
+            return self.lr * cos(pi * done / (2 * period))
         return steps(epoch, self.lr, self.schedule)
 
     def changes_numbers(self) -> dict:
@@ -148,12 +163,22 @@ class PretrainConfig(RunOptions):
         }
 
 
+SIZE_CROPS = (224, 192, 160, 128, 96)  # published, for full-size views of 224 pixels
+
+
 def check_crops(config):
     lists = ("size_crops", "nmb_crops", "min_scale_crops", "max_scale_crops")
     lengths = {name: len(getattr(config, name)) for name in lists}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{length} in --{name}" for name, length in lengths.items())
         raise InputError(f"the four lists of crops need one length, found {found}; give all four")
+    least, most = min(config.size_crops), max(config.size_crops)
+    if most > config.image_size or (config.sym and least == config.image_size):
+        raise InputError(
+            f"size_crops={config.size_crops} with image_size={config.image_size}: expected no crop "
+            "larger than the full-size views, and with --sym 1 a smaller one; leave --size_crops "
+            "out, and they follow --image_size"
+        )
     for low, high in zip(config.min_scale_crops, config.max_scale_crops, strict=True):
         if low > high:
             raise InputError(f"crop scales {low} to {high}: expected smallest <= largest")
@@ -161,7 +186,7 @@ def check_crops(config):
 
 # Defaults that differ from ImageNet's. An option that is given always wins. The start-up takes
 # about three epochs: with the published K / M steps the features of small data stay in a cone.
-SMALL = dict(stem="small", blur=0, knn_freq=1, moco_m=0.99, mem_t=0.05, memory_lr=1.0)
+SMALL = dict(eval_crop=0, stem="small", blur=0, knn_freq=1, moco_m=0.99, mem_t=0.05, memory_lr=1.0)
 CIFAR = dict(SMALL, arch="resnet18", image_size=32, cluster=8192, lr=0.06, init_steps=585)
 DATASET_PRESETS = {
     "folder": dict(knn_freq=1),

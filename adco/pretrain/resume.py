@@ -1,14 +1,19 @@
 """How a run begins: from nothing, or from a checkpoint."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
+import torch
+
+from adco.data.identity import check_same_everywhere, difference
 from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import KEPT, Progress, unpack_
 from ops import checkpoint
-from ops.distributed import AsyncFlags, World
+from ops.distributed import Flags, World
 from ops.errors import InputError, shown
 from ops.journal import Journal
 
@@ -22,6 +27,7 @@ class RunStart:
 
     progress: Progress
     kept: dict = field(default_factory=dict)  # of KEPT, what the checkpoint holds
+    data: dict = field(default_factory=dict)  # what the run is made of
     source: Path | None = None  # the checkpoint it goes on from
     folder: Path | None = None  # of the run that goes on; None: a new one
     warnings: list[str] = field(default_factory=list)
@@ -35,25 +41,27 @@ class RunStart:
             journal.say(self.note)
 
 
-def start_or_resume_(
-    game: Game, config: PretrainConfig, world: World, flags: AsyncFlags
-) -> RunStart:
+def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Flags) -> RunStart:
     """Fill the game's players from the checkpoint that --resume names; auto: from the newest whole
     one of this configuration. Where there is none they stay as they are.
     """
+    data = game.splits.identity()
+    check_same_everywhere(data, flags)
     num_pictures = len(game.splits.train)
     progress = Progress(config.start_epoch, num_keys=game.num_keys, num_pictures=num_pictures)
-    start = RunStart(progress)
+    start = RunStart(progress, data=data)
     if not config.resume:
         return start
     if config.resume == "auto":
         # One process looks: others might see another state of the same folder.
         path, state = None, None
         if world.first:
-            path, state, start.warnings = newest_with(config, log_folder(config))
+            path, state, start.warnings = newest_with(config, log_folder(config), data)
         name = flags.gather(path and str(path))[0]
         if name is None:
-            start.note = f"no run with these options in {log_folder(config)}: starting anew"
+            start.note = (
+                f"no run with these options and data in {log_folder(config)}: starting anew"
+            )
             return start
         start.source = Path(name)
         start.folder = start.source.parent  # the same run goes on in the same folder
@@ -63,7 +71,10 @@ def start_or_resume_(
 
     source = str(start.source)
     progress = unpack_(state, source, game.model, game.bank, game.optimizer, config.arch)
-    if progress.num_pictures not in (0, num_pictures):
+    if other := difference(state.get("data"), data):
+        start.warnings.append(f"{source} was made of other data ({other}): its best score is void")
+        progress.best_acc = 0.0
+    elif progress.num_pictures not in (0, num_pictures):
         start.warnings.append(
             f"{source} was made with {progress.num_pictures} pictures, here are {num_pictures}: "
             "the order of this epoch is another one"
@@ -72,6 +83,8 @@ def start_or_resume_(
     progress.count_in(game.num_keys)
     start.progress = progress
     start.kept = {key: state[key] for key in KEPT if state.get(key) is not None}
+    if other:
+        start.kept.pop("bad_pictures", None)
     if start.kept.get("scaler"):  # it is empty where the run was not in fp16
         game.scaler.load_state_dict(start.kept["scaler"])
     start.note = f"resumed from {source}, {progress.where()}"
@@ -82,50 +95,72 @@ def log_folder(config: PretrainConfig) -> Path:
     return Path(config.save_path) / config.log_path / config.dataset
 
 
-def newest_with(config: PretrainConfig, folder: Path) -> tuple[Path | None, dict | None, list[str]]:
-    """The newest checkpoint below a folder that was made with this configuration and is whole: its
-    path, its content, and a sentence about each newer one that is damaged.
+def newest_with(
+    config: PretrainConfig, folder: Path, data: dict
+) -> tuple[Path | None, dict | None, list[str]]:
+    """The checkpoint that a run of this configuration and data goes on from: its path, its content,
+    and a sentence about each one before it that is damaged.
 
-    Where there is none: None, None, and a sentence about the damaged ones or, without such, about
-    the newest run with other options.
+    It is the one with the most steps in the folder that was written last. Where there is none:
+    None, None, and a sentence about the damaged ones or, without such, about the newest run that
+    was made otherwise.
     """
     damaged, other = [], None
-    for path in sorted(folder.rglob("checkpoint_*.pth.tar"), key=written_at, reverse=True):
-        differences = made_otherwise(path.parent / "config.json", config)
-        if differences:
-            other = other or f"{path} was made with {differences}: --resume PATH goes on from it"
+    runs = {path.parent for path in folder.rglob("checkpoint_*.pth.tar")}
+    for run in sorted(runs, key=lambda run: (written_at(run), run.name), reverse=True):
+        if differences := made_otherwise(run / "config.json", config, data):
+            other = other or f"{run} was made with {differences}: --resume PATH goes on from it"
             continue
-        try:
-            return path, checkpoint.load(path), damaged
-        except InputError as error:
-            damaged.append(f"passed over: {error}")
+        # Times do not tell the order in a folder: a copy may have changed them.
+        for path in sorted(run.glob("checkpoint_*.pth.tar"), key=steps_in, reverse=True):
+            try:
+                return path, checkpoint.load(path), damaged
+            except InputError as error:
+                damaged.append(f"passed over: {error}")
     if damaged:
         return None, None, damaged
     return None, None, [other] if other else []
 
 
-def written_at(path: Path) -> float:
-    """Modification time; 0 where the file has just been renamed by another run."""
+def written_at(run: Path) -> float:
+    """When the newest checkpoint of a run was written; 0 where they have just been renamed."""
+    times = [0.0]
+    for path in run.glob("checkpoint_*.pth.tar"):
+        with suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
+def steps_in(path: Path) -> tuple[float, float, bool]:
+    """Steps that a checkpoint has behind it, in order of time; of equal ones the last comes first.
+
+    A file that cannot be read counts as the newest: it is told that it was passed over.
+    """
     try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
+        # Only the numbers are read, not the tensors.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return state["step"], state["startup_step"], path.name == checkpoint.LAST
+    except Exception:  # as in checkpoint.load
+        return inf, inf, path.name == checkpoint.LAST
 
 
-def made_otherwise(path: Path, config: PretrainConfig) -> str:
-    """The options by which a run's config.json differs from `config`, of those that change the
-    numbers, in words; nothing where there are none.
+def made_otherwise(path: Path, config: PretrainConfig, data: dict) -> str:
+    """What differs between a run's config.json and this run, of what decides the numbers, in words;
+    nothing where nothing does.
     """
     # Both as JSON gives them: lists, not tuples.
     ours = FORMER_OPTIONS | json.loads(json.dumps(config.changes_numbers()))
     defaults = FORMER_OPTIONS | json.loads(json.dumps(PretrainConfig().changes_numbers()))
     try:
-        # An option that is newer than the file had its default.
-        theirs = defaults | json.loads(path.read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError):  # none, torn, or of another program
-        return "a configuration that cannot be read"
-    return ", ".join(
+        # An option that is newer than the file had its default, or that of the data set.
+        content = json.loads(path.read_text())
+        theirs = {**defaults, "eval_crop": config.eval_crop, **content["config"]}
+        other_data = difference(content.get("data"), data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "a configuration that cannot be read"  # none, torn, or of another program
+    differences = [
         f"{name} {shown(theirs[name])}, here {shown(value)}"
         for name, value in ours.items()
         if theirs[name] != value
-    )
+    ]
+    return ", ".join([*differences, f"other data ({other_data})"] if other_data else differences)

@@ -10,10 +10,11 @@ from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import start_or_resume_
 from adco.pretrain.upkeep import Stopped, Upkeep
 from ops.checkpoint import BEST, numbered
-from ops.distributed import AsyncFlags, World, mean_across_ranks_
-from ops.errors import EXIT_STOPPED
+from ops.distributed import Flags, World, mean_across_ranks_
+from ops.errors import EXIT_STOPPED, InputError, RunFailed
 from ops.schedule import set_rate
-from ops.signals import StopRequest
+from ops.signals import StopRequest, WaitInterrupted
+from ops.workers import end_workers
 
 
 def run(config: PretrainConfig, world: World, device: torch.device, local_size: int) -> int:
@@ -25,7 +26,11 @@ def run(config: PretrainConfig, world: World, device: torch.device, local_size: 
     if config.dry_run:
         return dry_run(config, world, device, local_size)
     with StopRequest() as stop:
-        training = Pretraining(config, world, device, local_size, stop)
+        try:
+            with stop.waiting():
+                training = Pretraining(config, world, device, local_size, stop)
+        except WaitInterrupted:
+            stop.end()  # nothing is lost yet
         try:
             training.start()
             while training.progress.epoch < config.epochs:
@@ -34,8 +39,14 @@ def run(config: PretrainConfig, world: World, device: torch.device, local_size: 
             training.finish()
         except Stopped:
             return EXIT_STOPPED
+        except (InputError, RunFailed):
+            raise
+        except Exception:
+            training.upkeep.rescue()
+            raise
         finally:
             training.journal.close()
+            end_workers()
     return 0
 
 
@@ -54,7 +65,7 @@ class Pretraining:
         self.game = Game(config, world, device, local_size)
 
         # From nothing, or from a checkpoint.
-        flags = AsyncFlags(world)
+        flags = Flags(world)
         start = start_or_resume_(self.game, config, world, flags)
         self.progress, self.is_resumed = start.progress, start.source is not None
         self.meter_state = start.kept.get("meter")  # of an interrupted epoch
@@ -86,16 +97,14 @@ class Pretraining:
         while progress.startup_step < num_steps:
             # One pass over the pictures, or what is left of it.
             number, first = divmod(progress.startup_step, len(game.loader))
-            for views in game.batches(-1 - number, first):
-                loss, dropped = game.start_up(views, progress.startup_step)
-                self.upkeep.streak.count_(dropped)
-                progress.startup_step += 1
+            left = min(len(game.loader) - first, num_steps - progress.startup_step)
+            for views in self.upkeep.arriving(game.batches(-1 - number, first), left):
+                with self.upkeep.step():
+                    loss, dropped = game.start_up(views, progress.startup_step)
+                    self.upkeep.streak.count_(dropped)
+                    progress.startup_step += 1
                 self.journal.advance()
                 self.log_startup(loss, progress.startup_step, num_steps)
-                # After the last step the first epoch sees to what is due.
-                if progress.startup_step == num_steps:
-                    break
-                self.upkeep.between_steps()
         self.journal.close_bar()
         # theta_k <- theta_q: both players begin the epochs with one encoder.
         game.model.copy_query_to_key()
@@ -120,23 +129,25 @@ class Pretraining:
         # An interrupted epoch goes on with its sums.
         meter = EpochMeter(game.device, self.world, self.meter_state)
         upkeep.meter = meter
-        for views in game.batches(progress.epoch, progress.epoch_step):
+        batches = game.batches(progress.epoch, progress.epoch_step)
+        for views in upkeep.arriving(batches, num_steps - progress.epoch_step):
             i = progress.epoch_step
             meter.data_is_here()
 
             # One step of both players.
-            set_rate(game.optimizer, config.rate(progress.epoch + i / num_steps))
-            result = game.play(views)
+            rate = config.rate(progress.epoch + i / num_steps, progress.after_warmup)
+            set_rate(game.optimizer, rate)
+            with upkeep.step():
+                result = game.play(views)
+                meter.step_is_done(result)
+                upkeep.streak.count_(result.dropped)
+                progress.step += 1
+                progress.epoch_step += 1
 
-            # Count, log, and see to what is due. Nothing here waits for the device but log().
-            progress.step += 1
-            progress.epoch_step += 1
+            # Log. Nothing here waits for the device but log().
             self.journal.advance()
-            meter.step_is_done(result)
-            upkeep.streak.count_(result.dropped)
             if i % config.print_freq == 0 or i + 1 == num_steps:
                 self.log(i, num_steps)
-            upkeep.between_steps()
         self.journal.close_bar()
 
     def log(self, i: int, num_steps: int) -> None:
@@ -159,32 +170,36 @@ class Pretraining:
         """Log, score, save."""
         config, progress, upkeep = self.config, self.progress, self.upkeep
         done = progress.epoch + 1
+        upkeep.between_steps()
         upkeep.sync_and_check_ranks()
         scored = bool(config.knn_freq) and (done % config.knn_freq == 0 or done == config.epochs)
         if scored:
             upkeep.save_if_older_than(minutes=1)  # on a large data set the score takes a while
-        # The epoch is over: log it, and count from the next one on.
-        epoch = {"epoch": progress.epoch, **upkeep.meter.summary()}
-        self.journal.record("epoch", progress.step, epoch)
-        upkeep.meter = self.meter_state = None
-        progress.epoch, progress.epoch_step = done, 0
+        # An error in between leaves the state from before: the run that goes on scores again.
+        with upkeep.step():
+            # The epoch is over: log it, and count from the next one on.
+            epoch = {"epoch": progress.epoch, **upkeep.meter.summary()}
+            upkeep.stop_if_diverged(whole_epoch=epoch["dropped"] == upkeep.meter.steps)
+            self.journal.record("epoch", progress.step, epoch)
+            upkeep.meter = self.meter_state = None
+            progress.epoch, progress.epoch_step = done, 0
 
-        # The checkpoint is also kept as the best one, and as a numbered one every save_freq epochs.
-        score = self.score() if scored else None
-        names, best_before = [], progress.best_acc
-        if score is not None and score > progress.best_acc:
-            progress.best_acc = score
-            names.append(BEST)
-        if done % config.save_freq == 0:
-            names.append(numbered(done - 1))
-        if not upkeep.save(tuple(names)):
-            progress.best_acc = best_before  # it is not on disk
+            # The checkpoint is also kept as the best one, and as a numbered one now and then.
+            score = self.score() if scored else None
+            names, best_before = [], progress.best_acc
+            if score is not None and score > progress.best_acc:
+                progress.best_acc = score
+                names.append(BEST)
+            if done % config.save_freq == 0:
+                names.append(numbered(done - 1))
+            if not upkeep.save(tuple(names)):
+                progress.best_acc = best_before  # it is not on disk
         if done < config.epochs:
             upkeep.between_epochs()
 
     def score(self) -> float | None:
         """kNN accuracy of the trunk, percent; None where there are no labels."""
-        score = self.monitor.score(self.upkeep.between_batches)
+        score = self.monitor.score(self.upkeep.scoring)
         if score is not None:
             values = {"epoch": self.progress.epoch, "accuracy": score}
             self.journal.say(f" * kNN {score:.2f} after {self.progress.epoch} epochs")

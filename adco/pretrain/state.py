@@ -2,7 +2,7 @@
 
 Keys shared with the published program: epoch (the next one), arch, best_acc, state_dict (names
 module.encoder_q.* and module.encoder_k.*), optimizer, Memory_Bank {W, v}. Ours beside them: config
-(JSON), num_shuffles, the other fields of Progress, and KEPT.
+(JSON), data, num_shuffles, the other fields of Progress, and KEPT.
 
 No generator has a state of its own: views, order and shuffles are functions of the seed and of
 positions that are kept here.
@@ -39,6 +39,7 @@ class Progress:
     num_keys: int = 0  # M, in which the steps of the epoch are counted; 0: not known
     num_pictures: int = 0  # of the data set; 0: not known
     best_acc: float = 0.0  # best kNN score, percent
+    after_warmup: bool = True  # whether the cosine begins where the warm-up ends
 
     def where(self) -> str:
         """In words."""
@@ -60,15 +61,17 @@ def pack(
     optimizer: Optimizer,
     progress: Progress,
     config: PretrainConfig,
+    data: dict[str, dict] | None = None,
 ) -> dict:
-    """Everything that a run needs to go on as if it had never stopped."""
+    """Everything that a run needs to go on as if it had never stopped. data: its identity."""
     return {
         "arch": config.arch,
         "state_dict": checkpoint.with_module(model.state_dict()),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": plain_optimizer_state(optimizer, config.lr),
         "Memory_Bank": bank.state_dict(),
         "num_shuffles": model.num_shuffles,
         "config": json.dumps(asdict(config)),
+        "data": data,
         **asdict(progress),
     }
 
@@ -110,15 +113,33 @@ def read_progress(state: dict, source: str) -> Progress:
     other programs write too, is no number.
     """
     known = {field.name: state[field.name] for field in fields(Progress) if field.name in state}
+    is_ours = "config" in state
+    # Earlier versions of this program say nothing of the warm-up.
+    unsaid = {"playing": "Memory_Bank" in state, "after_warmup": not is_ours}
     try:
-        progress = Progress(**{"playing": "Memory_Bank" in state, **known})
-        progress.best_acc = float(progress.best_acc)  # the published program keeps a tensor
+        progress = Progress(**{**unsaid, **known})
+        # The published program keeps an accuracy of training there, as a tensor.
+        progress.best_acc = float(progress.best_acc) if is_ours else 0.0
         progress.epoch = operator.index(progress.epoch)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"epoch or best_acc in {source} is no number ({shown(error)}); take another checkpoint"
         ) from error
     return progress
+
+
+def plain_optimizer_state(optimizer: Optimizer, initial_lr: float) -> dict:
+    """The optimizer's state as plain torch writes it, for any program to go on from.
+
+    Momentum lies contiguous, whatever the layout of the weights here.
+    """
+    state = optimizer.state_dict()
+    momenta = {
+        number: {name: x.contiguous() if torch.is_tensor(x) else x for name, x in kept.items()}
+        for number, kept in state["state"].items()
+    }
+    groups = [{**g, "fused": None, "initial_lr": initial_lr} for g in state["param_groups"]]
+    return {"state": momenta, "param_groups": groups}
 
 
 def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
@@ -139,6 +160,8 @@ def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
                 laid_out = torch.empty_like(parameter, requires_grad=False)
                 if kept["momentum_buffer"].shape != parameter.shape:
                     raise ValueError(f"momentum {tuple(kept['momentum_buffer'].shape)}")
+                if not kept["momentum_buffer"].isfinite().all():
+                    raise ValueError("momentum that is not finite")
                 kept["momentum_buffer"] = laid_out.copy_(kept["momentum_buffer"])
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(

@@ -1,5 +1,7 @@
 """What a run does between two steps: save, check, count broken pictures, stop if it has to."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +13,11 @@ from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import RunStart, log_folder
 from adco.pretrain.saving import Checkpoints
 from adco.pretrain.state import pack
-from ops.distributed import AsyncFlags, World, broadcast_from_first_, check_ranks_agree
-from ops.errors import InputError, RunFailed
+from ops.distributed import Flags, World, broadcast_from_first_, check_ranks_agree
+from ops.errors import EXIT_BAD_INPUT, InputError, RunFailed, outcome_of
 from ops.journal import Journal
 from ops.run_folder import new_run_folder
-from ops.signals import StopRequest
+from ops.signals import StopRequest, WaitInterrupted
 
 CHECK_STEPS = 1000  # between two checks that all processes hold the same numbers
 
@@ -30,6 +32,7 @@ class Requests(NamedTuple):
     stop: int = 0
     save: int = 0
     broken: int = 0  # pictures that it has found broken
+    failed: int = 0  # it cannot go on
 
 
 class Upkeep:
@@ -40,13 +43,15 @@ class Upkeep:
         game: Game,
         config: PretrainConfig,
         world: World,
-        flags: AsyncFlags,
+        flags: Flags,
         start: RunStart,
         stop: StopRequest,
     ):
         self.game, self.config, self.world, self.flags, self.stop = game, config, world, flags, stop
         self.progress = start.progress
+        self.data = start.data
         self.meter: EpochMeter | None = None  # inside an epoch
+        self.torn = False  # whether a step has begun and not ended
 
         # What watches over the run. A run that goes on keeps what was seen before.
         weight = sum(term.weight for term in game.plan)
@@ -59,39 +64,100 @@ class Upkeep:
         # What writes, on the first process.
         self.journal, self.saves = Journal(None), None
         if world.first:
-            self.journal, self.saves = open_folder(config, start)
+            self.journal, self.saves = open_folder(config, self.data, start)
             self.journal.say(f"run folder: {self.journal.folder}")
             self.journal.say(describe(game, config, world))
             start.tell(self.journal)
 
     # ---- between two steps
 
-    def between_steps(self) -> None:
-        """Whatever is due: broken pictures, a check that the processes agree, a save, a stop."""
-        # One asynchronous all-reduce a step, of which the result is used one step later: all
-        # processes take the same branches below, and none waits for another.
+    def arriving(self, batches: Iterator, number: int) -> Iterator:
+        """So many batches. Before each is handed on, whatever is due is done, on all processes.
+
+        While a batch is awaited the state is that of the last step: a stop, or an error in making
+        the batch, saves it.
+        """
+        for _ in range(number):
+            batch, error = self.await_batch(batches)
+            self.between_steps(error)
+            yield batch
+
+    def scoring(self, batches: Iterator, number: int) -> Iterator:
+        """The batches of a score; `number`: the most that any process has.
+
+        A stop is without a save: the run that goes on scores again.
+        """
+        for _ in range(number):
+            batch, error = self.await_batch(batches)
+            ours = Requests(stop=self.stop.received is not None, failed=error is not None)
+            requests = Requests(*self.flags.exchange(*ours))
+            if requests.failed:
+                self.fail(error)
+            if requests.stop:
+                self.leave()
+            if batch is not None:
+                yield batch
+
+    def await_batch(self, batches: Iterator) -> tuple:
+        """The next batch, or None: there is none, or a stop came; and the error, if it failed."""
+        try:
+            with self.stop.waiting():
+                return next(batches, None), None
+        except WaitInterrupted:
+            return None, None
+        except Exception as error:
+            return None, error
+
+    @contextmanager
+    def step(self):
+        """The block moves the players: an error in it leaves nothing that could be saved."""
+        self.torn = True
+        yield
+        self.torn = False
+
+    def between_steps(self, error: Exception | None = None) -> None:
+        """Whatever is due: broken pictures, a check that the processes agree, a save, a stop.
+
+        error: why this process has no batch.
+        """
+        # One small all-reduce a step: all processes take the same branches below.
         steps = self.progress.startup_step + self.progress.step
         ours = Requests(
             stop=self.stop.received is not None,
             save=self.world.first and self.saves.due(),
             broken=len(self.game.loader.newly_broken),
+            failed=error is not None,
         )
         requests = Requests(*self.flags.exchange(*ours))
         if requests.broken:
             self.note_bad_pictures()
             self.stop_if_too_many_are_broken()
-        if requests.save or requests.stop or steps % CHECK_STEPS == 0:
+        saves = requests.save or requests.stop or (requests.failed and steps)
+        if saves or (steps and steps % CHECK_STEPS == 0):
             self.sync_and_check_ranks()
-        if requests.save or requests.stop:
+        if saves:
             self.save()
+        if requests.failed:
+            self.fail(error)
         if requests.stop:
             self.leave()
 
-    def between_batches(self) -> None:
-        """While features are scored: a stop, without a save. The run that goes on scores again."""
-        asked_for = self.flags.exchange(*Requests(stop=self.stop.received is not None))
-        if Requests(*asked_for).stop:
-            self.leave()
+    def fail(self, error: Exception | None) -> None:
+        """Raise the error of the first process that has one, on all of them."""
+        if self.saves and self.saves.last.exists():
+            self.journal.say(f"{self.saves.last} is good: go on from it with --resume auto")
+        outcomes = self.flags.gather(error and outcome_of(error))
+        if error is None:
+            code, sentence = next(outcome for outcome in outcomes if outcome)
+            error = (InputError if code == EXIT_BAD_INPUT else RunFailed)(sentence)
+        raise error
+
+    def rescue(self) -> None:
+        """After an error that nobody foresaw: save, where the state is whole and all is here."""
+        steps = self.progress.startup_step + self.progress.step
+        if steps and not self.torn and self.world.size == 1:
+            with suppress(Exception):  # the first error is the one to tell
+                self.save()
 
     def between_epochs(self) -> None:
         """A stop that came while the epoch was saved."""
@@ -119,10 +185,13 @@ class Upkeep:
             self.flags.gather(None)  # no process ends before the first one has written
             raise InputError(complaint)
 
-    def stop_if_diverged(self) -> None:
-        """Raise RunFailed on all processes, with the first one's message (it knows the saves)."""
+    def stop_if_diverged(self, whole_epoch: bool = False) -> None:
+        """Raise RunFailed on all processes, with the first one's message (it knows the saves).
+
+        whole_epoch: whether every step of the epoch was dropped, however few there are.
+        """
         last = self.saves.last if self.saves else None
-        if complaint := self.streak.complaint(self.progress.where(), last):
+        if complaint := self.streak.complaint(self.progress.where(), last, whole_epoch):
             raise RunFailed(self.flags.gather(complaint)[0])
 
     def check_health(self, values: dict[str, float]) -> None:
@@ -149,7 +218,9 @@ class Upkeep:
         # On every process: broken pictures, sums and the bank's columns come together here.
         self.note_bad_pictures()
         game = self.game
-        state = pack(game.model, game.bank, game.optimizer, self.progress, self.config)
+        state = pack(
+            game.model, game.bank, game.optimizer, self.progress, self.config, self.data
+        )  # fmt: skip
         meter = self.meter.state() if self.meter else None
         if not self.world.first:
             return True
@@ -163,12 +234,14 @@ class Upkeep:
         return self.saves.save(state, more_names)
 
 
-def open_folder(config: PretrainConfig, start: RunStart) -> tuple[Journal, Checkpoints]:
+def open_folder(
+    config: PretrainConfig, data: dict[str, dict], start: RunStart
+) -> tuple[Journal, Checkpoints]:
     """The folder of the run that goes on, or a new one, with its log and its checkpoints."""
     rates = Path(f"lr_{config.lr}_memlr{config.memory_lr}") / f"cos_{config.cos}"
     folder = start.folder or new_run_folder(log_folder(config) / rates)
     # What was logged after the checkpoint is of steps that will be taken again.
     size = start.kept.get("journal_size") if start.folder else None
     journal = Journal(folder, size)
-    journal.write_config(asdict(config))
+    journal.write_config(asdict(config), data)
     return journal, Checkpoints(folder, config.save_minutes, journal, start.source)
