@@ -90,6 +90,8 @@ def begin_worker(worker: int) -> None:
 
     # Called by the thread that sends the batches (private; Python 3.10 to 3.14).
     Queue._on_queue_feeder_error = staticmethod(give_up)
+    # multiprocessing's thread that hands over file numbers: a run that has ended is no news.
+    sys.excepthook = tell_unless_run_is_gone
     ignore_stop_signals()
 
 
@@ -97,6 +99,11 @@ def end_workers() -> None:
     """End all loader processes at once: torch would wait for each, though it waits for a disk."""
     for worker in multiprocessing.active_children():
         worker.terminate()
+
+
+def tell_unless_run_is_gone(kind, error, trace) -> None:
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def check_shared_memory(batch_bytes: int, workers: int, local_size: int) -> None:
