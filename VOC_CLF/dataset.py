@@ -58,10 +58,13 @@ def load_voc(data: str, decoding: Decoding = AS_STORED) -> Voc:
             "VOCdevkit/VOC2007 as its archives unpack"
         )
     # The pictures of test come in an archive of their own, which may not be there.
-    names = ["train", "val", *["test"] * (root / "ImageSets/Main/test.txt").is_file()]
+    has_test = (root / "ImageSets/Main/test.txt").is_file()
     present = set(read_folder(root / "JPEGImages").names)
-    splits = [read_split(root, name, present, decoding) for name in names]
-    return Voc(*splits, *[None] * (3 - len(splits)))
+
+    def split(name: str) -> VocSplit:
+        return read_split(root, name, present, decoding)
+
+    return Voc(split("train"), split("val"), split("test") if has_test else None)
 
 
 def read_split(root: Path, name: str, present: set[str], decoding: Decoding) -> VocSplit:

@@ -19,14 +19,8 @@ from adco.model import micro_batches
 from adco.negatives import NegativeBank
 from adco.objective import Losses, Pair, own_key
 from adco.plan import Term, key_views, query_views
-from ops.distributed import (
-    average_gradients_,
-    averaging,
-    current_world,
-    gather_rows,
-    sum_across_ranks_,
-    unwrap,
-)
+from ops.ddp import average_gradients_, averaging, unwrap
+from ops.distributed import current_world, gather_rows, sum_across_ranks_
 
 
 class Round(NamedTuple):

@@ -41,8 +41,7 @@ def find_trunk(
         raise InputError(
             f"{source!r} holds no weights of a {encoder} encoder; expected a ResNet's tensors "
             f"(conv1.weight, ...) below any prefix, found {some(every or [*tensors], 3)!r}"
-            + "; adco.export --encoder takes the other one"
-            * bool(every)
+            + ("; adco.export --encoder takes the other one" if every else "")
         )
 
     # Of several those in which nothing is missing or left over; they may be one under two names.

@@ -4,14 +4,13 @@ No module of options imports torch or numpy, so that `--help` and a bad flag ans
 """
 
 import argparse
-import json
 import re
 import sys
 from dataclasses import field, fields
 from os.path import expanduser
 from typing import get_args
 
-from ops.errors import EXIT_BAD_INPUT, InputError, one_line, shown
+from ops.errors import EXIT_BAD_INPUT, InputError, one_line
 
 # Intervals of numbers. An infinite one is never allowed.
 POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
@@ -142,22 +141,6 @@ def data_first(config_type, argv: list[str]) -> list[str]:
             return [word, *argv[:i], *argv[i + 1 :]]
         in_list = word in lists
     return argv
-
-
-def options_that_differ(config, theirs: dict, may_change: set[str] = frozenset()) -> str:
-    """The options that decide the numbers and differ between a run and the one it goes on from, in
-    words; nothing where all are the same. An option that is newer than the other run is left out.
-
-    theirs: the other run's options, from JSON.  may_change: further options that may differ.
-    """
-    decide = [f.name for f in fields(config) if not f.metadata["may_change"]]
-    # JSON has lists, not tuples.
-    ours = {n: json.loads(json.dumps(getattr(config, n))) for n in decide if n not in may_change}
-    return ", ".join(
-        f"{name} was {shown(theirs[name])}, here it is {shown(value)}"
-        for name, value in ours.items()
-        if name in theirs and theirs[name] != value
-    )
 
 
 def preset_defaults(argv: list[str], presets: dict[str, dict[str, dict]]) -> dict:

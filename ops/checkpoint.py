@@ -82,6 +82,14 @@ def load(path: str | Path) -> dict:
     return state
 
 
+def peek(path: Path) -> dict:
+    """The plain values in a checkpoint of ours; its tensors are neither read nor checked.
+
+    Raises whatever bytes that are no checkpoint raise.
+    """
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
 def safetensors_header(path: Path) -> dict | None:
     """What a safetensors file says of itself; None where the file is of another kind."""
     # Eight bytes with the length of the header, then the header: a JSON object.
@@ -111,8 +119,9 @@ def why_unreadable(path: Path, error: Exception) -> str:
         return f"is damaged or no checkpoint: text that begins {shown(start)}; fetch the file"
     if isinstance(error, pickle.UnpicklingError):
         return "cannot be opened safely: it is no torch file, or holds more than plain values"
-    previous = f", {PREVIOUS} beside it" * path.with_name(PREVIOUS).exists()
-    return f"is damaged or no checkpoint; take an earlier one{previous}"
+    if path.with_name(PREVIOUS).exists():
+        return f"is damaged or no checkpoint; take an earlier one, {PREVIOUS} beside it"
+    return "is damaged or no checkpoint; take an earlier one"
 
 
 def verify(path: Path) -> None:

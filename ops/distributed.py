@@ -1,21 +1,21 @@
-"""Processes: who we are, and every collective. Only rendezvous.py knows of torch.distributed too.
+"""Processes: who we are, and every collective. Nothing else knows of torch.distributed.
 
 Each function does the right thing when alone. Collectives are called by every process or by none.
 """
 
+import os
 import time
 import zlib
-from contextlib import nullcontext
 from dataclasses import dataclass
-from inspect import signature
+from datetime import timedelta
+from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from ops.errors import RunFailed
-from ops.waiting import waiting_for
+from ops.waiting import meet, waiting_for
 
 
 # The process among all. How many there are on this node is for the launcher alone.
@@ -38,6 +38,68 @@ def current_world() -> World:
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World()
+
+
+def join_group(world: World, url: str, backend: str, minutes: float = 30.0):
+    """Enter the process group. Returns the store through which its processes met.
+
+    minutes: to wait for the others. Raises RunFailed where they do not meet.
+    """
+    # After a restart by torchrun, its store still holds the keys of the attempt before.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    where = url
+    if url.startswith("env"):
+        where += "; RANK and WORLD_SIZE are set in this shell"
+    try:
+        with waiting_for(lambda: f"process 0, at {where}"):
+            store = open_store(url, world, timedelta(minutes=minutes))
+            store = dist.PrefixStore(f"attempt_{attempt}", store)
+        meet(store, world.rank, world.size, minutes, where)
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RunFailed(
+            f"the {world.size} processes do not meet at {url}: {reason}; check that all are "
+            f"started, and the address ({where})"
+        ) from error
+    # All have met; what they wait for at the end takes as long as it takes.
+    store.set_timeout(timedelta(hours=1))
+    return store
+
+
+def open_store(url: str, world: World, limit: timedelta):
+    """A store that all processes can reach. Waits for the first process, not for the others."""
+    if url.startswith("file"):
+        return next(dist.rendezvous(url, world.rank, world.size))[0]
+    host, port = urlparse(url).hostname, urlparse(url).port
+    if url.startswith("env"):
+        names = ("MASTER_ADDR", "MASTER_PORT")
+        if missing := [name for name in names if name not in os.environ]:
+            raise ValueError(f"{' and '.join(missing)} not set")
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # torchrun has a store of its own at this address.
+    is_server = world.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    return dist.TCPStore(host, port, None, is_server, limit, wait_for_workers=False)
+
+
+def wait_for_all(store, world: World) -> None:
+    """Return once every process is through with all collectives.
+
+    Not by a collective: who leaves first would close the connections that another still reads.
+    """
+    store.set(f"through/{world.rank}", "")
+    store.wait([f"through/{rank}" for rank in range(world.size)])
+
+
+def leave_group(store, world: World) -> None:
+    """After wait_for_all. The first process goes last, for the store may be in it."""
+    if world.rank:
+        store.set(f"gone/{world.rank}", "")
+    else:
+        store.wait([f"gone/{rank}" for rank in range(1, world.size)])
+    dist.destroy_process_group()
 
 
 def is_lost_connection(error: Exception) -> bool:
@@ -215,38 +277,3 @@ def check_ranks_agree(tensors: dict[str, Tensor], world: World) -> None:
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
     return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-
-
-def wrap_encoder(model: nn.Module, world: World) -> nn.Module:
-    """The model with gradients averaged over processes; itself when alone.
-
-    Buffers stay each process's own: BatchNorm in train mode does not read them.
-    """
-    if world.size == 1:
-        return model
-    # torch 2.14 renamed this option.
-    options = signature(DistributedDataParallel).parameters
-    switch = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-    return DistributedDataParallel(model, **{switch: False})
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def averaging(model: nn.Module, now: bool):
-    """Context of a forward and backward pass: with `now` False the gradients stay here, to be
-    averaged with those of a later pass.
-    """
-    # Alone, or with the last micro-batch, there is nothing to hold back.
-    keeps = isinstance(model, DistributedDataParallel) and not now
-    return model.no_sync() if keeps else nullcontext()
-
-
-def average_gradients_(model: nn.Module) -> None:
-    """Average over processes what DistributedDataParallel has not averaged already."""
-    world = current_world()
-    if world.size > 1 and not isinstance(model, DistributedDataParallel):
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                mean_across_ranks_(parameter.grad, world)

@@ -58,6 +58,11 @@ def outcome_of(error: Exception) -> tuple[int, str]:
     )
 
 
+def error_of(code: int, sentence: str) -> Exception:
+    """The error that an outcome, perhaps of another process, is told by."""
+    return (InputError if code == EXIT_BAD_INPUT else RunFailed)(sentence)
+
+
 # An error that is none of these is a fault of the program, or of the machine.
 EXIT_CODES = {InputError: EXIT_BAD_INPUT, RunFailed: EXIT_FAILED}
 # Where a traceback is written: the run folder, once there is one.

@@ -159,10 +159,11 @@ class Scalars:
     def __init__(self, folder: Path):
         from tensorboardX.event_file_writer import EventsWriter
 
-        # The writer that lies under SummaryWriter, which writes from a thread of its own and would
-        # fail there. Private protos (tensorboardX 2.6); plain alternative: SummaryWriter.
+        # Those of an earlier session are written anew, see Journal._replay.
         for path in folder.glob("events.out.*"):
             path.unlink()
+        # The writer that lies under SummaryWriter, which writes from a thread of its own and would
+        # fail there. Private protos (tensorboardX 2.6); plain alternative: SummaryWriter.
         self.events = EventsWriter(str(folder / "events"))
         self.flushed = time.monotonic()
 

@@ -14,18 +14,10 @@ from urllib.parse import urlparse
 
 import torch
 
-from ops.distributed import World, is_lost_connection
-from ops.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_STOPPED,
-    InputError,
-    RunFailed,
-    outcome_of,
-    steady_streams,
-)
+from ops.distributed import World, is_lost_connection, join_group, leave_group, wait_for_all
+from ops.errors import EXIT_STOPPED, InputError, RunFailed, error_of, outcome_of, steady_streams
 from ops.heartbeat import Heartbeat, follow_parent
 from ops.options import ProcessOptions
-from ops.rendezvous import join_group, leave_group, wait_for_all
 from ops.signals import REQUESTS, StopRequest, end_by_requests, requests_blocked, unblock_requests
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -71,8 +63,7 @@ def launch(run, config: ProcessOptions) -> int:
 
 def device_kind(wanted: str, chosen: str | None = None) -> str:
     """cuda, mps or cpu. chosen: what --choose says. Raises InputError for what is not there."""
-    num_gpus = torch.cuda.device_count()
-    if chosen is not None and num_gpus < len(chosen.split(",")):
+    if chosen is not None and (num_gpus := torch.cuda.device_count()) < len(chosen.split(",")):
         raise InputError(
             f"choose={chosen}: torch finds {num_gpus} of these GPUs; leave --choose out, or name "
             "GPUs of this machine"
@@ -91,14 +82,15 @@ def device_kind(wanted: str, chosen: str | None = None) -> str:
     return wanted
 
 
+def check_gpu(number: int | None, kind: str) -> None:
+    """Raise InputError where --gpu names one that is not there."""
+    num_gpus = torch.cuda.device_count() if kind == "cuda" else 0
+    if number is not None and number >= num_gpus:
+        raise InputError(f"gpu={number}: this machine shows {num_gpus} GPU(s), numbered from 0")
+
+
 def processes_here(config: ProcessOptions, kind: str) -> int:
-    # One GPU by its number: it has to be there.
-    if config.gpu is not None:
-        num_gpus = torch.cuda.device_count() if kind == "cuda" else 0
-        if config.gpu >= num_gpus:
-            raise InputError(
-                f"gpu={config.gpu}: this machine shows {num_gpus} GPU(s), numbered from 0"
-            )
+    check_gpu(config.gpu, kind)
     # Without GPUs as many as are asked for; with GPUs one each.
     if kind == "cpu":
         return config.nproc
@@ -237,8 +229,7 @@ def exit_code(processes: list, failed: int | None, errors: list, stop, first_ran
         )
     if errors:
         # The first error. Later ones are its consequences.
-        code, sentence = errors[0]
-        raise (InputError if code == EXIT_BAD_INPUT else RunFailed)(sentence)
+        raise error_of(*errors[0])
     return code
 
 

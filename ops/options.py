@@ -1,7 +1,8 @@
 """What every script can be told: devices and processes, and the names of data sets and encoders."""
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, option, switch
 from ops.errors import InputError
@@ -89,6 +90,18 @@ class RunOptions(ProcessOptions, PictureOptions):
             raise InputError(
                 f"start_epoch={self.start_epoch} leaves nothing of epochs={self.epochs}"
             )
+
+    def changes_numbers(self) -> dict:
+        """The options that a resumed run has to share with the one it goes on from, as JSON gives
+        them: lists, not tuples.
+        """
+        # Where and on how many processes a run computes may change; so may what is marked so.
+        of_processes = {f.name for f in fields(ProcessOptions)}
+        return {
+            f.name: json.loads(json.dumps(getattr(self, f.name)))
+            for f in fields(self)
+            if not f.metadata["may_change"] and f.name not in of_processes
+        }
 
 
 def choose_gpus(config) -> None:

@@ -28,6 +28,10 @@ REMEDIES = (
 )
 
 
+# The loader processes of this process, which may have children of other kinds.
+started: set = set()
+
+
 class SignalSafeLoader(DataLoader):
     """A DataLoader whose workers ignore requests to stop, and never outlive this process.
 
@@ -62,9 +66,11 @@ class SignalSafeLoader(DataLoader):
             yield batch
 
     def start(self) -> Iterator:
+        others = set(multiprocessing.active_children())
         # Workers start here and inherit the blocked signals: none ends them while they start.
         with requests_blocked() if self._iterator is None else nullcontext():
             batches = super().__iter__()
+        started.update(set(multiprocessing.active_children()) - others)
         # torch's handler would raise in the middle of a step when a worker dies. It is missed when
         # its batch is awaited.
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -97,7 +103,7 @@ def begin_worker(worker: int) -> None:
 
 def end_workers() -> None:
     """End all loader processes at once: torch would wait for each, though it waits for a disk."""
-    for worker in multiprocessing.active_children():
+    for worker in started & set(multiprocessing.active_children()):
         worker.terminate()
 
 

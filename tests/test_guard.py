@@ -8,7 +8,8 @@ import adco
 from adco import fused
 from adco.finite import check_finite
 from adco.step import Round, idle_share, startup_step
-from ops.distributed import World, wrap_encoder
+from ops.ddp import wrap_encoder
+from ops.distributed import World
 from tests.support.game import assert_same, small_game, state_of, views_of
 from tests.support.gloo import in_processes
 

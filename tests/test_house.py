@@ -52,7 +52,7 @@ def wrong_imports(name: str, source: str) -> set[str]:
     """Those that run the wrong way: up the house, or past the home of a mechanism."""
     room = "method" if name in METHOD else name.rpartition(".")[0] or name
     forbidden = FORBIDDEN.get(room, ())
-    if name not in ("ops.distributed", "ops.rendezvous") and room != "benchmarks":
+    if name != "ops.distributed" and room != "benchmarks":
         forbidden += ("torch.distributed",)
     if name != "ops.arguments":
         forbidden += ("argparse",)

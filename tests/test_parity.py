@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import adco
-from ops.distributed import World, wrap_encoder
+from ops.ddp import wrap_encoder
+from ops.distributed import World
 from tests.parity import rule
 from tests.support.gloo import in_processes
 

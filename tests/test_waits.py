@@ -16,13 +16,12 @@ from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import ArrayPictures
 from adco.data.views import Recipe
 from ops import checkpoint, waiting
-from ops.distributed import World
+from ops.distributed import World, join_group
 from ops.errors import InputError, RunFailed, Steady, reported
 from ops.heartbeat import Heartbeat
 from ops.launch import device_kind, free_port
-from ops.rendezvous import join_group, who_is_missing
 from ops.signals import StopRequest, WaitInterrupted
-from ops.waiting import waiting_for
+from ops.waiting import waiting_for, who_is_missing
 from ops.workers import check_shared_memory
 from tests.conftest import ROOT
 from tests.support.gloo import in_processes
@@ -175,7 +174,7 @@ def own_store(world, folder):
     store, found = FileStore(f"{folder}/store"), []
     for rank in range(3):
         store.set(f"here/{rank}", "")
-        found.append(who_is_missing(store, World(0, 3)))
+        found.append(who_is_missing(store, 3))
     return found
 
 

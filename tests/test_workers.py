@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from adco.data.pictures import ArrayPictures
 from adco.data.views import Recipe
 from ops.distributed import World
 from ops.signals import REQUESTS, requests_blocked
-from ops.workers import workers_per_process
+from ops.workers import end_workers, workers_per_process
 from tests.conftest import FORKS
 
 PICTURES = np.zeros((40, 8, 8, 3), np.uint8)
@@ -87,3 +88,16 @@ def test_workers_end_with_their_parent_however_it_ends(tmp_path, end):
 def test_loader_processes_are_shared_out(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     assert [workers_per_process(number, local_size=4) for number in (0, 8, 64)] == [0, 2, 3]
+
+
+def test_only_loader_processes_are_ended_at_the_end_of_a_run():
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+    other.start()
+    before = set(multiprocessing.active_children())
+    batches = loader(workers=1).epoch(0)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    end_workers()
+    worker.join(10)
+    assert worker.exitcode is not None and other.is_alive()
+    other.kill()

@@ -8,11 +8,11 @@ import numpy as np
 
 from adco.data import identity
 from adco.data.decoder import AS_STORED, Decoding, decoding_of
-from adco.data.folder import in_words, read_folder
+from adco.data.folder import counted, read_folder
 from adco.data.pictures import ArrayPictures, FolderPictures, Pictures
 from ops.errors import InputError, printable, some
 
-SAMPLE = 200  # pictures whose headers are looked at
+SAMPLE = 200  # pictures that are looked at before a run
 
 
 class Splits(NamedTuple):
@@ -158,7 +158,7 @@ def scan_folder(
     if not names:
         raise InputError(
             f"no pictures in {str(root)!r}; expected files such as .jpg or .png, in it or below, "
-            f"found {in_words(left_out) or 'nothing'}"
+            f"found {counted(left_out) or 'nothing'}"
         )
     if not labelled:
         return FolderPictures(root, names, None, (), decoding, left_out)
@@ -189,8 +189,13 @@ def described(pictures: Pictures) -> str:
         text = f"{len(pictures)} pictures in {len(counts)} classes, {counts.min()} to "
         text += f"{counts.max()} each"
     if left_out := getattr(pictures, "left_out", None):
-        text += f"; left out: {in_words(left_out)}"
+        text += f"; left out: {counted(left_out)}"
     return printable(text)
+
+
+def sample_of(pictures: Pictures, seed: int) -> list[int]:
+    """Positions of SAMPLE pictures, or of all; the same ones every time."""
+    return np.random.default_rng(seed).permutation(len(pictures))[:SAMPLE].tolist()
 
 
 def warnings_about(pictures: Pictures) -> list[str]:
@@ -206,9 +211,8 @@ def warnings_about(pictures: Pictures) -> list[str]:
             f"but most pictures lie deeper, in {len(deeper)} folders such as {next(iter(deeper))}: "
             "if those are the classes, put them directly into one folder"
         )
-    # A sample, the same one every time.
-    sample = np.random.default_rng(0).permutation(len(pictures))[:SAMPLE]
-    turned = sum(pictures.orientation(int(i)) not in (0, 1) for i in sample)
+    sample = sample_of(pictures, seed=0)
+    turned = sum(pictures.orientation(i) not in (0, 1) for i in sample)
     if turned > 3:
         how = "turned by it" if pictures.decoding.exif else "shown as stored; --exif 1 turns them"
         warnings.append(f"{turned} of {len(sample)} pictures have an orientation tag: {how}")

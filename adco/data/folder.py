@@ -106,11 +106,14 @@ def picture_suffixes() -> tuple[str, ...]:
     )
 
 
-def in_words(left_out: Counter) -> str:
+def counted(left_out: Counter) -> str:
     """What was left out: "3 .heic, 1 hidden folder"."""
-    return ", ".join(
-        f"{count} {kind}"
-        + "s" * (count > 1 and kind.endswith(("folder", "file", "link")))
-        + " (pip install pillow-heif, and they are read)" * (kind in (".heic", ".heif"))
-        for kind, count in sorted(left_out.items())
-    )
+    words = []
+    for kind, count in sorted(left_out.items()):
+        text = f"{count} {kind}"
+        if count > 1 and kind.endswith(("folder", "file", "link")):
+            text += "s"
+        if kind in (".heic", ".heif"):
+            text += " (pip install pillow-heif, and they are read)"
+        words.append(text)
+    return ", ".join(words)

@@ -32,12 +32,11 @@ def load_places(data: str, train_list: str = "", decoding: Decoding = AS_STORED)
     val = root / PLACES_LISTS / "val_places205.csv"
     # One walk through the folders is faster than a look for each of 2.5 million files.
     present = set(read_folder(pictures).names)
-    train, val = (read_places(path, pictures, present) for path in (train, val))
-    train.decoding = val.decoding = decoding
+    train, val = (read_places(path, pictures, present, decoding) for path in (train, val))
     return Splits(train, train, val)
 
 
-def read_places(path: Path, root: Path, present: set[str]) -> FolderPictures:
+def read_places(path: Path, root: Path, present: set[str], decoding: Decoding) -> FolderPictures:
     """The pictures that a list names, one 'path label' a line.
 
     present: the paths, relative to `root`, that exist.
@@ -61,7 +60,8 @@ def read_places(path: Path, root: Path, present: set[str]) -> FolderPictures:
             f"{len(missing)} of {len(names)} pictures of {str(path)!r} are not in {str(root)!r}: "
             f"{some(missing)}; fetch them or take their lines out"
         )
-    return FolderPictures(root, names, labels, [str(i) for i in range(PLACES_CLASSES)])
+    classes = [str(i) for i in range(PLACES_CLASSES)]
+    return FolderPictures(root, names, labels, classes, decoding)
 
 
 def read_lines(path: Path):

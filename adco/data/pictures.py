@@ -92,7 +92,9 @@ class FolderPictures:
             except Exception as error:  # decoders raise errors of all kinds
                 why, path = reason(error), self.root / self.name(index)
                 if not self.is_outage(error):
-                    advice = "raise it, or " * isinstance(error, TooLarge) + "remove or replace it"
+                    advice = "remove or replace it"
+                    if isinstance(error, TooLarge):
+                        advice = "raise it, or " + advice
                     sentence = f"cannot read the picture {path}: {why}; {advice}"
                     raise BrokenPicture(sentence, why) from error
                 # A file server that is away for a moment breaks no picture.

@@ -9,9 +9,9 @@ from datetime import timedelta
 from math import sqrt
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from adco.data.datasets import SAMPLE, sample_of
 from adco.data.pictures import BrokenPicture, Pictures
 from adco.pretrain.game import Game, describe
 from adco.pretrain.options import PretrainConfig
@@ -21,8 +21,6 @@ from ops.device import peak_memory
 from ops.distributed import Flags, World
 from ops.errors import InputError
 from ops.workers import workers_per_process
-
-SAMPLE = 200  # pictures that are read to see whether they can be
 
 
 def dry_run(config: PretrainConfig, world: World, device: torch.device, local_size: int) -> int:
@@ -103,16 +101,14 @@ def read_sample(pictures: Pictures, config: PretrainConfig) -> int:
     Raises InputError where there are clearly more than --bad_images_max of them: of a sample, by
     more than three standard deviations.
     """
-    # A sample, the same one every time.
-    chosen = np.random.default_rng(config.seed).permutation(len(pictures))[:SAMPLE]
-    broken = {}
+    chosen, broken = sample_of(pictures, config.seed), {}
     for index in chosen:
         try:
-            pictures.read(int(index))
+            pictures.read(index)
         except BrokenPicture as error:
             if config.bad_images == "error":
                 raise
-            broken[pictures.name(int(index))] = error.reason
+            broken[pictures.name(index)] = error.reason
     # A sample may by chance hold more broken pictures than its share.
     expected = config.bad_images_max * len(chosen)
     allowed = expected + (3 * sqrt(expected) if len(chosen) < len(pictures) else 0)

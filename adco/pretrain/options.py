@@ -1,11 +1,11 @@
 """What main_adco.py can be told: a frozen dataclass, checked as far as values alone can be."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import cos, floor, pi
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, option, switch
 from ops.errors import InputError
-from ops.options import ARCHITECTURES, DATASETS, STEMS, ProcessOptions, RunOptions
+from ops.options import ARCHITECTURES, DATASETS, STEMS, RunOptions
 from ops.schedule import cosine, steps
 
 
@@ -151,16 +151,6 @@ class PretrainConfig(RunOptions):
         if self.cos == 2:
             return self.lr * cos(pi * done / (2 * period))
         return steps(epoch, self.lr, self.schedule)
-
-    def changes_numbers(self) -> dict:
-        """The options that a resumed run has to share with the one it goes on from."""
-        # Where and on how many processes a run computes may change; so may what is marked so.
-        of_processes = {f.name for f in fields(ProcessOptions)}
-        return {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if not f.metadata["may_change"] and f.name not in of_processes
-        }
 
 
 SIZE_CROPS = (224, 192, 160, 128, 96)  # published, for full-size views of 224 pixels

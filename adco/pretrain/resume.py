@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 
-import torch
-
 from adco.data.identity import check_same_everywhere, difference
 from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
@@ -137,8 +135,7 @@ def steps_in(path: Path) -> tuple[float, float, bool]:
     A file that cannot be read counts as the newest: it is told that it was passed over.
     """
     try:
-        # Only the numbers are read, not the tensors.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = checkpoint.peek(path)
         return state["step"], state["startup_step"], path.name == checkpoint.LAST
     except Exception:  # as in checkpoint.load
         return inf, inf, path.name == checkpoint.LAST
@@ -148,9 +145,8 @@ def made_otherwise(path: Path, config: PretrainConfig, data: dict) -> str:
     """What differs between a run's config.json and this run, of what decides the numbers, in words;
     nothing where nothing does.
     """
-    # Both as JSON gives them: lists, not tuples.
-    ours = FORMER_OPTIONS | json.loads(json.dumps(config.changes_numbers()))
-    defaults = FORMER_OPTIONS | json.loads(json.dumps(PretrainConfig().changes_numbers()))
+    ours = FORMER_OPTIONS | config.changes_numbers()
+    defaults = FORMER_OPTIONS | PretrainConfig().changes_numbers()
     try:
         # An option that is newer than the file had its default, or that of the data set.
         content = json.loads(path.read_text())
@@ -163,4 +159,6 @@ def made_otherwise(path: Path, config: PretrainConfig, data: dict) -> str:
         for name, value in ours.items()
         if theirs[name] != value
     ]
-    return ", ".join([*differences, f"other data ({other_data})"] if other_data else differences)
+    if other_data:
+        differences.append(f"other data ({other_data})")
+    return ", ".join(differences)

@@ -99,7 +99,7 @@ class Pretraining:
             number, first = divmod(progress.startup_step, len(game.loader))
             left = min(len(game.loader) - first, num_steps - progress.startup_step)
             for views in self.upkeep.arriving(game.batches(-1 - number, first), left):
-                with self.upkeep.step():
+                with self.upkeep.undivided():
                     loss, dropped = game.start_up(views, progress.startup_step)
                     self.upkeep.streak.count_(dropped)
                     progress.startup_step += 1
@@ -137,7 +137,7 @@ class Pretraining:
             # One step of both players.
             rate = config.rate(progress.epoch + i / num_steps, progress.after_warmup)
             set_rate(game.optimizer, rate)
-            with upkeep.step():
+            with upkeep.undivided():
                 result = game.play(views)
                 meter.step_is_done(result)
                 upkeep.streak.count_(result.dropped)
@@ -176,7 +176,7 @@ class Pretraining:
         if scored:
             upkeep.save_if_older_than(minutes=1)  # on a large data set the score takes a while
         # An error in between leaves the state from before: the run that goes on scores again.
-        with upkeep.step():
+        with upkeep.undivided():
             # The epoch is over: log it, and count from the next one on.
             epoch = {"epoch": progress.epoch, **upkeep.meter.summary()}
             upkeep.stop_if_diverged(whole_epoch=epoch["dropped"] == upkeep.meter.steps)

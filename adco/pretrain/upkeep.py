@@ -14,7 +14,7 @@ from adco.pretrain.resume import RunStart, log_folder
 from adco.pretrain.saving import Checkpoints
 from adco.pretrain.state import pack
 from ops.distributed import Flags, World, broadcast_from_first_, check_ranks_agree
-from ops.errors import EXIT_BAD_INPUT, InputError, RunFailed, outcome_of
+from ops.errors import InputError, RunFailed, error_of, outcome_of
 from ops.journal import Journal
 from ops.run_folder import new_run_folder
 from ops.signals import StopRequest, WaitInterrupted
@@ -48,8 +48,7 @@ class Upkeep:
         stop: StopRequest,
     ):
         self.game, self.config, self.world, self.flags, self.stop = game, config, world, flags, stop
-        self.progress = start.progress
-        self.data = start.data
+        self.progress, self.data = start.progress, start.data
         self.meter: EpochMeter | None = None  # inside an epoch
         self.torn = False  # whether a step has begun and not ended
 
@@ -64,7 +63,7 @@ class Upkeep:
         # What writes, on the first process.
         self.journal, self.saves = Journal(None), None
         if world.first:
-            self.journal, self.saves = open_folder(config, self.data, start)
+            self.journal, self.saves = open_folder(config, start)
             self.journal.say(f"run folder: {self.journal.folder}")
             self.journal.say(describe(game, config, world))
             start.tell(self.journal)
@@ -89,12 +88,7 @@ class Upkeep:
         """
         for _ in range(number):
             batch, error = self.await_batch(batches)
-            ours = Requests(stop=self.stop.received is not None, failed=error is not None)
-            requests = Requests(*self.flags.exchange(*ours))
-            if requests.failed:
-                self.fail(error)
-            if requests.stop:
-                self.leave()
+            self.end_if_asked(self.agree(error), error)
             if batch is not None:
                 yield batch
 
@@ -108,9 +102,23 @@ class Upkeep:
         except Exception as error:
             return None, error
 
+    def agree(self, error: Exception | None, **requests: int) -> Requests:
+        """What all processes ask together: one small all-reduce, so that all do the same next.
+
+        error: why this process cannot go on.
+        """
+        ours = Requests(stop=self.stop.received is not None, failed=error is not None, **requests)
+        return Requests(*self.flags.exchange(*ours))
+
+    def end_if_asked(self, requests: Requests, error: Exception | None) -> None:
+        if requests.failed:
+            self.fail(error)
+        if requests.stop:
+            self.leave()
+
     @contextmanager
-    def step(self):
-        """The block moves the players: an error in it leaves nothing that could be saved."""
+    def undivided(self):
+        """The block changes the state as one: an error in it leaves nothing that could be saved."""
         self.torn = True
         yield
         self.torn = False
@@ -120,15 +128,12 @@ class Upkeep:
 
         error: why this process has no batch.
         """
-        # One small all-reduce a step: all processes take the same branches below.
         steps = self.progress.startup_step + self.progress.step
-        ours = Requests(
-            stop=self.stop.received is not None,
+        requests = self.agree(
+            error,
             save=self.world.first and self.saves.due(),
             broken=len(self.game.loader.newly_broken),
-            failed=error is not None,
         )
-        requests = Requests(*self.flags.exchange(*ours))
         if requests.broken:
             self.note_bad_pictures()
             self.stop_if_too_many_are_broken()
@@ -137,20 +142,17 @@ class Upkeep:
             self.sync_and_check_ranks()
         if saves:
             self.save()
-        if requests.failed:
-            self.fail(error)
-        if requests.stop:
-            self.leave()
+        self.end_if_asked(requests, error)
 
     def fail(self, error: Exception | None) -> None:
-        """Raise the error of the first process that has one, on all of them."""
+        """Raise the error of the first process that has one, on all of them.
+
+        It has been told what is saved, and where the traceback of an unforeseen one is.
+        """
         if self.saves and self.saves.last.exists():
             self.journal.say(f"{self.saves.last} is good: go on from it with --resume auto")
         outcomes = self.flags.gather(error and outcome_of(error))
-        if error is None:
-            code, sentence = next(outcome for outcome in outcomes if outcome)
-            error = (InputError if code == EXIT_BAD_INPUT else RunFailed)(sentence)
-        raise error
+        raise error_of(*next(outcome for outcome in outcomes if outcome)) from error
 
     def rescue(self) -> None:
         """After an error that nobody foresaw: save, where the state is whole and all is here."""
@@ -218,9 +220,8 @@ class Upkeep:
         # On every process: broken pictures, sums and the bank's columns come together here.
         self.note_bad_pictures()
         game = self.game
-        state = pack(
-            game.model, game.bank, game.optimizer, self.progress, self.config, self.data
-        )  # fmt: skip
+        players = (game.model, game.bank, game.optimizer)
+        state = pack(*players, self.progress, self.config, self.data)
         meter = self.meter.state() if self.meter else None
         if not self.world.first:
             return True
@@ -234,14 +235,12 @@ class Upkeep:
         return self.saves.save(state, more_names)
 
 
-def open_folder(
-    config: PretrainConfig, data: dict[str, dict], start: RunStart
-) -> tuple[Journal, Checkpoints]:
+def open_folder(config: PretrainConfig, start: RunStart) -> tuple[Journal, Checkpoints]:
     """The folder of the run that goes on, or a new one, with its log and its checkpoints."""
     rates = Path(f"lr_{config.lr}_memlr{config.memory_lr}") / f"cos_{config.cos}"
     folder = start.folder or new_run_folder(log_folder(config) / rates)
     # What was logged after the checkpoint is of steps that will be taken again.
     size = start.kept.get("journal_size") if start.folder else None
     journal = Journal(folder, size)
-    journal.write_config(asdict(config), data)
+    journal.write_config(asdict(config), start.data)
     return journal, Checkpoints(folder, config.save_minutes, journal, start.source)

@@ -15,7 +15,8 @@ from adco.data.pictures import Pictures
 from adco.encoder import Trunk
 from adco.probe.data import ProbeRun, ProbeViews, probe_recipe, scoring_loader
 from adco.probe.features import Features, check_features, extract_features
-from ops.distributed import broadcast_from_first_, checksum, sum_across_ranks_, wrap_encoder
+from ops.ddp import wrap_encoder
+from ops.distributed import broadcast_from_first_, checksum, sum_across_ranks_
 from ops.errors import RunFailed
 from ops.journal import Stopwatch
 from ops.metrics import Accuracy, accuracies, best_index, count_right
@@ -174,8 +175,6 @@ class HeadTraining:
             # All heads take a step on the same features.
             labels = labels.to(self.device, non_blocking=True)
             pictures = pictures.to(self.device, non_blocking=True)
-            if i == 0 and self.frozen:
-                check_features(self.model.trunk(pictures))
             scores = self.wrapped(pictures)
             losses += self.step(scores, labels, self.batches.sizes[i])
             counts += torch.stack([count_right(of_head.detach(), labels) for of_head in scores])
@@ -184,6 +183,7 @@ class HeadTraining:
             seconds += stopwatch.lap()
             self.journal.advance()
             if i % config.print_freq == 0 or i + 1 == num_steps:
+                self.check_losses(losses, pictures)
                 self.log(i, num_steps, seconds / (i + 1), rates, losses, counts)
         self.journal.close_bar()
         self.epoch += 1
@@ -201,17 +201,24 @@ class HeadTraining:
         self.optimizer.step()
         return losses.detach().double()
 
+    def check_losses(self, losses: Tensor, pictures: Tensor) -> None:
+        """Raise RunFailed where a head is not finite, InputError where a frozen trunk is why."""
+        weights = torch.stack([head.weight.sum() for head in self.model.heads])
+        sums = sum_across_ranks_(losses + weights, self.world).tolist()
+        bad = [lr for lr, total in zip(self.lrs, sums, strict=True) if not isfinite(total)]
+        if bad and self.frozen:
+            check_features(self.model.trunk(pictures))
+        if bad:
+            raise RunFailed(
+                f"the loss or the head is not finite in epoch {self.epoch} at lr {bad[0]:g}; lower "
+                "the learning rate, or leave it out of --lr_sweep"
+            )
+
     def log(self, i, num_steps, step_seconds, rates, losses: Tensor, counts: Tensor) -> None:
         """Record the epoch so far, over all processes. The line shows the best head."""
         accuracy = accuracies(counts, self.world)
         sums = sum_across_ranks_(losses.clone(), self.world).tolist()
         means = [loss / found.total for loss, found in zip(sums, accuracy, strict=True)]
-        for lr, mean, layer in zip(self.lrs, means, self.model.heads, strict=True):
-            if not (isfinite(mean) and layer.weight.isfinite().all()):
-                raise RunFailed(
-                    f"the loss or the head is not finite in epoch {self.epoch} at lr {lr:g}; lower "
-                    "the learning rate, or leave it out of --lr_sweep"
-                )
         head = best_index(accuracy)
         self.journal.progress(
             f"Epoch: [{self.epoch}][{i:{len(str(num_steps))}d}/{num_steps}]\t"

@@ -84,7 +84,8 @@ def introduce(probe_run: ProbeRun) -> None:
         journal.say("random weights: this score is the baseline")
     # A probe that goes on reads all of its file.
     elif not config.resume:
-        probe_run.trunk.tell_left_out(journal.say, *["fc"] * config.evaluate)
+        used = ["fc"] if config.evaluate else []
+        probe_run.trunk.tell_left_out(journal.say, *used)
     if config.rate_rises() and config.head == "linear" and not config.evaluate:
         journal.warn(f"lr {min(config.rates()):g} rises to final_lr {config.final_lr:g}")
 

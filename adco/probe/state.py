@@ -7,7 +7,7 @@ peaks, best.
 
 import json
 import operator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import nn
@@ -18,10 +18,8 @@ from adco.encoder import TrunkWeights, build_trunk, own_config, read_trunk
 from adco.probe.linear import Best, HeadTraining
 from adco.probe.options import RANDOM, ProbeConfig
 from ops import checkpoint
-from ops.arguments import options_that_differ
 from ops.errors import InputError, shown, some
 from ops.metrics import Accuracy
-from ops.options import ProcessOptions
 
 KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
@@ -90,12 +88,17 @@ def check_same_run(probe: HeadTraining, state: dict, source: str) -> None:
 
     Files of the published program say nothing of either.
     """
-    # Where and on how many processes a probe computes may change, and it may take longer.
-    theirs, free = own_config(state), {f.name for f in fields(ProcessOptions)} | {"start_epoch"}
+    # A probe may take longer. An option that is newer than the file is left out.
+    theirs, ours = own_config(state), probe.config.changes_numbers()
     if "epochs" in theirs:
         theirs["epochs"] = max(theirs["epochs"], probe.config.epochs)
-    data = difference(state.get("data"), probe.data)
-    found = [words for words in (options_that_differ(probe.config, theirs, free), data) if words]
+    found = [
+        f"{name} was {shown(theirs[name])}, here it is {shown(value)}"
+        for name, value in ours.items()
+        if name in theirs and theirs[name] != value and name != "start_epoch"
+    ]
+    if data := difference(state.get("data"), probe.data):
+        found.append(data)
     if found:
         raise InputError(
             f"{source!r} cannot go on here: {', '.join(found)}; give the same options and data, or "

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ops.distributed import World
-from ops.rendezvous import join_group, leave_group, wait_for_all
+from ops.distributed import World, join_group, leave_group, wait_for_all
 from tests.conftest import FORKS
 
 MOST = 3  # processes
