@@ -98,7 +98,7 @@ def test_a_stop_is_answered_while_a_picture_cannot_be_read(tmp_path, workers, np
     (metrics,) = tmp_path.rglob("metrics.jsonl")
     size = -1
     while size != (size := metrics.stat().st_size):  # until nothing moves
-        time.sleep(2)
+        time.sleep(0.5)
     start = time.monotonic()
     running.process.terminate()
     code, out, err = running.end(timeout=60)
