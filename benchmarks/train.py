@@ -53,8 +53,9 @@ class TrainBenchmark(ProcessOptions):
 def ours(config: TrainBenchmark, files: FolderPictures, size: int, device, amp: str, last: int):
     """What main_adco.py does in a step, with its loader in this process."""
     options = PretrainConfig(
-        dataset="folder", data=str(files.root), arch=config.arch, batch_size=config.batch_size,
-        image_size=size, cluster=config.cluster, amp=amp, channels_last=last, workers=0,
+        dataset="folder", data=str(files.root), arch=config.arch,
+        global_batch_size=config.batch_size, image_size=size, cluster=config.cluster, amp=amp,
+        channels_last=last, workers=0,
     )  # fmt: skip
     game = Game(options, ALONE, device, local_size=1)
     batches = chain.from_iterable(game.batches(epoch) for epoch in count())

@@ -38,7 +38,7 @@ class UpkeepBenchmark(ProcessOptions):
 def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size: int) -> int:
     options = PretrainConfig(
         dataset="digits", arch=config.arch, image_size=config.image_size, workers=0,
-        batch_size=config.batch_size * local_size,
+        global_batch_size=config.batch_size * world.size,
     )  # fmt: skip
     game = Game(options, world, device, local_size)
     model, bank, flags = game.model, game.bank, Flags(world)

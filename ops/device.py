@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -50,7 +51,9 @@ def tune(device: torch.device, tf32: bool) -> None:
     if device.type == "cuda":
         # Every batch has one shape: it pays to try the kernels once.
         torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
+        # torch asks for one precision of both.
+        for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+            kind.fp32_precision = "tf32" if tf32 else "ieee"
         torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
@@ -85,8 +88,7 @@ def on_device(
         for batch in batches:
             yield [x.to(device, memory_format=memory_format) for x in batch]
         return
-    # The copies have a stream of their own, beside the computation.
-    copying = torch.cuda.Stream(device)
+    copying = copying_stream(device)
     for batch in batches:
         with torch.cuda.stream(copying):
             there = [x.to(device, non_blocking=True, memory_format=memory_format) for x in batch]
@@ -96,6 +98,12 @@ def on_device(
         for x in there:
             x.record_stream(computing)  # its memory is free when the step is done, not before
         yield there
+
+
+@cache
+def copying_stream(device: torch.device):
+    """The stream of the copies, beside the computation: one, for memory is kept for each stream."""
+    return torch.cuda.Stream(device)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -15,12 +15,13 @@ from urllib.parse import urlparse
 import torch
 
 from ops.distributed import World, is_lost_connection, join_group, leave_group, wait_for_all
+from ops.engines import place_in_engine, with_slurms_nodes
 from ops.errors import EXIT_STOPPED, InputError, RunFailed, error_of, outcome_of, steady_streams
 from ops.heartbeat import Heartbeat, follow_parent
 from ops.options import ProcessOptions
 from ops.signals import REQUESTS, StopRequest, end_by_requests, requests_blocked, unblock_requests
+from ops.workers import num_cores
 
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 START_METHOD = "spawn"  # a fork of a process that has used CUDA would not work
 GRACE_SECONDS = 5.0  # that the other processes have when one has failed
 
@@ -40,18 +41,20 @@ def launch(run, config: ProcessOptions) -> int:
     """Call run(config, world, device, local_size) in every process of this node.
 
     local_size: processes on this node. One process in all runs here, without a process group.
-    Under torchrun nothing is spawned. Returns the exit code.
+    Where torchrun, SLURM or another program has started the processes, nothing is spawned, and a
+    process group that is there is used. Returns the exit code.
     """
     kind = device_kind(config.device, config.choose)
-
-    # torchrun has started this process, and says which one it is.
-    if all(name in os.environ for name in TORCHRUN):
-        rank, size, local_rank = (int(os.environ[name]) for name in TORCHRUN)
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        layout = NodeLayout(rank - local_rank, local_size, size, "env://", kind)
-        return run_worker(local_rank, run, config, layout)
+    if place := place_in_engine(config):
+        first_rank = place.rank - place.local_rank
+        if place.url is None:
+            device = own_device(kind, place.local_rank, config)
+            return run(config, World(place.rank, place.size), device, place.local_size)
+        layout = NodeLayout(first_rank, place.local_size, place.size, place.url, kind)
+        return run_worker(place.local_rank, run, config, layout)
 
     # One process in all: this one. Otherwise start those of this node.
+    config = with_slurms_nodes(config)
     local_size = processes_here(config, kind)
     size = local_size * config.world_size
     if size == 1:
@@ -139,7 +142,9 @@ def port_is_free(port: int) -> bool:
 def own_device(kind: str, local_rank: int, config: ProcessOptions) -> torch.device:
     if kind != "cuda":
         return torch.device(kind)
-    device = torch.device("cuda", local_rank if config.gpu is None else config.gpu)
+    # A scheduler may show each process its own GPU alone.
+    number = local_rank % torch.cuda.device_count() if config.gpu is None else config.gpu
+    device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
 
@@ -148,9 +153,9 @@ def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout)
     """Be one of several processes, from its device to the end of its process group."""
     world = World(layout.first_rank + local_rank, layout.size)
     device = own_device(layout.kind, local_rank, config)
-    if layout.kind != "cuda" and layout.local_size > 1:
+    if layout.kind != "cuda" and "OMP_NUM_THREADS" not in os.environ:
         # A fair share of the cores, where several processes compute on the CPU.
-        torch.set_num_threads(max(1, os.cpu_count() // layout.local_size))
+        torch.set_num_threads(max(1, num_cores() // layout.local_size))
     unblock_requests()
     backend = config.dist_backend if layout.kind == "cuda" else "gloo"
     store = join_group(world, layout.url, backend, config.dist_timeout)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, option, switch
 from ops.errors import InputError
@@ -77,7 +77,12 @@ class RunOptions(ProcessOptions, PictureOptions):
         1, "scores on 1: the centre, Resize(256/224 S) and CenterCrop(S); 0: the whole, Resize(S)"
     )
     workers: int = option(32, "loader processes a node", AT_LEAST_0, names=("-j",), may_change=True)
-    batch_size: int = option(256, "pictures per step and node", AT_LEAST_1, names=("-b",))
+    batch_size: int = option(
+        256, "pictures per step and node", AT_LEAST_1, names=("-b",), may_change=True
+    )
+    global_batch_size: int = option(
+        None, "M, pictures per step of all nodes (default: batch_size times nodes)", AT_LEAST_1
+    )
     start_epoch: int = option(0, "first epoch, where no checkpoint says it", AT_LEAST_0)
     save_path: str = option(".", "folder below which logs are written", may_change=True)
     log_path: str = option("train_log", "log folder below --save_path", may_change=True)
@@ -90,6 +95,14 @@ class RunOptions(ProcessOptions, PictureOptions):
             raise InputError(
                 f"start_epoch={self.start_epoch} leaves nothing of epochs={self.epochs}"
             )
+
+    def with_global_batch(self, size: int, local_size: int):
+        """These options with M said: what decides the numbers is not the batch of a node.
+
+        size, local_size: processes in all, and on this node.
+        """
+        wanted = self.global_batch_size or self.batch_size * size // local_size
+        return replace(self, global_batch_size=wanted)
 
     def changes_numbers(self) -> dict:
         """The options that a resumed run has to share with the one it goes on from, as JSON gives

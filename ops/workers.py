@@ -158,7 +158,10 @@ def workers_per_process(workers: int, local_size: int) -> int:
 
     local_size: processes on this node.
     """
-    # A job of a scheduler may use fewer cores than the machine has.
+    return min(workers, num_cores()) // max(1, local_size)
+
+
+def num_cores() -> int:
+    """Cores that this process may use: a job of a scheduler has fewer than the machine."""
     has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
-    return min(workers, cores) // max(1, local_size)
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()

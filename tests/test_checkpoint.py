@@ -127,9 +127,12 @@ def test_whatever_is_packed_comes_back_and_another_architecture_is_refused_by_na
 
 
 def test_steps_are_counted_anew_for_another_batch():
-    progress = Progress(epoch_step=30, startup_step=61, num_keys=8)
-    progress.count_in(16)
-    assert progress == Progress(epoch_step=15, startup_step=30, num_keys=16)
+    progress = Progress(epoch_step=30, startup_step=61, num_keys=8, bn_size=8)
+    told = progress.count_in(num_keys=16, num_pictures=5, bn_size=4)
+    counted = dict(num_keys=16, num_pictures=5, bn_size=4)
+    assert progress == Progress(epoch_step=15, startup_step=30, **counted)
+    assert len(told) == 2 and "8 before, 16 here" in told[0] and "BatchNorm" in told[1]
+    assert progress.count_in(**counted) == []
 
 
 def test_a_file_is_checked_whole_and_its_names_are_read_as_they_are(tmp_path):

@@ -98,7 +98,7 @@ def test_pictures_that_do_not_split_are_refused():
     with pytest.raises(InputError, match="accum_steps=8"):
         PretrainConfig(batch_size=12, accum_steps=8)
     with pytest.raises(InputError, match="micro-batches of 4 pictures"):
-        PretrainConfig(batch_size=8, accum_steps=4).images_per_process(2)
+        PretrainConfig(global_batch_size=8, accum_steps=4).images_per_process(2)
 
 
 # ---- half precision

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops.launch import free_port
 from tests.conftest import ROOT
 from tests.support.scripts import TINY, assert_refused, losses, pretrain, records, run_main
 
@@ -96,23 +95,6 @@ def test_resume_auto_goes_on_in_the_same_folder_with_the_newest_usable_file(
     again = pretrain(tmp_path, digit_folder, "--resume", "auto", "--save_freq", 1)
     assert again == run
     assert torch.load(run / "checkpoint_last.pth.tar", weights_only=True)["epoch"] == 2
-
-
-def test_two_launches_make_two_nodes(tmp_path, digit_folder):
-    words = ["--nodes_num", "2", "--master_port", str(free_port()), "--data", str(digit_folder)]
-    nodes = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "main_adco.py"), *TINY, *words, "--node_rank", str(node)],
-            cwd=tmp_path,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-        )
-        for node in (0, 1)
-    ]
-    errors = [node.communicate(timeout=240)[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], errors
-    (metrics,) = tmp_path.rglob("metrics.jsonl")  # rank 0 writes, nobody else
-    assert records(metrics.parent)[-1]["epoch"] == 2
 
 
 def test_a_flat_folder_without_labels_trains_without_a_monitor(tmp_path, digit_folder):

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,7 @@ from tests.support.scripts import (
     run_script,
 )
 
+CONFIG = PretrainConfig(global_batch_size=256)
 STATE = {"weights": torch.arange(20_000.0), "epoch": 3, "names": {"a": torch.ones(5)}}
 
 
@@ -44,7 +45,7 @@ def run_in(folder: Path) -> Path:
     run = folder / "run"
     run.mkdir()
     journal = Journal(run)
-    journal.write_config(asdict(PretrainConfig()))
+    journal.write_config(asdict(CONFIG))
     saves = Checkpoints(run, minutes=0, journal=journal)
     for epoch in (2, 3):
         saves.save({**STATE, "epoch": epoch})
@@ -72,7 +73,7 @@ def test_a_damaged_newest_file_is_passed_over_with_a_warning(tmp_path, damage):
     last.write_bytes(
         {"truncated": last.read_bytes()[: size // 2], "zeroed": bytes(size), "empty": b""}[damage]
     )
-    path, state, (sentence,) = newest_with(PretrainConfig(), tmp_path, {})
+    path, state, (sentence,) = newest_with(CONFIG, tmp_path, {})
     assert path.name == checkpoint.PREVIOUS and state["epoch"] == 2
     assert checkpoint.LAST in sentence and checkpoint.PREVIOUS in sentence
 
@@ -80,7 +81,7 @@ def test_a_damaged_newest_file_is_passed_over_with_a_warning(tmp_path, damage):
 def test_a_damaged_file_never_takes_the_place_of_the_good_one_before_it(tmp_path):
     run = run_in(tmp_path)
     (run / checkpoint.LAST).write_bytes(b"torn")
-    path, _, _ = newest_with(PretrainConfig(), tmp_path, {})
+    path, _, _ = newest_with(CONFIG, tmp_path, {})
     Checkpoints(run, 0, Journal(None), source=path).save({**STATE, "epoch": 4})
     assert checkpoint.load(run / checkpoint.LAST)["epoch"] == 4
     assert checkpoint.load(run / checkpoint.PREVIOUS)["epoch"] == 2
@@ -269,9 +270,9 @@ def test_the_most_steps_win_whatever_the_times_of_the_files(tmp_path):
     for name, step in ((checkpoint.LAST, 5), (checkpoint.PREVIOUS, 4)):
         checkpoint.save({**STATE, "epoch": step, "step": step, "startup_step": 9}, run / name)
         os.utime(run / name, (1e9, 1e9))
-    assert newest_with(PretrainConfig(), tmp_path, {})[0].name == checkpoint.LAST
+    assert newest_with(CONFIG, tmp_path, {})[0].name == checkpoint.LAST
     (run / checkpoint.LAST).write_bytes(b"torn")
-    path, _, (sentence,) = newest_with(PretrainConfig(), tmp_path, {})
+    path, _, (sentence,) = newest_with(CONFIG, tmp_path, {})
     assert path.name == checkpoint.PREVIOUS and checkpoint.LAST in sentence
 
 
@@ -340,18 +341,18 @@ def test_options_that_the_program_no_longer_has_or_did_not_have_yet_are_no_diffe
     run = run_in(tmp_path)
     kept = json.loads((run / "config.json").read_text())
     kept["config"] |= {"bank": "auto", "bn_splits": 1}
-    del kept["config"]["mem_wd"]
+    del kept["config"]["mem_wd"], kept["config"]["global_batch_size"]
     (run / "config.json").write_text(json.dumps(kept))
-    assert newest_with(PretrainConfig(), tmp_path, {})[0] == run / checkpoint.LAST
+    assert newest_with(CONFIG, tmp_path, {})[0] == run / checkpoint.LAST
     kept["config"]["bn_splits"] = 4
     (run / "config.json").write_text(json.dumps(kept))
-    path, _, (sentence,) = newest_with(PretrainConfig(), tmp_path, {})
+    path, _, (sentence,) = newest_with(CONFIG, tmp_path, {})
     assert path is None and "bn_splits 4, here 1" in sentence
 
 
 def test_other_options_are_named_where_there_is_no_run_with_these(tmp_path):
     run = run_in(tmp_path)
-    path, _, (sentence,) = newest_with(PretrainConfig(epochs=300, mem_t=0.05), tmp_path, {})
+    path, _, (sentence,) = newest_with(replace(CONFIG, epochs=300, mem_t=0.05), tmp_path, {})
     assert path is None and str(run) in sentence
     assert "epochs 200, here 300" in sentence and "mem_t 0.02, here 0.05" in sentence
 

@@ -104,7 +104,7 @@ def build_loader(
     config: PretrainConfig, pictures: Pictures, recipes: list[Recipe], world, device, local_size
 ) -> TrainingLoader:
     """The batches of N views of this process, and the loader processes that make them."""
-    images = config.images_per_process(local_size)  # N
+    images = config.images_per_process(world.size)  # N
     skip_broken = config.bad_images == "skip"
     views = TrainingViews(pictures, recipes, config.seed, config.augment, skip_broken)
     # Whole batches only: what does not fill one waits for the next epoch.

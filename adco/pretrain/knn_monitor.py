@@ -17,7 +17,7 @@ class KnnMonitor:
 
     def __init__(self, game: Game, config: PretrainConfig, world: World, local_size: int):
         self.game, self.config, self.world = game, config, world
-        self.images = config.images_per_process(local_size)  # a batch
+        self.images = config.images_per_process(world.size)  # a batch
         self.workers = workers_per_process(config.workers, local_size)
 
     def score(self, awaited: Callable[[Iterator, int], Iterator]) -> float | None:

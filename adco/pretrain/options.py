@@ -73,7 +73,9 @@ class PretrainConfig(RunOptions):
 
     # Optimisation
     epochs: int = option(200, "epochs to train", AT_LEAST_1)
-    accum_steps: int = option(1, "micro-batches; BatchNorm as on so many GPUs", AT_LEAST_1)
+    accum_steps: int = option(
+        1, "micro-batches; BatchNorm as on so many GPUs", AT_LEAST_1, may_change=True
+    )
     lr: float = option(0.03, "learning rate of the encoder", POSITIVE, names=("--learning_rate",))
     lr_final: float = option(0.0006, "learning rate at the end of --cos 1", AT_LEAST_0)
     cos: int = option(1, "1: cosine to lr_final; 2: quarter cosine; 0: steps", choices=(0, 1, 2))
@@ -102,25 +104,25 @@ class PretrainConfig(RunOptions):
             object.__setattr__(self, "size_crops", sizes)
         if self.multi_crop:
             check_crops(self)
-        self.check_micro_batches(self.batch_size)
+        self.check_micro_batches(self.global_batch_size or self.batch_size)
 
-    def images_per_process(self, local_size: int) -> int:
-        """N: the node's batch over its `local_size` processes."""
-        if self.batch_size % local_size:
+    def images_per_process(self, size: int) -> int:
+        """N: the M pictures of a step over all `size` processes."""
+        total = self.global_batch_size
+        if total % size:
             raise InputError(
-                f"batch_size={self.batch_size} does not split over {local_size} processes; take "
-                f"a multiple of {local_size}"
+                f"{total} pictures a step do not split over {size} processes; take a multiple of "
+                f"{size} with --batch_size (of a node) or --global_batch_size (of all)"
             )
-        self.check_micro_batches(self.batch_size // local_size)
-        return self.batch_size // local_size
+        self.check_micro_batches(total // size)
+        return total // size
 
     def check_micro_batches(self, num_images: int) -> None:
         """Refuse a number of pictures that BatchNorm cannot take in the micro-batches wanted."""
         steps = self.accum_steps
         if num_images < 2:
             raise InputError(
-                f"batch_size={self.batch_size} leaves {num_images} picture(s) a process; BatchNorm "
-                "needs at least 2: raise --batch_size"
+                f"{num_images} picture(s) a process; BatchNorm needs at least 2: raise --batch_size"
             )
         if num_images % steps or num_images < 2 * steps:
             raise InputError(

@@ -45,9 +45,8 @@ def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Fl
     """
     data = game.splits.identity()
     check_same_everywhere(data, flags)
-    num_pictures = len(game.splits.train)
-    progress = Progress(config.start_epoch, num_keys=game.num_keys, num_pictures=num_pictures)
-    start = RunStart(progress, data=data)
+    check_same_options(config, flags)
+    start = RunStart(Progress(config.start_epoch, **counts(game, config, world)), data=data)
     if not config.resume:
         return start
     if config.resume == "auto":
@@ -69,24 +68,38 @@ def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Fl
 
     source = str(start.source)
     progress = unpack_(state, source, game.model, game.bank, game.optimizer, config.arch)
+    start.kept = {key: state[key] for key in KEPT if state.get(key) is not None}
     if other := difference(state.get("data"), data):
         start.warnings.append(f"{source} was made of other data ({other}): its best score is void")
         progress.best_acc = 0.0
-    elif progress.num_pictures not in (0, num_pictures):
-        start.warnings.append(
-            f"{source} was made with {progress.num_pictures} pictures, here are {num_pictures}: "
-            "the order of this epoch is another one"
-        )
-    progress.num_pictures = num_pictures
-    progress.count_in(game.num_keys)
-    start.progress = progress
-    start.kept = {key: state[key] for key in KEPT if state.get(key) is not None}
-    if other:
         start.kept.pop("bad_pictures", None)
+    start.warnings += progress.count_in(**counts(game, config, world))
+    start.progress = progress
     if start.kept.get("scaler"):  # it is empty where the run was not in fp16
         game.scaler.load_state_dict(start.kept["scaler"])
     start.note = f"resumed from {source}, {progress.where()}"
     return start
+
+
+def counts(game: Game, config: PretrainConfig, world: World) -> dict[str, int]:
+    """In what the progress of a run is counted."""
+    return dict(
+        num_keys=game.num_keys,
+        num_pictures=len(game.splits.train),
+        bn_size=game.num_keys // (world.size * config.accum_steps),
+    )
+
+
+def check_same_options(config: PretrainConfig, flags: Flags) -> None:
+    """Raise InputError where another process was started with options that give other numbers."""
+    ours = config.changes_numbers()
+    for rank, theirs in enumerate(flags.gather(ours)):
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise InputError(
+                    f"process {rank} was started with {name} {shown(theirs[name])}, another with "
+                    f"{shown(value)}; give the same options on all nodes"
+                )
 
 
 def log_folder(config: PretrainConfig) -> Path:
@@ -151,6 +164,8 @@ def made_otherwise(path: Path, config: PretrainConfig, data: dict) -> str:
         # An option that is newer than the file had its default, or that of the data set.
         content = json.loads(path.read_text())
         theirs = {**defaults, "eval_crop": config.eval_crop, **content["config"]}
+        if theirs["global_batch_size"] is None:  # an earlier version, which kept the batch a node
+            theirs["global_batch_size"] = theirs["batch_size"] * theirs["world_size"]
         other_data = difference(content.get("data"), data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "a configuration that cannot be read"  # none, torn, or of another program

@@ -22,6 +22,7 @@ def run(config: PretrainConfig, world: World, device: torch.device, local_size: 
 
     local_size: processes on this node.
     """
+    config = config.with_global_batch(world.size, local_size)
     # Check and time, but leave nothing behind.
     if config.dry_run:
         return dry_run(config, world, device, local_size)

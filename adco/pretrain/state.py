@@ -27,6 +27,15 @@ from ops.errors import InputError, shown
 KEPT = ("meter", "watch", "journal_size", "bad_pictures", "scaler")
 
 
+# What changes with the numbers that a run is counted in.
+COUNTS = {
+    "num_keys": "another number of pictures a step: steps and rates are no longer the same",
+    "num_pictures": "another number of pictures: the order of this epoch is another one",
+    "bn_size": "BatchNorm sees another number of pictures at once: the losses are no longer the "
+    "same; processes times --accum_steps decide it",
+}
+
+
 @dataclass
 class Progress:
     """Where a run stands."""
@@ -38,6 +47,7 @@ class Progress:
     playing: bool = False  # whether the start-up is over, so that the adversaries play
     num_keys: int = 0  # M, in which the steps of the epoch are counted; 0: not known
     num_pictures: int = 0  # of the data set; 0: not known
+    bn_size: int = 0  # pictures that BatchNorm sees at once; 0: not known
     best_acc: float = 0.0  # best kNN score, percent
     after_warmup: bool = True  # whether the cosine begins where the warm-up ends
 
@@ -47,12 +57,21 @@ class Progress:
             return f"in epoch {self.epoch} after {self.epoch_step} of its steps"
         return f"in the start-up after {self.startup_step} of its steps"
 
-    def count_in(self, num_keys: int) -> None:
-        """Count steps of another M: none of the epoch's pictures is left out."""
+    def count_in(self, num_keys: int, num_pictures: int, bn_size: int) -> list[str]:
+        """Count in the numbers of this run, in which none of the epoch's pictures is left out.
+
+        Returns a sentence about each difference that changes what is computed.
+        """
         if self.num_keys not in (0, num_keys):
             self.epoch_step = self.epoch_step * self.num_keys // num_keys
             self.startup_step = self.startup_step * self.num_keys // num_keys
-        self.num_keys = num_keys
+        new = {"num_keys": num_keys, "num_pictures": num_pictures, "bn_size": bn_size}
+        found = []
+        for name, meaning in COUNTS.items():
+            if getattr(self, name) not in (0, new[name]):
+                found.append(f"{meaning} ({getattr(self, name)} before, {new[name]} here)")
+            setattr(self, name, new[name])
+        return found
 
 
 def pack(

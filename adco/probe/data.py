@@ -136,11 +136,11 @@ def scoring_loader(
 ) -> SignalSafeLoader:
     """Test views and labels of this process's share. Places205 is made square first.
 
-    local_size: processes on this node, which share its batch size and its workers.
+    local_size: processes on this node, which share its workers.
     """
     square, whole = config.dataset in PLACES, not config.eval_crop
     views = CheckViews(pictures, config.image_size, square=square, whole=whole)
-    batch_size = max(1, config.batch_size // local_size)
+    batch_size = max(1, config.global_batch_size // world.size)
     workers = workers_per_process(config.workers, local_size)
     return check_loader(views, batch_size, workers, world)
 

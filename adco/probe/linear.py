@@ -136,10 +136,10 @@ class HeadTraining:
         views = ProbeViews(
             self.sets.train, probe_recipe(config), bool(config.randcrop), config.seed
         )
-        # The batch size is that of a node: times the number of nodes.
-        batch_size = config.batch_size * self.world.size // self.local_size
         least = 1 if self.frozen else 2  # BatchNorm in train mode needs two pictures
-        self.batches = EpochBatches(len(views), batch_size, self.world, config.seed, least)
+        self.batches = EpochBatches(
+            len(views), config.global_batch_size, self.world, config.seed, least
+        )
         workers = workers_per_process(config.workers, self.local_size)
         batch = 12 * config.image_size**2 * self.batches.sizes[0] // self.world.size  # bytes
         check_shared_memory(batch, workers, self.local_size)

@@ -26,7 +26,7 @@ def run(config: ProbeConfig, world: World, device: torch.device, local_size: int
     local_size: processes on this node.
     """
     # The trunk, and the pictures. A saved head is scored without a choice.
-    encoder, config, trunk = read_encoder(config)
+    encoder, config, trunk = read_encoder(config.with_global_batch(world.size, local_size))
     holdout = config.holdout or (LOGISTIC_HOLDOUT if config.head == "logistic" else 0)
     sets = load_probe_sets(config, 0 if config.evaluate else holdout)
     data = identity(sets._asdict())

@@ -1,0 +1,82 @@
+"""Who has started this process, where it was not our launcher: torchrun, SLURM, another program."""
+
+import os
+import re
+import socket
+from dataclasses import replace
+from typing import NamedTuple
+
+from ops.distributed import Flags, current_world
+from ops.errors import InputError
+from ops.options import ProcessOptions
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+class Place(NamedTuple):
+    """Of a process that somebody has started: among all, and among those of its node."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    url: str | None  # where the processes meet; None: they have met
+
+
+def place_in_engine(config: ProcessOptions) -> Place | None:
+    """What the environment says of this process; None: nobody has started it as one of several."""
+    world, env = current_world(), os.environ
+    if world.size > 1:
+        # Ray Train, Accelerate: the group is there already. Nodes are told apart by their names.
+        hosts = Flags(world).gather(socket.gethostname())
+        here = hosts[world.rank]
+        local_rank = hosts[: world.rank].count(here)
+        return Place(world.rank, world.size, local_rank, hosts.count(here), None)
+    if all(name in env for name in TORCHRUN):
+        rank, size, local_rank = (int(env[name]) for name in TORCHRUN)
+        local_size = int(env.get("LOCAL_WORLD_SIZE", size))
+        return Place(rank, size, local_rank, local_size, config.dist_url or "env://")
+    tasks = tasks_of_slurm(config)
+    if tasks and max(tasks) > 1:
+        rank, local_rank = int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"])
+        local_size = tasks[int(env["SLURM_NODEID"])]
+        return Place(rank, sum(tasks), local_rank, local_size, slurm_url(config))
+    return None
+
+
+def with_slurms_nodes(config: ProcessOptions) -> ProcessOptions:
+    """The options of one launcher a node, where srun has started one task on each of several."""
+    tasks = tasks_of_slurm(config)
+    if tasks is None or len(tasks) == 1:
+        return config
+    return replace(
+        config, world_size=len(tasks), rank=int(os.environ["SLURM_NODEID"]),
+        dist_url=slurm_url(config),
+    )  # fmt: skip
+
+
+def tasks_of_slurm(config: ProcessOptions) -> list[int] | None:
+    """Tasks on each node of the srun that has started this process; None: it is none of several.
+
+    The nodes that the options name (--nodes_num) come first.
+    """
+    # srun alone says this; a batch script that runs beside it has no step.
+    text = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    if config.world_size > 1 or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return None
+    # Such as 8(x2),4: eight on each of two nodes, and four.
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, times in found for _ in range(int(times or 1))]
+
+
+def slurm_url(config: ProcessOptions) -> str:
+    """Where the tasks meet: on the first node, at a port of the job's own."""
+    if config.dist_url:
+        return config.dist_url
+    nodes = os.environ["SLURM_STEP_NODELIST"]
+    # Such as gpu[03-05,9],big1: the first is gpu03.
+    first = re.match(r"([^,\[]+)(?:\[([^],-]+))?", nodes)
+    if first is None:
+        raise InputError(f"SLURM_STEP_NODELIST={nodes!r} names no node; give --dist_url")
+    port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+    return f"tcp://{first[1]}{first[2] or ''}:{port}"

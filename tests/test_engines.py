@@ -1,0 +1,106 @@
+"""Who starts the processes: two launchers, srun, another program; and how many they are."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from adco.pretrain.options import PRESETS, PretrainConfig
+from adco.pretrain.run import run
+from ops.arguments import parse
+from ops.checkpoint import LAST, PREVIOUS
+from ops.engines import place_in_engine, with_slurms_nodes
+from ops.launch import free_port, launch
+from tests.conftest import ROOT
+from tests.support.gloo import in_processes
+from tests.support.scripts import TINY, assert_refused, losses, pretrain, records, run_main
+
+
+@pytest.mark.parametrize("how", ["options", "srun"])
+def test_two_launches_make_two_nodes(tmp_path, digit_folder, how):
+    port = free_port()
+    words = ["--data", str(digit_folder)]
+    if how == "options":
+        words += ["--nodes_num", "2", "--master_port", str(port), "--node_rank"]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "main_adco.py"), *TINY, *words]
+            + ([str(node)] if how == "options" else []),
+            cwd=tmp_path,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+            | (srun(node, "2", "localhost", job=port - 20_000) if how == "srun" else {}),
+            stderr=subprocess.PIPE,
+        )
+        for node in (0, 1)
+    ]
+    errors = [node.communicate(timeout=240)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors
+    (metrics,) = tmp_path.rglob("metrics.jsonl")  # rank 0 writes, nobody else
+    assert records(metrics.parent)[-1]["epoch"] == 2
+
+
+def srun(task: int, tasks_per_node: str, nodes: str, job: int = 7, node: int = 0) -> dict[str, str]:
+    """What srun tells each of its tasks."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node)
+    total = sum(int(tasks) * int(times or 1) for tasks, times in found)
+    return {
+        "SLURM_STEP_NUM_TASKS": str(total), "SLURM_STEP_TASKS_PER_NODE": tasks_per_node,
+        "SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": str(job), "SLURM_PROCID": str(task),
+        "SLURM_LOCALID": str(task), "SLURM_NODEID": str(node),
+    }  # fmt: skip
+
+
+def test_srun_says_where_a_process_belongs(monkeypatch):
+    config = PretrainConfig()
+    # Sixteen tasks on two nodes, one a GPU: this is the third of the second node.
+    for name, value in srun(10, "8(x2)", "gpu[03-05,9],big1", 120_003, node=1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_LOCALID", "2")
+    assert place_in_engine(config) == (10, 16, 2, 8, "tcp://gpu03:20003")
+    url = replace(config, dist_url="tcp://here:1")
+    assert place_in_engine(url).url == "tcp://here:1"
+    # Nodes that the options name come first, and a script beside srun is no task.
+    assert place_in_engine(replace(config, world_size=2)) is None
+    # One task a node: the launcher starts the processes of its own node.
+    for name, value in srun(1, "1(x2)", "a1,b2", 5, node=1).items():
+        monkeypatch.setenv(name, value)
+    assert place_in_engine(config) is None
+    node = with_slurms_nodes(config)
+    assert (node.world_size, node.rank, node.dist_url) == (2, 1, "tcp://a1:20005")
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    assert place_in_engine(config) is None and with_slurms_nodes(config) == config
+
+
+def test_a_run_goes_on_with_other_processes_where_m_is_the_same(tmp_path, digit_folder):
+    words = ["main_adco.py", *TINY, "--data", digit_folder, "--knn_freq", 0, "--amp", "none"]
+    run = pretrain(tmp_path, digit_folder, *words[-4:], "--save_freq", 1, "--nproc", 2)
+    expected, first = losses(run), run / "checkpoint_0000.pth.tar"
+    for name in (LAST, PREVIOUS, "checkpoint_0001.pth.tar"):
+        (run / name).unlink()
+
+    # BatchNorm sees eight pictures at once in place of four: that is told.
+    other = run_main(*words, "--resume", first, "--save_path", "other", cwd=tmp_path)
+    assert other.returncode == 0 and "(4 before, 8 here)" in other.stderr
+    # In two micro-batches it sees four. The batch of a node is another one, M is not.
+    words += ["--resume", "auto", "--accum_steps", 2, "--batch_size", 4]
+    more = run_main(*words, "--global_batch_size", 8, cwd=tmp_path)
+    assert more.returncode == 0 and "resumed from" in more.stdout, more.stderr
+    assert "at once" not in more.stderr and losses(run) == pytest.approx(expected, rel=1e-5)
+    refused = run_main(*words[:-4], "--batch_size", 9, "--nproc", 2, cwd=tmp_path)
+    assert_refused(refused, "9 pictures a step", "--global_batch_size")
+
+
+def within_a_group(world, folder, data) -> int:
+    words = [*TINY, "--data", str(data), "--save_path", str(folder), "--epochs", "1"]
+    return launch(run, parse(PretrainConfig, words, PRESETS))
+
+
+def test_a_process_group_that_is_there_is_used(tmp_path, digit_folder):
+    assert in_processes(within_a_group, 2, tmp_path, digit_folder) == [0, 0]
+    (metrics,) = tmp_path.rglob("metrics.jsonl")
+    (tmp_path / "spawned").mkdir()
+    spawned = pretrain(tmp_path / "spawned", digit_folder, "--nproc", 2, "--epochs", 1)
+    assert losses(metrics.parent) == losses(spawned)
