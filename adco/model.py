@@ -68,7 +68,7 @@ class AdCo(nn.Module):
         # The same permutation on every process: who encodes which picture.
         permutation = self._draw_permutation(len(view) * world.size)
         # In the precision of the first layer: there are fewer bytes to move.
-        view = view.to(self._precision(view) or view.dtype)
+        view = view.to(self.precision(view) or view.dtype)
         shuffled = exchange_rows(view, permutation, world)
         parts = [self._embed(self.encoder_k, part) for part in micro_batches(shuffled, accum_steps)]
         return exchange_rows(torch.cat(parts), torch.argsort(permutation), world)
@@ -76,14 +76,15 @@ class AdCo(nn.Module):
     def _embed(self, encoder: nn.Module, view: Tensor) -> Tensor:
         """Unit rows [N, D], at least float32 (the objective is never computed in half)."""
         # Convolutions in half precision, where the device computes in it.
-        half = self._precision(view)
+        half = self.precision(view)
         with torch.autocast(view.device.type, half, enabled=half is not None):
             embedded = encoder(view)
         if embedded.dtype in HALVES:
             embedded = embedded.float()
         return F.normalize(embedded, dim=1)
 
-    def _precision(self, view: Tensor) -> torch.dtype | None:
+    def precision(self, view: Tensor) -> torch.dtype | None:
+        """In which the encoders take a view [N, 3, H, W]; None: float32."""
         return self.amp if min(view.shape[-2:]) > TOO_SMALL_FOR_HALF else None
 
     def _draw_permutation(self, size: int) -> Tensor:

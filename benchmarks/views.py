@@ -21,7 +21,7 @@ from adco.data.datasets import from_folders, load_splits
 from adco.data.decoder import decode
 from adco.data.loader import RENDERERS, TrainingViews
 from adco.data.pictures import ArrayPictures, Pictures
-from adco.data.views import Draw, Recipe, draw_view, normalised, view_rng
+from adco.data.views import Draw, Recipe, as_batch, draw_view, normalised, view_rng
 from benchmarks import measure
 from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
 from ops.errors import reported
@@ -85,7 +85,7 @@ def draw(index: int, view: int, width: int, height: int) -> Draw:
 def ours(renderer, index: int, data: bytes):
     pixels = decode(BytesIO(data))
     draws = (draw(index, view, *pixels.shape[1::-1]) for view in (0, 1))
-    return normalised([renderer.render(pixels, drawn, FULL.size) for drawn in draws])
+    return normalised(as_batch([renderer.render(pixels, drawn, FULL.size) for drawn in draws]))
 
 
 def published_recipe(size: int = FULL.size):

@@ -75,10 +75,8 @@ def compile_(modules: Iterable[nn.Module], device: torch.device) -> None:
         module.compile()
 
 
-def on_device(
-    batches: Iterable[list[Tensor]], device: torch.device, memory_format: torch.memory_format
-) -> Iterator[list[Tensor]]:
-    """The batches on the device, their pictures [N, 3, H, W] laid out as `memory_format` says.
+def on_device(batches: Iterable[list[Tensor]], device: torch.device) -> Iterator[list[Tensor]]:
+    """The batches on the device.
 
     On CUDA a batch travels on a stream of its own. Steps are only enqueued, so the host is here
     again while the device computes the last one, and the copy runs beside it. Nothing is taken from
@@ -86,12 +84,12 @@ def on_device(
     """
     if device.type != "cuda":
         for batch in batches:
-            yield [x.to(device, memory_format=memory_format) for x in batch]
+            yield [x.to(device) for x in batch]
         return
     copying = copying_stream(device)
     for batch in batches:
         with torch.cuda.stream(copying):
-            there = [x.to(device, non_blocking=True, memory_format=memory_format) for x in batch]
+            there = [x.to(device, non_blocking=True) for x in batch]
         # The step waits for its batch, on the device; the host waits for neither.
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(copying)

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from multiprocessing.queues import Queue
 
 from torch.utils.data import DataLoader
@@ -58,10 +58,10 @@ class SignalSafeLoader(DataLoader):
                 # An error in making the batch is the program's own.
                 if not self.num_workers or str(error).startswith("Caught "):
                     raise
+                why = one_line(str(error)) or type(error).__name__
                 raise RunFailed(
-                    "a loader process has died, or cannot hand over a batch "
-                    f"({one_line(str(error))}); if its memory or {shared_memory()} was too small, "
-                    f"{REMEDIES}"
+                    f"a loader process has died, or cannot hand over a batch ({why}); if its "
+                    f"memory or {shared_memory()} was too small, {REMEDIES}"
                 ) from error
             yield batch
 
@@ -91,7 +91,8 @@ def begin_worker(worker: int) -> None:
     """Let a worker end, in place of going on without a word, where a batch cannot leave it."""
 
     def give_up(error, _):
-        print(f"loader process {os.getpid()}: {error}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # a log on a full disk
+            print(f"loader process {os.getpid()}: {error}", file=sys.stderr, flush=True)
         os._exit(EXIT_FAILED)
 
     # Called by the thread that sends the batches (private; Python 3.10 to 3.14).

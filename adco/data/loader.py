@@ -7,7 +7,7 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from adco.data import fast_render, pil_render
 from adco.data.pictures import BrokenPicture, Pictures
-from adco.data.views import Recipe, draw_view, normalised, view_rng
+from adco.data.views import Recipe, as_batch, draw_view, view_rng
 from ops.distributed import World
 from ops.errors import InputError
 from ops.workers import SignalSafeLoader
@@ -43,10 +43,10 @@ class TrainingViews(Dataset):
         return len(self.pictures)
 
     def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[list[Tensor], dict[str, str]]:
-        """[n, 3, S, S] per recipe; and the pictures that were replaced, name to reason."""
+        """uint8 [n, 3, S, S] per recipe; and the pictures that were replaced, name to reason."""
         broken: dict[str, str] = {}
         rendered = [self._render(epoch, index, broken) for epoch, index in positions]
-        return [normalised(batch) for batch in zip(*rendered, strict=True)], broken
+        return [as_batch(views) for views in zip(*rendered, strict=True)], broken
 
     def _render(self, epoch: int, index: int, broken_: dict[str, str]) -> list[np.ndarray]:
         """uint8 [S, S, 3] per recipe."""
@@ -103,7 +103,7 @@ class CheckViews(Dataset):
         return len(self.pictures)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """[n, 3, S, S], [n]; n may be less than was asked for, and 0."""
+        """uint8 [n, 3, S, S], [n]; n may be less than was asked for, and 0."""
         rendered = {}  # index to view
         for index in indices:
             try:
@@ -112,9 +112,9 @@ class CheckViews(Dataset):
                 if not self.skip_broken:
                     raise
         # A batch may be empty but never missing: how many there are is known beforehand.
-        batch = torch.empty(0, 3, self.size, self.size)
+        batch = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         if rendered:
-            batch = normalised(list(rendered.values()))
+            batch = as_batch(list(rendered.values()))
         return batch, torch.as_tensor(self.pictures.labels[list(rendered)])
 
     def _render(self, index: int) -> np.ndarray:
@@ -181,7 +181,7 @@ def batch_loader(
 
 
 class TrainingLoader:
-    """Epochs of batches of views: a list of [N, 3, S, S], one per recipe, on the CPU.
+    """Epochs of batches of views: a list of uint8 [N, 3, S, S], one per recipe, on the CPU.
 
     newly_broken: broken pictures since the last take_newly_broken(), name to reason.
     """

@@ -5,6 +5,7 @@ Two renderers show the same draws: pil_render.py, which defines the pixels, and 
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import exp, log, sqrt
 from typing import NamedTuple
 
@@ -111,19 +112,37 @@ def between(low: float, high: float, uniform: float) -> float:
     return low + (high - low) * uniform
 
 
-def normalised(views: list[np.ndarray]) -> Tensor:
-    """Views uint8 [S, S, 3] as one batch float32 [n, 3, S, S], laid out channels last.
+def as_batch(views: list[np.ndarray]) -> Tensor:
+    """Views uint8 [S, S, 3] as one batch uint8 [n, 3, S, S], laid out channels last.
 
-    ImageNet's pixels get mean 0 and standard deviation 1.
+    Batches travel as bytes, to the process that trains and to its device; see `normalised`.
     """
-    num, side = len(views), len(views[0])
-    # (x / 255 - mean) / std as x * scale + shift, for a whole row of pixels at a time.
-    scale = (1 / (255 * torch.tensor(STD))).repeat(side)  # [3 S]
-    shift = (-torch.tensor(MEAN) / torch.tensor(STD)).repeat(side)
-    pixels = torch.from_numpy(np.stack(views)).view(num, side, 3 * side)
-    batch = torch.empty(num, side, 3 * side)
-    # A few pictures at a time, so that converting and scaling happen in the cache.
-    chunk = max(1, IN_CACHE // pixels[0].numel())
-    for part, source in zip(batch.split(chunk), pixels.split(chunk), strict=True):
+    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
+
+
+def normalised(
+    pixels: Tensor, dtype: torch.dtype = torch.float32, layout=torch.channels_last
+) -> Tensor:
+    """A batch of as_batch on its device, with mean 0 and standard deviation 1 of ImageNet's pixels.
+
+    Computed in float32, and rounded once to `dtype`.
+    """
+    num, _, side, _ = pixels.shape
+    rows = pixels.permute(0, 2, 3, 1).reshape(num, side, 3 * side)  # a view: [n, S, 3 S]
+    scale, shift = scale_and_shift(side, pixels.device)
+    batch = torch.empty_like(rows, dtype=dtype)
+    # On a CPU a few pictures at a time, so that converting and scaling happen in the cache.
+    chunk = max(1, IN_CACHE // (3 * side * side)) if pixels.device.type == "cpu" else max(1, num)
+    for part, source in zip(batch.split(chunk), rows.split(chunk), strict=True):
         torch.addcmul(shift, source, scale, out=part)
-    return batch.view(num, side, side, 3).permute(0, 3, 1, 2)
+    return batch.view(num, side, side, 3).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+
+
+@cache
+def scale_and_shift(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(x / 255 - mean) / std as x * scale + shift, for a row of pixels at a time: [3 S] each.
+
+    Made once: a copy to a GPU would make the host wait in every step.
+    """
+    scale, shift = 1 / (255 * torch.tensor(STD)), -torch.tensor(MEAN) / torch.tensor(STD)
+    return scale.repeat(side).to(device), shift.repeat(side).to(device)

@@ -13,7 +13,7 @@ from torch.optim import SGD
 from adco.data.datasets import introduction, splits_of
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import Pictures
-from adco.data.views import Recipe
+from adco.data.views import Recipe, normalised
 from adco.model import AdCo
 from adco.negatives import NegativeBank
 from adco.plan import view_plan
@@ -81,7 +81,11 @@ class Game:
 
         Epochs -1, -2, ... are the passes of the start-up.
         """
-        return on_device(self.loader.epoch(epoch, first), self.device, self.layout)
+        for views in on_device(self.loader.epoch(epoch, first), self.device):
+            yield [
+                normalised(view, self.model.precision(view) or torch.float32, self.layout)
+                for view in views
+            ]
 
     def play(self, views: list[Tensor]) -> Round:
         """One step of both players."""
@@ -110,8 +114,7 @@ def build_loader(
     # Whole batches only: what does not fill one waits for the next epoch.
     batches = EpochBatches(len(views), images * world.size, world, config.seed, least=images)
     workers = workers_per_process(config.workers, local_size)
-    # float32 views of three channels
-    check_shared_memory(images * sum(12 * r.size**2 for r in recipes), workers, local_size)
+    check_shared_memory(images * sum(3 * r.size**2 for r in recipes), workers, local_size)
     return TrainingLoader(views, batches, workers, pin_memory=device.type == "cuda")
 
 

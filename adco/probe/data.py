@@ -15,7 +15,7 @@ from adco.data.decoder import decoding_of
 from adco.data.list_files import listed_part, load_places
 from adco.data.loader import CheckViews, check_loader
 from adco.data.pictures import Pictures
-from adco.data.views import Recipe, draw_view, normalised, view_rng
+from adco.data.views import Recipe, as_batch, draw_view, view_rng
 from adco.encoder import TrunkWeights
 from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import World
@@ -97,10 +97,10 @@ class ProbeViews(Dataset):
         return len(self.pictures)
 
     def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """[n, 3, S, S] and labels [n], for pairs (epoch, index)."""
+        """uint8 [n, 3, S, S] and labels [n], for pairs (epoch, index)."""
         views = [self._render(epoch, index) for epoch, index in positions]
         labels = self.pictures.labels[[index for _, index in positions]]
-        return normalised(views), torch.as_tensor(labels)
+        return as_batch(views), torch.as_tensor(labels)
 
     def _render(self, epoch: int, index: int) -> np.ndarray:
         pixels, size = self.pictures.read(index), self.recipe.size

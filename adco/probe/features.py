@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adco.data.views import normalised
 from adco.encoder import Trunk
 from ops.distributed import World, gather_uneven_rows
 from ops.errors import InputError
@@ -22,7 +23,7 @@ class Features(NamedTuple):
 
 @torch.no_grad()
 def extract_features(encoder, loader, device, unit: bool = True, check: bool = False) -> Features:
-    """Trunk features of all pictures of a loader of (pictures, labels), BatchNorm in eval mode.
+    """Trunk features of all pictures of a loader of (bytes, labels), BatchNorm in eval mode.
 
     unit: divide each by its length.  check: raise InputError where one is not finite.
     A batch may be empty, where broken pictures are left out. The encoder is left in its mode.
@@ -33,7 +34,7 @@ def extract_features(encoder, loader, device, unit: bool = True, check: bool = F
     rows, labels = [], []
     for pictures, numbers in loader:
         # kNN and logistic regression need float32, whatever the trunk computes in.
-        features = trunk(pictures.to(device, non_blocking=True)).float()  # [n, d]
+        features = trunk(normalised(pictures.to(device, non_blocking=True))).float()  # [n, d]
         if check:
             check_features(features)
         rows.append(F.normalize(features, dim=1) if unit else features)

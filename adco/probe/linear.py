@@ -12,6 +12,7 @@ from torchvision.models.resnet import ResNet
 
 from adco.data.loader import EpochBatches, batch_loader
 from adco.data.pictures import Pictures
+from adco.data.views import normalised
 from adco.encoder import Trunk
 from adco.probe.data import ProbeRun, ProbeViews, probe_recipe, scoring_loader
 from adco.probe.features import Features, check_features, extract_features
@@ -141,7 +142,7 @@ class HeadTraining:
             len(views), config.global_batch_size, self.world, config.seed, least
         )
         workers = workers_per_process(config.workers, self.local_size)
-        batch = 12 * config.image_size**2 * self.batches.sizes[0] // self.world.size  # bytes
+        batch = 3 * config.image_size**2 * self.batches.sizes[0] // self.world.size  # bytes
         check_shared_memory(batch, workers, self.local_size)
         self.loader = batch_loader(views, self.batches, workers, self.device.type == "cuda")
         self.wrapped = wrap_encoder(self.model, self.world)
@@ -174,7 +175,7 @@ class HeadTraining:
 
             # All heads take a step on the same features.
             labels = labels.to(self.device, non_blocking=True)
-            pictures = pictures.to(self.device, non_blocking=True)
+            pictures = normalised(pictures.to(self.device, non_blocking=True))
             scores = self.wrapped(pictures)
             losses += self.step(scores, labels, self.batches.sizes[i])
             counts += torch.stack([count_right(of_head.detach(), labels) for of_head in scores])
@@ -263,8 +264,8 @@ class HeadTraining:
         if self.frozen:
             self.cached[name] = extract_features(self.encoder, loader, self.device, False, True)
             return self.cached[name].batches()
-        device = self.device
-        return ((self.model.trunk(views.to(device)), labels.to(device)) for views, labels in loader)
+        trunk, device = self.model.trunk, self.device
+        return ((trunk(normalised(x.to(device))), labels.to(device)) for x, labels in loader)
 
     def keep_if_best(self, found: list[Accuracy]) -> bool:
         """Whether a head beats every epoch before; its weights are then kept.
