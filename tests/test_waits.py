@@ -53,7 +53,7 @@ def test_a_loader_process_that_dies_is_told_with_a_remedy():
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm")
 def test_a_batch_that_cannot_be_handed_over_is_told_with_a_remedy(capfd):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # of a file in shared memory too
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))  # of a file in shared memory too
     try:
         with pytest.raises(RunFailed, match=r"loader process has died, or cannot hand over"):
             list(loader(workers=1).epoch(0))
