@@ -153,11 +153,13 @@ def print_small(repeats: int, batch_size: int = 128) -> None:
     model = adco.AdCo("resnet10")
     bank = adco.NegativeBank(1024)
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
-    load = {
-        name: partial(TrainingViews(digits, [recipe] * 2, 0, name).__getitems__, positions)
-        for name in ("fast", "pil")
-    }
-    batch, _ = load["fast"]()
+
+    def views(name: str) -> list[torch.Tensor]:
+        batches, _ = TrainingViews(digits, [recipe] * 2, 0, name).__getitems__(positions)
+        return [normalised(batch) for batch in batches]
+
+    load = {name: partial(views, name) for name in ("fast", "pil")}
+    batch = load["fast"]()
     step = partial(adco.train_step, model, bank, optimizer, batch, adco.view_plan())
     seconds = measure.interleaved({**load, "step": step}, repeats, ONE_CORE)
     measure.print_head(f"two views of {batch_size} digits", "ms", "share of a resnet10 step")

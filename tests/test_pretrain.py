@@ -136,7 +136,7 @@ def test_bad_input_is_one_sentence_and_code_2(tmp_path, digit_folder):
         (["--data", digit_folder, "-b", 64], "do not fill a batch"),
         (["--data", digit_folder, "--cluster", 0], "cluster=0"),
         (["--data", digit_folder, "--mem_t", 0], "mem_t"),
-        (["--data", digit_folder, "-b", 9, "--nproc", 2], "does not split"),
+        (["--data", digit_folder, "-b", 9, "--nproc", 2], "do not split"),
         (["--data", digit_folder, "--dataset", "mnist"], "mnist"),
         (["--data", digit_folder, "--arch", "vgg16"], "vgg16"),
         (["--data", digit_folder, "--resume", "gone.pth.tar"], "gone.pth.tar"),

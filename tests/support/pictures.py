@@ -51,7 +51,7 @@ def small_config(folder, trunk, **options):
         epochs=2, lr=0.5, workers=0, save_path=str(Path(folder) / "out"), device="cpu",
         min_scale=0.5,
     )  # fmt: skip
-    return ProbeConfig(**{**defaults, **options})
+    return ProbeConfig(**{**defaults, **options}).with_global_batch(1, 1)
 
 
 def run_folder(config):
