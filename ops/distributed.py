@@ -45,16 +45,13 @@ def join_group(world: World, url: str, backend: str, minutes: float = 30.0):
 
     minutes: to wait for the others. Raises RunFailed where they do not meet.
     """
-    # After a restart by torchrun, its store still holds the keys of the attempt before.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     where = url
     if url.startswith("env"):
         where += "; RANK and WORLD_SIZE are set in this shell"
     try:
         with waiting_for(lambda: f"process 0, at {where}"):
             store = open_store(url, world, timedelta(minutes=minutes))
-            store = dist.PrefixStore(f"attempt_{attempt}", store)
-        meet(store, world.rank, world.size, minutes, where)
+        store = dist.PrefixStore(meet(store, world.rank, world.size, minutes, where), store)
         dist.init_process_group(
             backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size
         )

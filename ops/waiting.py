@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from uuid import uuid4
 
 from ops.errors import some
 from ops.signals import requests_blocked
@@ -46,22 +47,36 @@ def speak() -> None:
                 print(f"waiting for {what()}, for {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
-def meet(store, rank: int, size: int, minutes: float, where: str) -> None:
-    """Return once all processes have come. Raises ValueError naming those that have not in time.
+def meet(store, rank: int, size: int, minutes: float, where: str) -> str:
+    """Return once all processes have come: a name of this meeting, which none before it had.
 
-    where: the place, for a message.
+    A store may outlive its processes, as torchrun's does: what those before have left in it counts
+    for nobody. The first process names the meeting, the others sign with a word of their own, and
+    it begins where the first one has read these words.
+    where: the place, for a message. Raises ValueError naming those that have not come in time.
     """
-    store.set(f"here/{rank}", "")
-    deadline = time.monotonic() + 60 * minutes
-    with waiting_for(lambda: f"{who_is_missing(store, size)} to come to {where}"):
-        while not store.check([f"here/{rank}" for rank in range(size)]):
+    word, name, deadline = uuid4().hex, "", time.monotonic() + 60 * minutes
+    if rank == 0:
+        store.set("meeting", word)
+    with waiting_for(lambda: f"{who_is_missing(store, name, size)} to come to {where}"):
+        while True:
+            # Another name: the one before was of processes that are gone.
+            newest = store.get("meeting").decode() if store.check(["meeting"]) else ""
+            if newest != name:
+                name = newest
+                store.set(f"{name}/{rank}", word)
+            if rank == 0 and not who_is_missing(store, name, size):
+                words = [store.get(f"{name}/{other}").decode() for other in range(size)]
+                store.set(f"{name}/all", " ".join(words))
+            if store.check([f"{name}/all"]) and word in store.get(f"{name}/all").decode():
+                return name
             if time.monotonic() > deadline:
-                missing = who_is_missing(store, size)
+                missing = who_is_missing(store, name, size)
                 raise ValueError(f"{missing} did not come in {minutes:g} minutes")
             time.sleep(0.05)
 
 
-def who_is_missing(store, size: int) -> str:
-    """The processes that have not come yet, in words; nothing where all are there."""
-    missing = [str(rank) for rank in range(size) if not store.check([f"here/{rank}"])]
+def who_is_missing(store, name: str, size: int) -> str:
+    """The processes that have not come to a meeting yet, in words; nothing where all are there."""
+    missing = [str(rank) for rank in range(size) if not store.check([f"{name}/{rank}"])]
     return f"process(es) {some(missing)} of {size}" if missing else ""

@@ -21,7 +21,7 @@ from ops.errors import InputError, RunFailed, Steady, reported
 from ops.heartbeat import Heartbeat
 from ops.launch import device_kind, free_port
 from ops.signals import StopRequest, WaitInterrupted
-from ops.waiting import waiting_for, who_is_missing
+from ops.waiting import meet, waiting_for, who_is_missing
 from ops.workers import check_shared_memory
 from tests.conftest import ROOT
 from tests.support.gloo import in_processes
@@ -173,9 +173,22 @@ def test_who_is_missing_is_known(tmp_path):
 def own_store(world, folder):
     store, found = FileStore(f"{folder}/store"), []
     for rank in range(3):
-        store.set(f"here/{rank}", "")
-        found.append(who_is_missing(store, 3))
+        store.set(f"meeting/{rank}", "")
+        found.append(who_is_missing(store, "meeting", 3))
     return found
+
+
+def test_what_an_earlier_attempt_left_in_the_store_counts_for_nobody(tmp_path):
+    first, second = in_processes(met_twice, 2, str(tmp_path))
+    assert first == second and len(set(first)) == 2
+
+
+def met_twice(world, folder):
+    store = FileStore(f"{folder}/store")
+    time.sleep(0.3 * world.first)  # the other one reads the old names first
+    met = [meet(store, world.rank, 2, 1, "here")]
+    time.sleep(0.3 * world.first)
+    return [*met, meet(store, world.rank, 2, 1, "here")]
 
 
 # ---- what nobody foresaw
