@@ -11,13 +11,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from adco.data.datasets import from_folders
 from adco.data.pictures import FolderPictures
@@ -62,20 +63,17 @@ def ours(config: TrainBenchmark, files: FolderPictures, size: int, device, amp: 
     return lambda: game.play(next(batches))
 
 
-def published(config: TrainBenchmark, files: FolderPictures, size: int, device):
-    """Our own plain writing of it: Pillow, float32, channels first, three passes over the bank, a
-    momentum update a parameter at a time.
+def published(arch: str, cluster: int, views: Callable[[], list[Tensor]], device):
+    """Our own plain writing of it: float32, channels first, three passes over the bank, a momentum
+    update a parameter at a time.
     """
-    encoder_q = build_encoder(config.arch, 128, mlp=True).to(device)
+    encoder_q = build_encoder(arch, 128, mlp=True).to(device)
     encoder_k = copy.deepcopy(encoder_q).requires_grad_(False)
-    W, v = whole_bank(config.cluster, 128, device)
+    W, v = whole_bank(cluster, 128, device)
     optimizer = torch.optim.SGD(encoder_q.parameters(), LR, MOMENTUM, weight_decay=DECAY)
-    recipe = published_recipe(size)
 
     def step():
-        query_view, key_view = load(
-            files, lambda picture: [recipe(picture), recipe(picture)], device
-        )
+        query_view, key_view = views()
         queries = F.normalize(encoder_q(query_view), dim=1)
         with torch.no_grad():
             for key, query in zip(encoder_k.parameters(), encoder_q.parameters(), strict=True):
@@ -117,18 +115,20 @@ def lightlys(config: TrainBenchmark, files: FolderPictures, size: int, device):
     return step
 
 
-def load(files: FolderPictures, transform: Callable, device) -> list[torch.Tensor]:
+def load(files: FolderPictures, transform: Callable, device) -> list[Tensor]:
     """A batch [N, 3, S, S] per view, by a transform of Pillow pictures."""
     rows = [transform(Image.fromarray(files.read(index))) for index in range(len(files))]
     return [torch.stack(views).to(device) for views in zip(*rows, strict=True)]
 
 
 def ways(config: TrainBenchmark, files: FolderPictures, size: int, device) -> dict[str, Callable]:
+    recipe = published_recipe(size)
+    by_pillow = partial(load, files, lambda picture: [recipe(picture), recipe(picture)], device)
     found = {
         "ours": ours(config, files, size, device, config.amp, last=1),
         "ours, float32": ours(config, files, size, device, "none", last=1),
         "ours, float32, channels first": ours(config, files, size, device, "none", last=0),
-        "published": published(config, files, size, device),
+        "published": published(config.arch, config.cluster, by_pillow, device),
     }
     try:
         found["lightly's MoCo v2"] = lightlys(config, files, size, device)

@@ -6,6 +6,7 @@ python3 -m benchmarks.upkeep --arch resnet18
 
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size:
         global_batch_size=config.batch_size * world.size,
     )  # fmt: skip
     game = Game(options, world, device, local_size)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / checkpoint.LAST
+        seconds = measure.interleaved(parts(game, options, world, path), config.repeats, device)
+        if world.first:
+            print_table(config, world, seconds, path.stat().st_size)
+    return 0
+
+
+def parts(game: Game, options: PretrainConfig, world: World, path: Path) -> dict[str, Callable]:
+    """A step, and what comes between two steps. path: of the checkpoint."""
     model, bank, flags = game.model, game.bank, Flags(world)
     views = next(game.batches(0))
 
@@ -53,26 +64,18 @@ def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size:
         broadcast_from_first_(model.buffers(), world)
         check_ranks_agree(model.state_dict(), world)
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / checkpoint.LAST
-
-        def save():
-            state = pack(model, bank, game.optimizer, Progress(), options, {})
-            if world.first:
-                checkpoint.save(state, path)
-
-        parts = {
-            "step": lambda: game.play(views),
-            "guard": guard,
-            "flags": lambda: flags.exchange(0, 0, 0, 0),
-            "check": check,
-            "save": save,
-        }
-        seconds = measure.interleaved(parts, config.repeats, device)
+    def save():
+        state = pack(model, bank, game.optimizer, Progress(), options, {})
         if world.first:
-            size = path.stat().st_size
-            print_table(config, world, seconds, size)
-    return 0
+            checkpoint.save(state, path)
+
+    return {
+        "step": lambda: game.play(views),
+        "guard": guard,
+        "flags": lambda: flags.exchange(0, 0, 0, 0),
+        "check": check,
+        "save": save,
+    }
 
 
 def print_table(config: UpkeepBenchmark, world: World, seconds: dict, size: int) -> None:

@@ -9,6 +9,7 @@ TINY = {
     "wire": "--processes 2 --queries 4 --cluster 64 --dim 8 --repeats 1 --image_size 8",
     "train": "--arch resnet10 --batch_size 2 --image_size 32 --cluster 64 --repeats 1",
     "views": "--pictures 1 --compared 2 --repeats 1",
+    "device": "--arch resnet10 --batch_size 2 --image_size 32 --cluster 64 --minutes 0.1",
     "upkeep": "--arch resnet10 --batch_size 2 --image_size 32 --repeats 1",
 }
 

@@ -15,7 +15,13 @@ FILES = Path(__file__).parent / "parity"
 
 
 def play(
-    world, case_name: str, ranks=(), layout=torch.contiguous_format, fused=False, accum_steps=1
+    world,
+    case_name: str,
+    ranks=(),
+    layout=torch.contiguous_format,
+    fused=False,
+    accum_steps=1,
+    device="cpu",
 ) -> dict:
     """Five steps of a parity case as rank `world.rank`: what the files record of them.
 
@@ -25,8 +31,8 @@ def play(
     case, hyper = known["case"], known["hyper"]
     model = adco.AdCo(case.get("arch", "resnet18"), momentum=hyper["moco_m"])
     rule.fill_(model.state_dict())
-    model.to(memory_format=layout)
-    bank = adco.NegativeBank(case["K"], dim=128)
+    model.to(device, memory_format=layout)
+    bank = adco.NegativeBank(case["K"], dim=128).to(device)
     bank.load_state_dict({"W": known["W0"], "v": torch.zeros_like(known["W0"])})
     optimizer = torch.optim.SGD(
         model.parameters(), hyper["lr"], hyper["momentum"], weight_decay=hyper["wd"], fused=fused
@@ -38,7 +44,7 @@ def play(
             wrapped,
             bank,
             optimizer,
-            joined_views(step, case, ranks or (world.rank,), layout),
+            [x.to(device) for x in joined_views(step, case, ranks or (world.rank,), layout)],
             plan,
             moco_t=hyper["moco_t"],
             mem_t=hyper["mem_t"],
@@ -51,11 +57,13 @@ def play(
     ]
     weights = model.state_dict()
     return {
-        "loss": torch.stack([result.loss for result in rounds]),
-        "mass": torch.stack([result.mass for result in rounds]),
-        "bank": bank.state_dict(),
+        "loss": torch.stack([result.loss for result in rounds]).cpu(),
+        "mass": torch.stack([result.mass for result in rounds]).cpu(),
+        "bank": {name: value.cpu() for name, value in bank.state_dict().items()},
         "sums": {name: weights[name].double().abs().sum().item() for name in known["sums"]},
-        "sample": {name: weights[name].flatten()[: len(v)] for name, v in known["sample"].items()},
+        "sample": {
+            name: weights[name].flatten()[: len(v)].cpu() for name, v in known["sample"].items()
+        },
     }
 
 
