@@ -13,14 +13,14 @@ demo: $(INSTALLED)
 	$(BIN)/python -m adco.report demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The tests with the lowest versions that requirements.txt allows.
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
 	sed 's/>=/==/' requirements.txt > $(OLDEST)/lowest.txt
 	$(OLDEST)/bin/python -m pip install --quiet -r requirements-dev.txt -c $(OLDEST)/lowest.txt
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 
 # Changed files and command lines, by chance and for longer than in `make test`.
 explore: $(INSTALLED)

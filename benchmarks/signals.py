@@ -33,7 +33,7 @@ from benchmarks.measure import print_head, print_row
 from ops import checkpoint
 from ops.errors import EXIT_STOPPED
 
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 TARGETS = ("parent", "child", "group")  # child: of the run; of one process, a loader process
 PLACES = BEGINNING, BANK, EPOCH, END = ("start of the process", "start-up", "epoch", "end")
 PATIENCE = 120  # seconds in which a run ends that was asked to
