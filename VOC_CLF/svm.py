@@ -5,7 +5,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from adco.data.loader import CheckViews
-from adco.probe.features import extract_features
+from adco.probe.features import extract_features, unit_rows
 from ops.journal import Journal
 from VOC_CLF.dataset import CLASSES, Voc, VocSplit
 from VOC_CLF.linear import loader_in_order
@@ -25,10 +25,10 @@ def svm_scores(
     # Features once, of all pictures.
     model.to(device)
     splits = [voc.train] if split is voc.val else [voc.train, voc.val]
-    extracted = [features(config, model, each, device) for each in splits]
+    extracted = [features(config, model, each) for each in splits]
     x = np.concatenate(extracted)
     labels = np.concatenate([each.labels for each in splits]) == 1
-    queries = features(config, model, split, device)
+    queries = features(config, model, split)
     journal.say(f"{len(x)} pictures to train on, features of width {x.shape[1]}")
 
     # One class against all others.
@@ -44,10 +44,11 @@ def svm_scores(
     return scores
 
 
-def features(config: VocConfig, model, split: VocSplit, device) -> np.ndarray:
+def features(config: VocConfig, model, split: VocSplit) -> np.ndarray:
     """[n, d] trunk features of unit length, of the view that ImageNet scores are computed on."""
     loader = loader_in_order(config, CheckViews(split.pictures, config.picture_size()))
-    return extract_features(model, loader, device, check=True).rows.cpu().numpy()
+    found = extract_features(model, loader, len(split.pictures), check=True)
+    return unit_rows(found.rows).cpu().numpy()
 
 
 def fit_svm(x: np.ndarray, positive: np.ndarray, seed: int):

@@ -14,13 +14,12 @@ import matplotlib
 matplotlib.use("Agg")  # draws into files; needs no screen
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
 from adco.data.datasets import Splits, load_splits
 from adco.data.decoder import Decoding
 from adco.data.loader import CheckViews, check_loader
 from adco.encoder import read_trunk
-from adco.probe.features import extract_features
+from adco.probe.features import extract_features, unit_rows
 from ops.arguments import argument, option, parse
 from ops.checkpoint import LAST
 from ops.distributed import World
@@ -82,22 +81,17 @@ def draw_neighbours(splits: Splits, checkpoint: Path, size: int, whole: bool, pa
     A frame is green where the class is the same, red where it is not.
     """
     # Features of all labelled pictures, on the CPU.
-    encoder = read_trunk(str(checkpoint)).build()
-    train, val = (
-        extract_features(
-            encoder,
-            check_loader(
-                CheckViews(part, size, whole=whole), batch_size=256, workers=0, world=World()
-            ),
-            torch.device("cpu"),
-        )
-        for part in (splits.labelled, splits.val)
-    )
+    encoder, features = read_trunk(str(checkpoint)).build(), []
+    for part in (splits.labelled, splits.val):
+        views = CheckViews(part, size, whole=whole)
+        loader = check_loader(views, batch_size=256, workers=0, world=World())
+        features.append(unit_rows(extract_features(encoder, loader, len(part)).rows))
+    train, val = features
 
     # The first val picture of each of the first classes, and what is nearest to it.
     classes = np.unique(splits.val.labels)[:NUM_QUERIES]
     queries = [int(np.flatnonzero(splits.val.labels == number)[0]) for number in classes]
-    nearest = (val.rows[queries] @ train.rows.T).topk(NUM_NEIGHBOURS).indices.tolist()
+    nearest = (val[queries] @ train.T).topk(NUM_NEIGHBOURS).indices.tolist()
 
     # A row is the query, then its neighbours from the nearest on.
     shape = (len(queries), 1 + NUM_NEIGHBOURS)

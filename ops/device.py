@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
+from math import inf
 from pathlib import Path
 
 import torch
@@ -102,6 +103,17 @@ def on_device(batches: Iterable[list[Tensor]], device: torch.device) -> Iterator
 def copying_stream(device: torch.device):
     """The stream of the copies, beside the computation: one, for memory is kept for each stream."""
     return torch.cuda.Stream(device)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that this process can still take on a GPU, with those it has and does not use.
+
+    inf on other devices.
+    """
+    if device.type != "cuda":
+        return inf
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def peak_memory(device: torch.device) -> int:

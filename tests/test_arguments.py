@@ -71,6 +71,7 @@ def test_both_spellings_and_short_names_are_understood():
         ("--lr_sweep 1 2e-1 DIR --epochs 3", dict(lr_sweep=(1.0, 0.2), epochs=3)),
         ("--lr-sweep 1 --knn-k 5 6 DIR -b 4", dict(knn_k=(5, 6), lr_sweep=(1.0,), batch_size=4)),
         ("DIR --lr_sweep 3 .5e1", dict(lr_sweep=(3.0, 5.0))),
+        ("--knn-t 0.1 DIR", dict(knn_t=0.1, knn_k=(10, 20, 100, 200))),
     ],
 )
 def test_a_list_of_numbers_ends_where_the_folder_stands(words, expected):
@@ -111,6 +112,7 @@ def test_an_option_that_is_given_wins_over_the_data_sets_default():
         "--cluster 0", "--moco_t 0", "--mem_t -1", "--moco_t nan", "--lr 0", "--batch_size 0",
         "--epochs 0", "--moco_m 1", "--momentum 1", "--start_epoch 200", "--dist_url localhost:1",
         "--rank 1", "--rank 2 --nodes_num 2", "--min_scale 0", "--knn_freq -1",
+        "--knn_k 0", "--knn_t 0",
         "--multi_crop 1 --nmb_crops 1", "--multi_crop 1 --max_scale_crops 2 2 2 2 2",
         "--multi_crop 1 --size_crops 0 1 1 1 1", "--accum_steps 0",
         "--accum_steps 3", "-b 8 --accum_steps 8",

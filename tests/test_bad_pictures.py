@@ -16,7 +16,7 @@ from adco.encoder import build_trunk
 from adco.pretrain.health import BadPictures
 from adco.pretrain.options import PretrainConfig
 from adco.probe.features import extract_features
-from adco.probe.knn import knn_accuracy
+from adco.probe.knn import knn_accuracies
 from ops.distributed import World
 from ops.errors import InputError
 from tests.support.scripts import assert_refused, run_main
@@ -264,17 +264,21 @@ def test_a_score_copes_with_batches_that_come_back_empty(folder):
     trunk = build_trunk("resnet10").eval()
     views = CheckViews(some, 32, skip_broken=True)
     pairs = check_loader(views, 3, 0, World())
-    features = extract_features(trunk, pairs, torch.device("cpu"))
+    features = extract_features(trunk, pairs, len(some))
     assert features.labels.tolist() == [0, len(names) - 1]
-    assert knn_accuracy(features, features, World()) > 0
+    (found,) = knn_accuracies([features], features, len(names), [200], 0.07, World())
+    assert found == (2, 2, 2)
 
 
 def test_a_score_of_nothing_is_zero(folder):
     some = FolderPictures(folder, list(BROKEN), [0] * len(BROKEN))
     views = CheckViews(some, 32, skip_broken=True)
     pairs = check_loader(views, 3, 0, World())
-    features = extract_features(build_trunk("resnet10"), pairs, torch.device("cpu"))
-    assert knn_accuracy(features, features, World()) == 0
+    features = extract_features(build_trunk("resnet10"), pairs, len(some))
+    (found,) = knn_accuracies([features], features, 1, [200], 0.07, World())
+    assert found == (0, 0, 0) and found.acc1 == 0
+    # A process may have no batch at all.
+    assert extract_features(build_trunk("resnet10"), [], 0).rows.shape == (0, 512)
 
 
 # ---- the count

@@ -11,16 +11,16 @@ import torch
 from adco.encoder import build_trunk, read_trunk
 from adco.probe import logistic
 from adco.probe.data import ProbeRun, load_probe_sets
-from adco.probe.features import Features
+from adco.probe.features import Features, directions
 from adco.probe.knn import knn_accuracies
 from adco.probe.linear import HeadTraining
+from adco.probe.metrics import Accuracy, accuracies, count_right
 from adco.probe.run import run
 from ops import checkpoint
 from ops.distributed import World
 from ops.errors import InputError
 from ops.journal import Journal
 from ops.launch import launch
-from ops.metrics import Accuracy, accuracies, count_right
 from tests.support.pictures import class_folders, run_each, run_folder, small_config, trunk_file
 
 CPU = torch.device("cpu")
@@ -65,9 +65,7 @@ def separable(num_classes=4, each=15, d=6):
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(num_classes), each)
     rows = np.eye(num_classes, d)[labels] + 0.05 * rng.standard_normal((len(labels), d))
-    return Features(
-        torch.tensor(rows / np.linalg.norm(rows, axis=1)[:, None]), torch.tensor(labels)
-    )
+    return Features(directions(torch.tensor(rows)), torch.tensor(labels))
 
 
 # ---- known answers
@@ -84,21 +82,23 @@ def test_classes_of_one_colour_each_are_told_apart_completely(pictures, tmp_path
 
 def test_a_separable_set_of_features_reaches_all_right_by_knn_and_logistic():
     features = separable()
-    assert knn_accuracies(features, features, 4, (5,), World())[0].right1 == 60
+    assert knn_accuracies([features], features, 4, (5,), 0.07, World())[0].right1 == 60
     classifier = logistic.zeros(4, features.rows)
-    logistic.fit_(classifier, features, 100.0, World())
+    logistic.fit_(classifier, [features], 100.0, World())
     assert logistic.accuracy(classifier, features, World()).right1 == 60
 
 
-def test_the_logistic_regression_is_that_of_scikit_learn():
+def test_the_logistic_regression_is_that_of_scikit_learn(monkeypatch):
     from sklearn.linear_model import LogisticRegression
 
+    monkeypatch.setattr("adco.probe.features.BLOCK", 16)
     rng = np.random.default_rng(1)
     rows, labels = rng.standard_normal((90, 5)), rng.integers(0, 3, 90)
     theirs = LogisticRegression(C=0.7, tol=1e-8, max_iter=2000).fit(rows, labels)
-    features = Features(torch.tensor(rows), torch.tensor(labels))
-    ours = logistic.zeros(3, features.rows)
-    logistic.fit_(ours, features, 0.7, World())
+    rows, labels = torch.tensor(rows), torch.tensor(labels)
+    shares = [Features(rows[part], labels[part]) for part in (slice(50), slice(50, 90), slice(0))]
+    ours = logistic.zeros(3, rows)
+    logistic.fit_(ours, shares, 0.7, World())
     np.testing.assert_allclose(ours.weight.detach(), theirs.coef_, atol=1e-4)
 
 
@@ -155,7 +155,7 @@ def by_processes(tmp_path_factory):
     head = str(run_folder(first) / "checkpoint.pth.tar")
     protocols = {
         "evaluate": dict(resume=head, evaluate=1),
-        "knn": dict(head="knn", knn_k=(4,)),
+        "knn": dict(head="knn", knn_k=(2, 4), holdout=0.2),
         "logistic": dict(head="logistic"),
         "linear": dict(lr_sweep=(0.3, 1.0)),
         "finetune": dict(trainable="all", lr=0.1, final_lr=0.0, epochs=1),

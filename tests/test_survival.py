@@ -211,15 +211,19 @@ def test_a_lost_node_stops_the_other_one_within_a_minute_and_is_named(tmp_path, 
     nodes[1].end()
 
 
-def test_a_dry_run_says_what_the_run_needs_and_leaves_nothing(tmp_path, digit_folder):
+def test_a_dry_run_says_what_the_run_needs_and_leaves_nothing(tmp_path, digit_folder, monkeypatch):
     words = [*TINY, "--data", digit_folder, "--dry_run", 1]
     result = run_main("main_adco.py", *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    for name in ("steps per epoch", "images/s", "whole run", "peak memory", '"cluster": 32'):
+    rows = ("steps per epoch", "images/s", "whole run", "peak memory", "kNN scores")
+    for name in (*rows, '"cluster": 32'):
         assert name in result.stdout
     assert not list(tmp_path.iterdir())
     refused = run_main("main_adco.py", *words, "--save_path", "/proc/nowhere", cwd=tmp_path)
     assert_refused(refused, "--save_path")
+    monkeypatch.setattr("adco.pretrain.dry_run.free_memory", lambda _: 1e6)  # of a small GPU
+    refused = run_main("main_adco.py", *words, cwd=tmp_path)
+    assert_refused(refused, "a kNN score takes 0.", "--knn_freq 0")
 
 
 def test_resuming_takes_back_what_was_logged_after_the_save(tmp_path):

@@ -15,6 +15,7 @@ from torch.distributed import FileStore, TCPStore
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import ArrayPictures
 from adco.data.views import Recipe
+from adco.probe.metrics import Accuracy
 from ops import checkpoint, waiting
 from ops.distributed import World, join_group
 from ops.errors import InputError, RunFailed, Steady, reported
@@ -228,8 +229,8 @@ def test_a_score_that_fails_is_taken_again_by_the_run_that_goes_on(
     words = [*TINY, "--data", digit_folder, "--ad_init", 0, "--epochs", 1, "--resume", "auto"]
     words += ["--knn_freq", 1, "--save_minutes", 0.000001]
     with monkeypatch.context() as patch:
-        scores = iter([1.0])
-        patch.setattr("adco.pretrain.knn_monitor.knn_accuracy", lambda *_: next(scores))
+        scores = iter([[Accuracy(1, 1, 15)]])
+        patch.setattr("adco.pretrain.knn_monitor.knn_accuracies", lambda *_: next(scores))
         ended = run_main("main_adco.py", *words, cwd=tmp_path)
     assert ended.returncode == 70
     ended = run_main("main_adco.py", *words, cwd=tmp_path)

@@ -218,6 +218,10 @@ def check_loader(views: Dataset, batch_size: int, workers: int, world: World) ->
 
     Over all processes every picture comes once.
     """
-    # Process r has r, r + R, r + 2R, ...: gather_features puts them back in order.
-    share = range(world.rank, len(views), world.size)
-    return batch_loader(views, BatchSampler(share, batch_size, drop_last=False), workers)
+    batches = BatchSampler(share_of(views, world), batch_size, drop_last=False)
+    return batch_loader(views, batches, workers)
+
+
+def share_of(pictures, world: World) -> range:
+    """The numbers of those that this process scores: r, r + R, r + 2R, ..."""
+    return range(world.rank, len(pictures), world.size)

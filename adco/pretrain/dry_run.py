@@ -17,7 +17,8 @@ from adco.pretrain.game import Game, describe
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import log_folder, start_or_resume_
 from adco.pretrain.state import Progress, pack
-from ops.device import peak_memory
+from adco.probe.knn import bytes_held
+from ops.device import free_memory, peak_memory
 from ops.distributed import Flags, World
 from ops.errors import InputError
 from ops.workers import workers_per_process
@@ -63,6 +64,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device, local_si
     rows = {
         "pictures": f"{total}; of {min(total, SAMPLE)} tried {num_broken} are broken",
         **findings(config, world, game, start.progress, seconds),
+        **memory_of_scores(game, config, world),
         "checkpoints": f"{num_files} of {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free",
     }
     for name, text in rows.items():
@@ -93,6 +95,23 @@ def findings(
         "whole run": f"{whole} for {startup + steps} steps, the kNN scores aside",
         "peak memory": f"{memory:.2f} GB per process, loader processes aside",
     }
+
+
+def memory_of_scores(game: Game, config: PretrainConfig, world: World) -> dict[str, str]:
+    """What a kNN score will hold, in words. Raises InputError where the GPU lacks the memory."""
+    splits = game.splits
+    if splits.val is None or not config.knn_freq:
+        return {}
+    num_pictures = len(splits.labelled) + len(splits.val)
+    held = bytes_held(num_pictures, game.model.encoder_q.inplanes, world)
+    free = free_memory(game.device)
+    if held > free:
+        raise InputError(
+            f"a kNN score takes {held / 1e9:.2f} GB of a GPU, and {free / 1e9:.2f} GB are free; "
+            "take more GPUs, a smaller --batch_size, or --knn_freq 0"
+        )
+    text = f"{held / 1e9:.2f} GB more per process, of the features of {num_pictures} pictures"
+    return {"kNN scores": text}
 
 
 def read_sample(pictures: Pictures, config: PretrainConfig) -> int:

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from math import ceil
 
-from adco.data.loader import CheckViews, check_loader
+from adco.data.loader import CheckViews, check_loader, share_of
 from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.probe.features import extract_features
-from adco.probe.knn import knn_accuracy
+from adco.probe.knn import knn_accuracies
 from ops.distributed import World
 from ops.workers import workers_per_process
 
@@ -25,17 +25,21 @@ class KnnMonitor:
 
         awaited: hands on the batches; called with as many in every process.
         """
-        game, config, splits = self.game, self.config, self.game.splits
+        game, config, splits, world = self.game, self.config, self.game.splits, self.world
         if splits.val is None:
             return None
-        features = []
         # Features of this process's share, first of train, then of val.
+        shares = []
         for pictures in (splits.labelled, splits.val):
             skip_broken = config.bad_images == "skip"
             views = CheckViews(pictures, config.image_size, skip_broken, whole=not config.eval_crop)
-            loader = check_loader(views, self.images, self.workers, self.world)
+            loader = check_loader(views, self.images, self.workers, world)
             # Other processes may have one batch more.
-            longest = ceil(ceil(len(pictures) / self.world.size) / self.images)
+            longest = ceil(ceil(len(pictures) / world.size) / self.images)
             batches = awaited(iter(loader), longest)
-            features.append(extract_features(game.model.encoder_q, batches, game.device))
-        return 100 * knn_accuracy(*features, self.world)
+            encoder, number = game.model.encoder_q, len(share_of(pictures, world))
+            shares.append(extract_features(encoder, batches, number))
+        train, val = shares
+        num_classes = len(splits.labelled.classes)
+        score = knn_accuracies([train], val, num_classes, [config.knn_k], config.knn_t, world)
+        return score[0].acc1

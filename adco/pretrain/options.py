@@ -94,6 +94,8 @@ class PretrainConfig(RunOptions):
     )
     dry_run: int = switch(0, "1: check, time two steps, and leave nothing", may_change=True)
     knn_freq: int = option(10, "epochs between two kNN scores; 0: never", AT_LEAST_0)
+    knn_k: int = option(200, "neighbours that vote in a kNN score", AT_LEAST_1)
+    knn_t: float = option(0.07, "temperature of their vote", POSITIVE)
     resume: str = option("", "checkpoint to go on from, or auto: the newest", may_change=True)
 
     def __post_init__(self):

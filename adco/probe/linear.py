@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from adco.data.loader import EpochBatches, batch_loader
+from adco.data.loader import EpochBatches, batch_loader, share_of
 from adco.data.pictures import Pictures
 from adco.data.views import normalised
 from adco.encoder import Trunk
 from adco.probe.data import ProbeRun, ProbeViews, probe_recipe, scoring_loader
-from adco.probe.features import Features, check_features, extract_features
+from adco.probe.features import Features, blocks, check_features, extract_features
+from adco.probe.metrics import Accuracy, accuracies, best_index, count_right
 from ops.ddp import wrap_encoder
 from ops.distributed import broadcast_from_first_, checksum, sum_across_ranks_
 from ops.errors import RunFailed
 from ops.journal import Stopwatch
-from ops.metrics import Accuracy, accuracies, best_index, count_right
 from ops.workers import check_shared_memory, workers_per_process
 
 
@@ -134,13 +134,11 @@ class HeadTraining:
     def start_training(self) -> None:
         """Build the loader of the training views, and wrap the model for all processes."""
         config = self.config
-        views = ProbeViews(
-            self.sets.train, probe_recipe(config), bool(config.randcrop), config.seed
-        )
+        train, recipe = self.sets.train, probe_recipe(config)
+        views = ProbeViews(train, recipe, bool(config.randcrop), config.seed)
         least = 1 if self.frozen else 2  # BatchNorm in train mode needs two pictures
-        self.batches = EpochBatches(
-            len(views), config.global_batch_size, self.world, config.seed, least
-        )
+        M = config.global_batch_size
+        self.batches = EpochBatches(len(views), M, self.world, config.seed, least)
         workers = workers_per_process(config.workers, self.local_size)
         batch = 3 * config.image_size**2 * self.batches.sizes[0] // self.world.size  # bytes
         check_shared_memory(batch, workers, self.local_size)
@@ -162,9 +160,9 @@ class HeadTraining:
         self.model.train()
         self.batches.epoch = self.epoch
 
-        # Sums over the epoch stay on the device: no step waits for them.
+        # Sums since the last log line stay on the device: no step waits for them.
         self.journal.open_bar(num_steps, f"epoch {self.epoch}")
-        losses = torch.zeros(len(self.lrs), dtype=torch.double, device=self.device)
+        losses, sums = torch.zeros(len(self.lrs), device=self.device), np.zeros(len(self.lrs))
         counts = torch.zeros(len(self.lrs), 3, dtype=torch.long, device=self.device)
         stopwatch, seconds = Stopwatch(), 0.0
         for i, (pictures, labels) in enumerate(self.loader):
@@ -185,7 +183,10 @@ class HeadTraining:
             self.journal.advance()
             if i % config.print_freq == 0 or i + 1 == num_steps:
                 self.check_losses(losses, pictures)
-                self.log(i, num_steps, seconds / (i + 1), rates, losses, counts)
+                # Over the epoch in float64, which not every device can add in.
+                sums += sum_across_ranks_(losses, self.world).tolist()
+                losses.zero_()
+                self.log(i, num_steps, seconds / (i + 1), rates, sums, counts)
         self.journal.close_bar()
         self.epoch += 1
 
@@ -200,7 +201,7 @@ class HeadTraining:
         # In a sum over heads each head has its own gradient, as if it were alone.
         (losses.sum() * (self.world.size / total)).backward()
         self.optimizer.step()
-        return losses.detach().double()
+        return losses.detach()
 
     def check_losses(self, losses: Tensor, pictures: Tensor) -> None:
         """Raise RunFailed where a head is not finite, InputError where a frozen trunk is why."""
@@ -215,11 +216,10 @@ class HeadTraining:
                 "the learning rate, or leave it out of --lr_sweep"
             )
 
-    def log(self, i, num_steps, step_seconds, rates, losses: Tensor, counts: Tensor) -> None:
+    def log(self, i, num_steps, step_seconds, rates, sums: np.ndarray, counts: Tensor) -> None:
         """Record the epoch so far, over all processes. The line shows the best head."""
         accuracy = accuracies(counts, self.world)
-        sums = sum_across_ranks_(losses.clone(), self.world).tolist()
-        means = [loss / found.total for loss, found in zip(sums, accuracy, strict=True)]
+        means = [loss / found.total for loss, found in zip(sums.tolist(), accuracy, strict=True)]
         head = best_index(accuracy)
         self.journal.progress(
             f"Epoch: [{self.epoch}][{i:{len(str(num_steps))}d}/{num_steps}]\t"
@@ -258,14 +258,14 @@ class HeadTraining:
 
     def feature_batches(self, pictures: Pictures, name: str):
         """(features, labels) of this process's share. Those of a frozen trunk are computed once."""
-        if name in self.cached:
-            return self.cached[name].batches()
-        loader = scoring_loader(pictures, self.config, self.world, self.local_size)
-        if self.frozen:
-            self.cached[name] = extract_features(self.encoder, loader, self.device, False, True)
-            return self.cached[name].batches()
-        trunk, device = self.model.trunk, self.device
-        return ((trunk(normalised(x.to(device))), labels.to(device)) for x, labels in loader)
+        if name not in self.cached:
+            loader = scoring_loader(pictures, self.config, self.world, self.local_size)
+            if not self.frozen:
+                trunk, device = self.model.trunk, self.device
+                return ((trunk(normalised(x.to(device))), y.to(device)) for x, y in loader)
+            held = len(share_of(pictures, self.world))
+            self.cached[name] = extract_features(self.encoder, loader, held, unit=False, check=True)
+        return blocks(self.cached[name])
 
     def keep_if_best(self, found: list[Accuracy]) -> bool:
         """Whether a head beats every epoch before; its weights are then kept.

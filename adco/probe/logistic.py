@@ -4,31 +4,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adco.probe.features import Features
+from adco.probe.features import Features, blocks, unit_rows
+from adco.probe.metrics import Accuracy, accuracies, count_right
 from ops.distributed import World, sum_across_ranks_
-from ops.metrics import Accuracy, accuracies, count_right
 
 COSTS = tuple(10.0**power for power in range(-1, 6))  # for features of unit length
 
 
 def zeros(num_classes: int, rows: Tensor) -> nn.Linear:
-    """A classifier of rows [n, d] with all weights 0."""
-    classifier = nn.Linear(rows.shape[1], num_classes).to(rows)
+    """A classifier of rows [n, d], or of their directions, with all weights 0."""
+    classifier = nn.Linear(rows.shape[1], num_classes).to(unit_rows(rows[:0]))
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
     return classifier
 
 
-def fit_(classifier: nn.Linear, features: Features, cost: float, world: World) -> None:
+def fit_(classifier: nn.Linear, train: list[Features], cost: float, world: World) -> None:
     """Minimise  cost * sum of cross-entropies + |weight|^2 / 2,  starting from the classifier.
 
-    This is scikit-learn's objective, with C = cost. features: this process's share. Every process
+    This is scikit-learn's objective, with C = cost. train: this process's shares. Every process
     begins with the same weights, and ends with the same.
     """
-    rows, labels = features
     weight, bias = classifier.weight, classifier.bias
     # Divided by cost and by the number of pictures, so that one tolerance fits every problem.
-    total = sum_across_ranks_(torch.tensor(len(rows), device=rows.device), world).item()
+    count = torch.tensor(sum(len(share.labels) for share in train), device=weight.device)
+    total = sum_across_ranks_(count, world).item()
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=100,
@@ -38,12 +38,16 @@ def fit_(classifier: nn.Linear, features: Features, cost: float, world: World) -
     )
 
     def objective() -> Tensor:
-        # This process's share of the loss and of its gradient.
+        # This process's share of the loss and of its gradient. The scores of all pictures would
+        # not fit into memory at once.
         optimizer.zero_grad()
-        loss = F.cross_entropy(classifier(rows), labels, reduction="sum") / total
-        loss.backward()
+        loss = weight.new_zeros(1)
+        for rows, labels in blocks(*train):
+            part = F.cross_entropy(classifier(rows), labels, reduction="sum") / total
+            part.backward()
+            loss += part.detach()
         # Summed over processes in one message: all then take the same step.
-        everything = torch.cat([weight.grad.flatten(), bias.grad, loss.detach()[None]])
+        everything = torch.cat([weight.grad.flatten(), bias.grad, loss])
         sum_across_ranks_(everything, world)
         weight.grad.copy_(everything[: weight.numel()].view_as(weight))
         bias.grad.copy_(everything[weight.numel() : -1])
@@ -57,7 +61,7 @@ def fit_(classifier: nn.Linear, features: Features, cost: float, world: World) -
 @torch.no_grad()
 def accuracy(classifier: nn.Linear, features: Features, world: World) -> Accuracy:
     """The classifier's accuracy over the pictures of all processes."""
-    counts = count_right(classifier(features.rows), features.labels)
+    counts = sum(count_right(classifier(rows), labels) for rows, labels in blocks(features))
     return accuracies(counts[None], world)[0]
 
 
@@ -71,7 +75,7 @@ def choose_cost(
     table, classifier = [], zeros(num_classes, train.rows)
     # Each fit starts from the one before: its solution is near.
     for cost in COSTS:
-        fit_(classifier, train, cost, world)
+        fit_(classifier, [train], cost, world)
         table.append((cost, accuracy(classifier, held_out, world)))
     best, _ = max(table, key=lambda row: row[1].right1)
     return best, table

@@ -45,6 +45,7 @@ class ProbeConfig(RunOptions):
     )
     trainable: str = option("fc", "fc: frozen trunk; all: fine-tune", choices=("fc", "all"))
     knn_k: tuple[int, ...] = option((10, 20, 100, 200), "--head knn: neighbours", AT_LEAST_1)
+    knn_t: float = option(0.07, "--head knn: temperature of the vote", POSITIVE)
     dropout: float = option(0.0, "share of the features dropped before the linear head", BELOW_1)
     evaluate: int = switch(
         0,

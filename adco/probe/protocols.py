@@ -1,18 +1,18 @@
 """The ways to score a trunk: linear heads, fine-tuning, a saved head, kNN, logistic regression."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
-import torch
-
+from adco.data.loader import share_of
 from adco.probe import logistic
 from adco.probe.data import ProbeRun, scoring_loader
-from adco.probe.features import Features, extract_features, gather_features
+from adco.probe.features import Features, extract_features
 from adco.probe.knn import knn_accuracies
 from adco.probe.linear import HeadTraining
+from adco.probe.metrics import Accuracy, best_index
 from adco.probe.state import load_head_, save_probe, unpack_probe_
 from ops import checkpoint
 from ops.errors import InputError
-from ops.metrics import Accuracy, best_index
 
 # On which pictures the best learning rate, epoch, k or cost was chosen.
 ON_VAL = (
@@ -88,20 +88,18 @@ def score_saved_head(run: ProbeRun) -> Outcome:
 
 def score_knn(run: ProbeRun) -> Outcome:
     """The kNN vote on frozen features."""
-    config, sets, world = run.config, run.sets, run.world
-    num_classes = len(sets.train.classes)
+    config, num_classes = run.config, len(run.sets.train.classes)
     train, held_out, val = features_of(run)
 
-    # Choose k. Every process votes on its share of the queries, with all training features.
-    train = gather_features(train, world)
-    found = knn_accuracies(train, held_out or val, num_classes, config.knn_k, world)
+    # Choose k.
+    score = partial(knn_accuracies, num_classes=num_classes, tau=config.knn_t, world=run.world)
+    found = score([train], held_out or val, ks=config.knn_k)
     best = best_index(found)
     accuracy = found[best]
 
     # With held-out pictures val is scored once, and they are neighbours too.
     if held_out is not None:
-        everything = concatenated(train, gather_features(held_out, world))
-        (accuracy,) = knn_accuracies(everything, val, num_classes, [config.knn_k[best]], world)
+        (accuracy,) = score([train, held_out], val, ks=[config.knn_k[best]])
     table = [
         {"k": k, "acc1": of_k.acc1, "acc5": of_k.acc5}
         for k, of_k in zip(config.knn_k, found, strict=True)
@@ -127,25 +125,22 @@ def score_logistic(run: ProbeRun) -> Outcome:
 
     # Then fit once more, from 0, on everything but val.
     classifier = logistic.zeros(num_classes, train.rows)
-    logistic.fit_(classifier, concatenated(train, held_out), cost, world)
+    logistic.fit_(classifier, [train, held_out], cost, world)
     accuracy = logistic.accuracy(classifier, val, world)
     return Outcome("logistic regression", accuracy, {"cost": cost}, HELD_OUT, table)
 
 
 def features_of(run: ProbeRun) -> list[Features | None]:
-    """Unit-length features of this process's share of train, the held-out part and val."""
+    """Directions of the features of this process's share of train, the held-out part and val."""
     features = []
     for pictures in (run.sets.train, run.sets.held_out, run.sets.val):
         if pictures is None:
             features.append(None)
             continue
         loader = scoring_loader(pictures, run.config, run.world, run.local_size)
-        features.append(extract_features(run.encoder, loader, run.device, check=True))
+        number = len(share_of(pictures, run.world))
+        features.append(extract_features(run.encoder, loader, number, check=True))
     return features
-
-
-def concatenated(one: Features, other: Features) -> Features:
-    return Features(torch.cat([one.rows, other.rows]), torch.cat([one.labels, other.labels]))
 
 
 PROTOCOLS = {

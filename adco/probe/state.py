@@ -16,10 +16,10 @@ from torchvision.models.resnet import ResNet
 from adco.data.identity import difference, normal
 from adco.encoder import TrunkWeights, build_trunk, own_config, read_trunk
 from adco.probe.linear import Best, HeadTraining
+from adco.probe.metrics import Accuracy
 from adco.probe.options import RANDOM, ProbeConfig
 from ops import checkpoint
 from ops.errors import InputError, shown, some
-from ops.metrics import Accuracy
 
 KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 

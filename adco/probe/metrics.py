@@ -40,7 +40,7 @@ def count_right(scores: Tensor, labels: Tensor) -> Tensor:
     # With fewer than five classes every label is among the first five.
     guesses = scores.topk(min(5, scores.shape[1]), dim=1).indices
     hits = (guesses == labels[:, None]) & ~scores.isnan().any(dim=1, keepdim=True)  # [n, 5]
-    total = torch.tensor(len(labels), device=scores.device)
+    total = hits.new_full((), len(labels), dtype=torch.long)
     return torch.stack([hits[:, 0].sum(), hits.sum(), total])
 
 
