@@ -1,6 +1,7 @@
 """Data sets by name."""
 
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,7 +144,8 @@ def scan_folder(
     found = read_folder(root, log_folder)
     # The class is the first folder of a path; deeper ones mean nothing.
     inside = [name for name in found.names if "/" in name]
-    classes = sorted({name.split("/")[0] for name in inside}, key=identity.normal)
+    runs = [(top, len(list(run))) for top, run in groupby(inside, lambda n: n.partition("/")[0])]
+    classes = identity.in_order({top for top, _ in runs})
     beside = [name for name in found.names if "/" not in name]
     labelled = len(classes) > 1 and len(beside) * len(classes) < len(inside)
 
@@ -163,7 +165,7 @@ def scan_folder(
     if not labelled:
         return FolderPictures(root, names, None, (), decoding, left_out)
     number = {name: i for i, name in enumerate(classes)}
-    labels = [number[name.split("/")[0]] for name in names]
+    labels = np.repeat([number[top] for top, _ in runs], [count for _, count in runs])
     return FolderPictures(root, names, labels, classes, decoding, left_out)
 
 

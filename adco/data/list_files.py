@@ -102,7 +102,7 @@ def listed_part(pictures: Pictures, path: Path) -> list[int]:
         raise InputError("--train_list names files; this data set has none (use --train_fraction)")
 
     # Positions by path and, where no two classes use the same file name, by file name.
-    paths = [os.fsdecode(bytes(name)) for name in pictures.names]
+    paths = pictures.file_names()
     position = {os.path.basename(name): i for i, name in enumerate(paths)}
     if len(position) < len(paths):
         position = {}

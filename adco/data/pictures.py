@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from adco.data.decoder import AS_STORED, ORIENTATION, Decoding, TooLarge, decode
@@ -36,8 +37,8 @@ class Pictures(Protocol):
     def name(self, index: int) -> str:
         """The picture's name in a message."""
 
-    def file_names(self) -> list[str]:
-        """The names of all, where they are files."""
+    def joined_names(self) -> str:
+        """The names of all with \\0 between, where they are files."""
 
     def part(self, positions: np.ndarray) -> "Pictures":
         """The pictures at `positions`, in that order."""
@@ -50,6 +51,34 @@ class BrokenPicture(InputError):
     def __init__(self, sentence: str, reason: str = ""):
         super().__init__(sentence)
         self.reason = reason
+
+
+class Names:
+    """The names of files, as bytes by index, in one block of memory.
+
+    Loader processes share it, however they start: a tensor is handed over, not copied.
+    """
+
+    def __init__(self, names: list[str]):
+        block = bytearray(os.fsencode("\0".join([*names, ""])))
+        self.block = torch.frombuffer(block, dtype=torch.uint8)
+        ends = torch.nonzero(self.block == 0)[:, 0]
+        self.starts = torch.cat([ends.new_zeros(1), ends + 1])
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        start, next_start = int(self.starts[index]), int(self.starts[index + 1])
+        return self.block[start : next_start - 1].numpy().tobytes()
+
+    def joined(self) -> str:
+        """All of them, with \\0 between."""
+        return os.fsdecode(self.block[:-1].numpy().tobytes())
+
+    def part(self, positions: np.ndarray) -> "Names":
+        names = self.joined().split("\0")
+        return Names([names[i] for i in positions])
 
 
 class FolderPictures:
@@ -70,8 +99,7 @@ class FolderPictures:
         left_out: Counter | None = None,
     ):
         self.root, self.decoding, self.left_out = root, decoding, left_out or Counter()
-        # One block of memory: loader processes share it unchanged.
-        self.names = np.array([os.fsencode(name) for name in names])
+        self.names = Names(names)
         self.labels = None if labels is None else np.array(labels)
         self.classes = classes
 
@@ -79,7 +107,7 @@ class FolderPictures:
         return len(self.names)
 
     def path(self, index: int) -> Path:
-        return self.root / os.fsdecode(bytes(self.names[index]))
+        return self.root / os.fsdecode(self.names[index])
 
     def read(self, index: int) -> np.ndarray:
         deadline = time.monotonic() + OUTAGE_SECONDS
@@ -121,16 +149,19 @@ class FolderPictures:
         except Exception:  # as above
             return 1
 
+    def joined_names(self) -> str:
+        return self.names.joined()
+
     def file_names(self) -> list[str]:
-        return [os.fsdecode(name) for name in self.names.tolist()]
+        return self.joined_names().split("\0")
 
     def name(self, index: int) -> str:
         """Its path below the folder, with bytes that are no text as \\x.."""
-        return printable(bytes(self.names[index]).decode(errors="backslashreplace"))
+        return printable(self.names[index].decode(errors="backslashreplace"))
 
     def part(self, positions: np.ndarray) -> "FolderPictures":
         part = copy(self)  # shallow: root and classes are shared
-        part.names, part.labels = self.names[positions], labels_at(self.labels, positions)
+        part.names, part.labels = self.names.part(positions), labels_at(self.labels, positions)
         return part
 
 
@@ -158,8 +189,8 @@ class ArrayPictures:
     def read(self, index: int) -> np.ndarray:
         return self.array[self.positions[index]]
 
-    def file_names(self) -> list[str]:
-        return []
+    def joined_names(self) -> str:
+        return ""
 
     def name(self, index: int) -> str:
         return f"number {index}"
