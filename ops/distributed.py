@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ops.errors import RunFailed
+from ops.errors import RunFailed, error_of, outcome_of
 from ops.waiting import meet, waiting_for
 
 
@@ -140,6 +140,32 @@ class Flags:
         everything = [None] * dist.get_world_size()
         dist.all_gather_object(everything, thing, group=self.group)
         return everything
+
+    def raise_first(self, error: Exception | None) -> None:
+        """Raise the error of the first process that has one, on all of them."""
+        outcomes = self.gather(error and outcome_of(error))
+        raise error_of(*next(outcome for outcome in outcomes if outcome)) from error
+
+
+def once_per_node(make, world: World, local_size: int):
+    """What make() gives in the first process of this node, for all processes of the node.
+
+    Plain values and tensors. They wait for it; an error in it is raised on all, of all nodes.
+    """
+    if world.size == 1:
+        return make()
+    flags, (node, _) = Flags(world), dist.new_subgroups(local_size, backend="gloo")
+    first = world.rank - world.rank % local_size
+    made, error = [None], None
+    if world.rank == first:
+        try:
+            made = [make()]
+        except Exception as failure:
+            error = failure
+    if flags.any_process(error is not None):
+        flags.raise_first(error)
+    dist.broadcast_object_list(made, first, group=node)
+    return made[0]
 
 
 def sum_across_ranks_(x: Tensor, world: World) -> Tensor:

@@ -1,6 +1,7 @@
 """Data sets by name."""
 
 from collections import Counter
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,10 @@ from adco.data import identity
 from adco.data.decoder import AS_STORED, Decoding, decoding_of
 from adco.data.folder import counted, read_folder
 from adco.data.pictures import ArrayPictures, FolderPictures, Pictures
+from ops.distributed import ALONE, World, once_per_node
 from ops.errors import InputError, printable, some
 
+IN_MEMORY = ("cifar10", "cifar100", "stl10", "digits")
 SAMPLE = 200  # pictures that are looked at before a run
 
 
@@ -27,12 +30,16 @@ class Splits(NamedTuple):
         return identity.identity({"train": self.train, "val": self.val})
 
 
-def splits_of(config) -> Splits:
-    """The pictures that the options of a run name (ops.options.RunOptions)."""
-    return load_splits(
-        config.dataset, config.data, bool(config.download), decoding_of(config),
+def splits_of(config, world: World = ALONE, local_size: int = 1) -> Splits:
+    """The pictures that the options of a run name (ops.options.RunOptions).
+
+    Files are listed once a node. local_size: processes on this node.
+    """
+    load = partial(
+        load_splits, config.dataset, config.data, bool(config.download), decoding_of(config),
         log_folder=Path(config.save_path) / config.log_path,
     )  # fmt: skip
+    return load() if config.dataset in IN_MEMORY else once_per_node(load, world, local_size)
 
 
 def load_splits(

@@ -42,7 +42,7 @@ class Game:
 
         # Pictures, and which of their views are queries and keys.
         recipes = training_recipes(config)
-        self.splits = splits_of(config)
+        self.splits = splits_of(config, world, local_size)
         self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
         self.loader = build_loader(config, self.splits.train, recipes, world, device, local_size)
 
