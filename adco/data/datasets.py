@@ -12,6 +12,7 @@ from adco.data import identity
 from adco.data.decoder import AS_STORED, Decoding, decoding_of
 from adco.data.folder import counted, read_folder
 from adco.data.pictures import ArrayPictures, FolderPictures, Pictures
+from adco.data.shards import INDEX, load_shards
 from ops.distributed import ALONE, World, once_per_node
 from ops.errors import InputError, printable, some
 
@@ -57,6 +58,10 @@ def load_splits(
         return embedded_digits()
     if dataset in ("cifar10", "cifar100", "stl10"):
         return from_torchvision(dataset, data, download)
+    # Packed pictures are those of the folder, so any run of files may go on from them.
+    if dataset == "tar" or "://" in data or (Path(data) / INDEX).is_file():
+        train, *val = load_shards(data, decoding)
+        return Splits(train, train, *val) if val else Splits(train, None, None)
     try:
         return from_folders(Path(data), dataset == "ImageNet", decoding, log_folder)
     except OSError as error:

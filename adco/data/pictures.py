@@ -4,9 +4,10 @@ import errno
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from copy import copy
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ OUTAGES = (
     "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "EREMOTEIO",
 )  # fmt: skip
 OUTAGE_SECONDS = 120.0  # for which a file server may be away
+T = TypeVar("T")
 
 
 class Pictures(Protocol):
@@ -81,17 +83,20 @@ class Names:
         return Names([names[i] for i in positions])
 
 
-class FolderPictures:
-    """Pictures in files, with the label of each or none.
+class FilePictures:
+    """Pictures in files, or in parts of files, with the label of each or none.
 
     left_out: kinds of files in the folder that are not among them, and how many of each.
-    Reading a file raises BrokenPicture, whatever is wrong with it; RunFailed where the folder
-    cannot be reached for OUTAGE_SECONDS.
+    Reading one raises BrokenPicture, whatever is wrong with it; RunFailed where the place of all
+    cannot be reached for OUTAGE_SECONDS. A subclass says how one is opened.
     """
+
+    remedy = "remove or replace it"
+    away = "the folder or its file server is away"
 
     def __init__(
         self,
-        root: Path,
+        root: Path | str,
         names: list[str],
         labels: list[int] | None = None,
         classes: list[str] = (),
@@ -106,21 +111,28 @@ class FolderPictures:
     def __len__(self) -> int:
         return len(self.names)
 
-    def path(self, index: int) -> Path:
-        return self.root / os.fsdecode(self.names[index])
+    def open(self, index: int) -> BinaryIO:
+        raise NotImplementedError
 
     def read(self, index: int) -> np.ndarray:
+        return self.with_file(index, lambda file: decode(file, self.decoding))
+
+    def content(self, index: int) -> bytes:
+        return self.with_file(index, lambda file: file.read())
+
+    def with_file(self, index: int, use: Callable[[BinaryIO], T]) -> T:
+        """What `use` makes of the picture's file, which is tried again while all are away."""
         deadline = time.monotonic() + OUTAGE_SECONDS
         while True:
             try:
-                with open(self.path(index), "rb") as file:
-                    return decode(file, self.decoding)
+                with self.open(index) as file:
+                    return use(file)
             except MemoryError:
                 raise  # not the picture's fault
             except Exception as error:  # decoders raise errors of all kinds
-                why, path = reason(error), self.root / self.name(index)
+                why, path = reason(error), f"{self.root}/{self.name(index)}"
                 if not self.is_outage(error):
-                    advice = "remove or replace it"
+                    advice = self.remedy
                     if isinstance(error, TooLarge):
                         advice = "raise it, or " + advice
                     sentence = f"cannot read the picture {path}: {why}; {advice}"
@@ -128,20 +140,19 @@ class FolderPictures:
                 # A file server that is away for a moment breaks no picture.
                 if time.monotonic() > deadline:
                     raise RunFailed(
-                        f"cannot read {path} for {OUTAGE_SECONDS:g} s ({why}): the folder or its "
-                        "file server is away; bring it back and start again with --resume auto"
+                        f"cannot read {path} for {OUTAGE_SECONDS:g} s ({why}): {self.away}; "
+                        "bring it back and start again with --resume auto"
                     ) from error
                 time.sleep(1)
 
     def is_outage(self, error: Exception) -> bool:
-        """Whether the error is of the machine or of the whole folder, not of one file."""
-        name = errno.errorcode.get(getattr(error, "errno", None))
-        return name in OUTAGES or (name == "ENOENT" and not self.root.is_dir())
+        """Whether the error is of the machine or of the place of all, not of one picture."""
+        return errno.errorcode.get(getattr(error, "errno", None)) in OUTAGES
 
     def orientation(self, index: int) -> int:
         """The picture's orientation tag; 1 where it lies as it is stored, or cannot be read."""
         try:
-            with Image.open(self.path(index)) as image:
+            with self.open(index) as file, Image.open(file) as image:
                 # Pillow decodes a PNG to look for the tag.
                 if image.format == "PNG" and "exif" not in image.info:
                     return 1
@@ -159,10 +170,24 @@ class FolderPictures:
         """Its path below the folder, with bytes that are no text as \\x.."""
         return printable(self.names[index].decode(errors="backslashreplace"))
 
-    def part(self, positions: np.ndarray) -> "FolderPictures":
+    def part(self, positions: np.ndarray) -> "FilePictures":
         part = copy(self)  # shallow: root and classes are shared
         part.names, part.labels = self.names.part(positions), labels_at(self.labels, positions)
         return part
+
+
+class FolderPictures(FilePictures):
+    """Pictures in files below a folder."""
+
+    def path(self, index: int) -> Path:
+        return self.root / os.fsdecode(self.names[index])
+
+    def open(self, index: int) -> BinaryIO:
+        return open(self.path(index), "rb")
+
+    def is_outage(self, error: Exception) -> bool:
+        folder_is_gone = isinstance(error, FileNotFoundError) and not self.root.is_dir()
+        return folder_is_gone or super().is_outage(error)
 
 
 def reason(error: Exception) -> str:
@@ -171,7 +196,8 @@ def reason(error: Exception) -> str:
         return "not a picture in a format that Pillow knows"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).partition("\n")[0] or type(error).__name__
+    # Some libraries put into it all that they have read.
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 class ArrayPictures:
