@@ -148,24 +148,22 @@ class Flags:
 
 
 def once_per_node(make, world: World, local_size: int):
-    """What make() gives in the first process of this node, for all processes of the node.
+    """What make() gives in the first of this node's processes, for all of them.
 
-    Plain values and tensors. They wait for it; an error in it is raised on all, of all nodes.
+    An error in it is raised on all processes, of all nodes.
     """
     if world.size == 1:
         return make()
     flags, (node, _) = Flags(world), dist.new_subgroups(local_size, backend="gloo")
-    first = world.rank - world.rank % local_size
-    made, error = [None], None
-    if world.rank == first:
-        try:
-            made = [make()]
-        except Exception as failure:
-            error = failure
+    first, made, error = world.rank - world.rank % local_size, None, None
+    try:
+        made = make() if world.rank == first else None
+    except Exception as failure:
+        error = failure
     if flags.any_process(error is not None):
         flags.raise_first(error)
-    dist.broadcast_object_list(made, first, group=node)
-    return made[0]
+    dist.broadcast_object_list(box := [made], first, group=node)
+    return box[0]
 
 
 def sum_across_ranks_(x: Tensor, world: World) -> Tensor:

@@ -1,5 +1,7 @@
 """Batches of views: data sets of views, the order of an epoch, and the loaders."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -130,7 +132,8 @@ def as_it_is(batch):
 class EpochBatches(Sampler):
     """This process's batches of (epoch, index), a pure function of (seed, epoch).
 
-    A global batch is the next `global_size` pictures of the epoch's permutation. Process r takes
+    A global batch is the next `global_size` pictures of the epoch's permutation, which `shuffle`
+    makes of random numbers; default: one of all pictures. Process r takes
     the r-th of its `world.size` parts. The last batch may be smaller; if a process would get fewer
     than `least` pictures of it, the epoch ends before it.
 
@@ -138,9 +141,16 @@ class EpochBatches(Sampler):
     """
 
     def __init__(
-        self, num_pictures: int, global_size: int, world: World, seed: int, least: int = 1
+        self,
+        num_pictures: int,
+        global_size: int,
+        world: World,
+        seed: int,
+        least: int = 1,
+        shuffle: Callable[[np.random.Generator], np.ndarray] | None = None,
     ):
-        self.num_pictures, self.global_size = num_pictures, global_size
+        self.global_size = global_size
+        self.shuffle = shuffle or (lambda rng: rng.permutation(num_pictures))
         self.world, self.seed = world, seed
         self.epoch = self.first = 0
         # Pictures in each global batch; all but the last are full.
@@ -158,7 +168,7 @@ class EpochBatches(Sampler):
     def __iter__(self):
         # All processes make the same permutation; negative epochs are the start-up's passes.
         rng = np.random.default_rng((self.seed, self.epoch % 2**32))
-        order = rng.permutation(self.num_pictures)
+        order = self.shuffle(rng)
         for step in range(self.first, len(self)):
             # Without a remainder the parts are equal; else the first ones have one picture more.
             batch = order[step * self.global_size :][: self.global_size]

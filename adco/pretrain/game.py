@@ -4,6 +4,7 @@ Made from the configuration once. What is called from here on gets plain values.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.optim import SGD
 from adco.data.datasets import introduction, splits_of
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import Pictures
+from adco.data.shards import TarPictures
 from adco.data.views import Recipe
 from adco.model import AdCo
 from adco.negatives import NegativeBank
@@ -107,8 +109,16 @@ def build_loader(
     images = config.images_per_process(local_size)  # N
     skip_broken = config.bad_images == "skip"
     views = TrainingViews(pictures, recipes, config.seed, config.augment, skip_broken)
+    shuffle = None
+    if config.shuffle_block:
+        if not isinstance(pictures, TarPictures):
+            raise InputError(
+                f"shuffle_block={config.shuffle_block}: expected packed pictures (adco.pack)"
+            )
+        shuffle = partial(pictures.block_order, config.shuffle_block)
     # Whole batches only: what does not fill one waits for the next epoch.
-    batches = EpochBatches(len(views), images * world.size, world, config.seed, least=images)
+    total = images * world.size
+    batches = EpochBatches(len(views), total, world, config.seed, least=images, shuffle=shuffle)
     workers = workers_per_process(config.workers, local_size)
     # float32 views of three channels
     check_shared_memory(images * sum(12 * r.size**2 for r in recipes), workers, local_size)
