@@ -143,27 +143,24 @@ class Flags:
 
     def raise_first(self, error: Exception | None) -> None:
         """Raise the error of the first process that has one, on all of them."""
-        outcomes = self.gather(error and outcome_of(error))
-        raise error_of(*next(outcome for outcome in outcomes if outcome)) from error
+        outcomes = filter(None, self.gather(error and outcome_of(error)))
+        raise error_of(*next(outcomes)) from error
 
 
 def once_per_node(make, world: World, local_size: int):
-    """What make() gives in the first of this node's processes, for all of them.
-
-    An error in it is raised on all processes, of all nodes.
-    """
+    """What make() gives in this node's first process, for all of them. An error is everybody's."""
     if world.size == 1:
         return make()
     flags, (node, _) = Flags(world), dist.new_subgroups(local_size, backend="gloo")
-    first, made, error = world.rank - world.rank % local_size, None, None
+    first, made, error = world.rank - world.rank % local_size, [None], None
     try:
-        made = make() if world.rank == first else None
+        made = [make() if world.rank == first else None]
     except Exception as failure:
         error = failure
     if flags.any_process(error is not None):
         flags.raise_first(error)
-    dist.broadcast_object_list(box := [made], first, group=node)
-    return box[0]
+    dist.broadcast_object_list(made, first, group=node)
+    return made[0]
 
 
 def sum_across_ranks_(x: Tensor, world: World) -> Tensor:
