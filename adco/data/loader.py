@@ -1,7 +1,5 @@
 """Batches of views: data sets of views, the order of an epoch, and the loaders."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -132,25 +130,19 @@ def as_it_is(batch):
 class EpochBatches(Sampler):
     """This process's batches of (epoch, index), a pure function of (seed, epoch).
 
-    A global batch is the next `global_size` pictures of the epoch's permutation, which `shuffle`
-    makes of random numbers; default: one of all pictures. Process r takes
+    A global batch is the next `global_size` pictures of the epoch's permutation. Process r takes
     the r-th of its `world.size` parts. The last batch may be smaller; if a process would get fewer
     than `least` pictures of it, the epoch ends before it.
 
     Set `epoch` before each epoch, and `first` to begin inside it. The length is the whole epoch's.
+    `shuffle` makes the permutation of random numbers; set another one for another kind of order.
     """
 
     def __init__(
-        self,
-        num_pictures: int,
-        global_size: int,
-        world: World,
-        seed: int,
-        least: int = 1,
-        shuffle: Callable[[np.random.Generator], np.ndarray] | None = None,
+        self, num_pictures: int, global_size: int, world: World, seed: int, least: int = 1
     ):
         self.global_size = global_size
-        self.shuffle = shuffle or (lambda rng: rng.permutation(num_pictures))
+        self.shuffle = lambda rng: rng.permutation(num_pictures)
         self.world, self.seed = world, seed
         self.epoch = self.first = 0
         # Pictures in each global batch; all but the last are full.

@@ -109,16 +109,14 @@ def build_loader(
     images = config.images_per_process(local_size)  # N
     skip_broken = config.bad_images == "skip"
     views = TrainingViews(pictures, recipes, config.seed, config.augment, skip_broken)
-    shuffle = None
+    # Whole batches only: what does not fill one waits for the next epoch.
+    batches = EpochBatches(len(views), images * world.size, world, config.seed, least=images)
     if config.shuffle_block:
         if not isinstance(pictures, TarPictures):
             raise InputError(
                 f"shuffle_block={config.shuffle_block}: expected packed pictures (adco.pack)"
             )
-        shuffle = partial(pictures.block_order, config.shuffle_block)
-    # Whole batches only: what does not fill one waits for the next epoch.
-    total = images * world.size
-    batches = EpochBatches(len(views), total, world, config.seed, least=images, shuffle=shuffle)
+        batches.shuffle = partial(pictures.block_order, config.shuffle_block)
     workers = workers_per_process(config.workers, local_size)
     # float32 views of three channels
     check_shared_memory(images * sum(12 * r.size**2 for r in recipes), workers, local_size)
