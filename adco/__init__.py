@@ -15,8 +15,8 @@ A map of the code, in reading order. The method:
     step        one training step: keys, losses, both players move (finite: or neither does)
     fused       the losses as they run, chunk by chunk (negatives: W, v and their ascent)
 What stands around it:
-    data/       datasets: by name (the names: ops/options), pictures, list_files; views: random
-                draws; pil_render, fast_render: their pixels; loader: order, batches
+    data/       datasets: by name (the names: ops/options), pictures, shards, list_files; views:
+                random draws; pil_render, fast_render: their pixels; loader: order, batches
     pretrain/   main_adco.py. options: flags, and what changes with the epoch (learning rate);
                 game: what is built, and the numbers of each step (temperatures, rates);
                 run: the phases, what is logged, which checkpoints stay; upkeep: what happens
@@ -24,7 +24,7 @@ What stands around it:
                 warnings; knn_monitor; dry_run
     probe/      lincls.py. options; run; protocols: the ways to score a trunk (linear, knn,
                 logistic on features); data; state: checkpoints
-    export, report   python3 -m adco.export, python3 -m adco.report
+    export, report, pack   python3 -m adco.export, adco.report, adco.pack
     ../ops/     the plumbing, which knows nothing of the method: options, launch, distributed,
                 checkpoint (names, reading, writing), journal (the log), schedule (curves)
     ../VOC_CLF/, ../detection/   transfer

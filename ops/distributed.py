@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ops.errors import RunFailed
+from ops.errors import RunFailed, error_of, outcome_of
 from ops.waiting import meet, waiting_for
 
 
@@ -137,6 +137,30 @@ class Flags:
         everything = [None] * dist.get_world_size()
         dist.all_gather_object(everything, thing, group=self.group)
         return everything
+
+    def raise_first(self, error: Exception | None) -> None:
+        """Raise the error of the first process that has one, on all of them."""
+        outcomes = filter(None, self.gather(error and outcome_of(error)))
+        raise error_of(*next(outcomes)) from error
+
+
+def once_per_node(make, world: World, local_size: int):
+    """What make() gives in this node's first process, for all of them. An error is everybody's."""
+    if world.size == 1:
+        return make()
+    flags = Flags(world)
+    # Where nodes differ in their number of processes, each process makes its own.
+    local_size = local_size if {*flags.gather(local_size)} == {local_size} else 1
+    node, _ = dist.new_subgroups(local_size, backend="gloo")
+    first, made, error = world.rank - world.rank % local_size, [None], None
+    try:
+        made = [make() if world.rank == first else None]
+    except Exception as failure:
+        error = failure
+    if flags.any_process(error is not None):
+        flags.raise_first(error)
+    dist.broadcast_object_list(made, first, group=node)
+    return made[0]
 
 
 def sum_across_ranks_(x: Tensor, world: World) -> Tensor:

@@ -8,7 +8,7 @@ from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, opt
 from ops.errors import InputError
 
 # Names of --dataset, and of --arch (torchvision's; resnet10 is ours, one block a stage).
-DATASETS = ("ImageNet", "folder", "cifar10", "cifar100", "stl10", "digits")
+DATASETS = ("ImageNet", "folder", "tar", "cifar10", "cifar100", "stl10", "digits")
 STEMS = ("imagenet", "small")
 DEVICES = ("auto", "cuda", "cpu", "mps")
 ARCHITECTURES = (

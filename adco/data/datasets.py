@@ -1,6 +1,8 @@
 """Data sets by name."""
 
 from collections import Counter
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +12,11 @@ from adco.data import identity
 from adco.data.decoder import AS_STORED, Decoding, decoding_of
 from adco.data.folder import counted, read_folder
 from adco.data.pictures import ArrayPictures, FolderPictures, Pictures
+from adco.data.shards import INDEX, load_shards
+from ops.distributed import ALONE, World, once_per_node
 from ops.errors import InputError, printable, some
 
+IN_MEMORY = ("cifar10", "cifar100", "stl10", "digits")
 SAMPLE = 200  # pictures that are looked at before a run
 
 
@@ -26,12 +31,16 @@ class Splits(NamedTuple):
         return identity.identity({"train": self.train, "val": self.val})
 
 
-def splits_of(config) -> Splits:
-    """The pictures that the options of a run name (ops.options.RunOptions)."""
-    return load_splits(
-        config.dataset, config.data, bool(config.download), decoding_of(config),
+def splits_of(config, world: World = ALONE, local_size: int = 1) -> Splits:
+    """The pictures that the options of a run name (ops.options.RunOptions).
+
+    Files are listed once a node. local_size: processes on this node.
+    """
+    load = partial(
+        load_splits, config.dataset, config.data, bool(config.download), decoding_of(config),
         log_folder=Path(config.save_path) / config.log_path,
     )  # fmt: skip
+    return load() if config.dataset in IN_MEMORY else once_per_node(load, world, local_size)
 
 
 def load_splits(
@@ -49,6 +58,10 @@ def load_splits(
         return embedded_digits()
     if dataset in ("cifar10", "cifar100", "stl10"):
         return from_torchvision(dataset, data, download)
+    # Packed pictures are those of the folder, so any run of files may go on from them.
+    if dataset == "tar" or "://" in data or (Path(data) / INDEX).is_file():
+        train, *val = load_shards(data, decoding)
+        return Splits(train, train, *val) if val else Splits(train, None, None)
     try:
         return from_folders(Path(data), dataset == "ImageNet", decoding, log_folder)
     except OSError as error:
@@ -143,7 +156,8 @@ def scan_folder(
     found = read_folder(root, log_folder)
     # The class is the first folder of a path; deeper ones mean nothing.
     inside = [name for name in found.names if "/" in name]
-    classes = sorted({name.split("/")[0] for name in inside}, key=identity.normal)
+    runs = [(top, len(list(run))) for top, run in groupby(inside, lambda n: n.partition("/")[0])]
+    classes = identity.in_order({top for top, _ in runs})
     beside = [name for name in found.names if "/" not in name]
     labelled = len(classes) > 1 and len(beside) * len(classes) < len(inside)
 
@@ -163,7 +177,7 @@ def scan_folder(
     if not labelled:
         return FolderPictures(root, names, None, (), decoding, left_out)
     number = {name: i for i, name in enumerate(classes)}
-    labels = [number[name.split("/")[0]] for name in names]
+    labels = np.repeat([number[top] for top, _ in runs], [count for _, count in runs])
     return FolderPictures(root, names, labels, classes, decoding, left_out)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from adco.data.identity import normal
+from adco.data.identity import in_order
 from ops.errors import InputError
 from ops.run_folder import LOCK
 
@@ -44,7 +44,7 @@ def read_folder(root: Path, log_folder: Path | None = None) -> Found:
     while folders or links:
         below = folders.popleft() if folders else links.popleft()
         try:
-            entries = sorted(os.scandir(root / below), key=lambda entry: normal(entry.name))
+            entries = list(os.scandir(root / below))
             this = folder_id(root / below)
             # The folder that was asked for is always entered.
             why_not = met.get(this) if below else None
@@ -57,18 +57,20 @@ def read_folder(root: Path, log_folder: Path | None = None) -> Found:
                 met[this] = "repeated folder"
             if below and "/" not in below:
                 found.folders.append(below)
+            inner, linked = [], []  # folders
             for entry in entries:
-                sort_in(entry, below, suffixes, found, folders, links)
+                sort_in(entry, below, suffixes, found, inner, linked)
+            folders += in_order(inner)
+            links += in_order(linked)
         except OSError as error:
             raise InputError(
                 f"cannot list the folder {str(root / below)!r}: {error.strerror or error}; make it "
                 "readable, or take it away"
             ) from error
-    found.names.sort(key=normal)
-    return found
+    return found._replace(names=in_order(found.names))
 
 
-def sort_in(entry, below: str, suffixes, found: Found, folders: deque, links: deque) -> None:
+def sort_in(entry, below: str, suffixes, found: Found, folders: list, links: list) -> None:
     """Put one entry of a folder where it belongs. Raises OSError where that cannot be told."""
     name = f"{below}/{entry.name}" if below else entry.name
     try:

@@ -31,8 +31,9 @@ def identity(parts: dict[str, Pictures | None]) -> dict[str, dict]:
 def sha256_of(pictures: Pictures) -> str:
     digest = hashlib.sha256()
     # The pictures of data sets in memory have no names.
-    for words in (pictures.file_names(), pictures.classes):
-        digest.update(os.fsencode("\0".join(map(normal, words)) + "\1"))
+    for text in (pictures.joined_names(), "\0".join(pictures.classes)):
+        digest.update(os.fsencode(normal(text)))
+        digest.update(b"\1")
     if pictures.labels is not None:
         digest.update(np.ascontiguousarray(pictures.labels, "<i8").tobytes())
     return digest.hexdigest()
@@ -41,6 +42,11 @@ def sha256_of(pictures: Pictures) -> str:
 def normal(name: str) -> str:
     """A file's name as most systems store it: some take letters and their accents apart."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def in_order(names) -> list[str]:
+    """Names in an order that does not depend on how the system stores them."""
+    return sorted(names, key=None if all(map(str.isascii, names)) else normal)
 
 
 def difference(theirs: dict[str, dict] | None, ours: dict[str, dict]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from adco.data.datasets import Splits
 from adco.data.decoder import AS_STORED, Decoding
 from adco.data.folder import read_folder
-from adco.data.pictures import FolderPictures, Pictures
+from adco.data.pictures import FilePictures, FolderPictures, Pictures
 from ops.errors import InputError, some
 
 PLACES_PICTURES = "data/vision/torralba/deeplearning/images256"
@@ -98,11 +98,11 @@ def listed_part(pictures: Pictures, path: Path) -> list[int]:
     A line is a path below the training folder, or a file name alone. Raises InputError naming the
     missing ones.
     """
-    if not isinstance(pictures, FolderPictures):
+    if not isinstance(pictures, FilePictures):
         raise InputError("--train_list names files; this data set has none (use --train_fraction)")
 
     # Positions by path and, where no two classes use the same file name, by file name.
-    paths = [os.fsdecode(bytes(name)) for name in pictures.names]
+    paths = pictures.file_names()
     position = {os.path.basename(name): i for i, name in enumerate(paths)}
     if len(position) < len(paths):
         position = {}

@@ -135,12 +135,14 @@ class EpochBatches(Sampler):
     than `least` pictures of it, the epoch ends before it.
 
     Set `epoch` before each epoch, and `first` to begin inside it. The length is the whole epoch's.
+    `shuffle` makes the permutation of random numbers; set another one for another kind of order.
     """
 
     def __init__(
         self, num_pictures: int, global_size: int, world: World, seed: int, least: int = 1
     ):
-        self.num_pictures, self.global_size = num_pictures, global_size
+        self.global_size = global_size
+        self.shuffle = lambda rng: rng.permutation(num_pictures)
         self.world, self.seed = world, seed
         self.epoch = self.first = 0
         # Pictures in each global batch; all but the last are full.
@@ -158,7 +160,7 @@ class EpochBatches(Sampler):
     def __iter__(self):
         # All processes make the same permutation; negative epochs are the start-up's passes.
         rng = np.random.default_rng((self.seed, self.epoch % 2**32))
-        order = rng.permutation(self.num_pictures)
+        order = self.shuffle(rng)
         for step in range(self.first, len(self)):
             # Without a remainder the parts are equal; else the first ones have one picture more.
             batch = order[step * self.global_size :][: self.global_size]

@@ -4,11 +4,13 @@ import errno
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from copy import copy
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from adco.data.decoder import AS_STORED, ORIENTATION, Decoding, TooLarge, decode
@@ -20,6 +22,7 @@ OUTAGES = (
     "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "EREMOTEIO",
 )  # fmt: skip
 OUTAGE_SECONDS = 120.0  # for which a file server may be away
+T = TypeVar("T")
 
 
 class Pictures(Protocol):
@@ -36,8 +39,8 @@ class Pictures(Protocol):
     def name(self, index: int) -> str:
         """The picture's name in a message."""
 
-    def file_names(self) -> list[str]:
-        """The names of all, where they are files."""
+    def joined_names(self) -> str:
+        """The names of all with \\0 between, where they are files."""
 
     def part(self, positions: np.ndarray) -> "Pictures":
         """The pictures at `positions`, in that order."""
@@ -52,17 +55,48 @@ class BrokenPicture(InputError):
         self.reason = reason
 
 
-class FolderPictures:
-    """Pictures in files, with the label of each or none.
+class Names:
+    """The names of files, as bytes by index, in one block of memory.
+
+    Loader processes share it, however they start: a tensor is handed over, not copied.
+    """
+
+    def __init__(self, names: list[str]):
+        block = bytearray(os.fsencode("\0".join([*names, ""])))
+        self.block = torch.frombuffer(block, dtype=torch.uint8)
+        ends = torch.nonzero(self.block == 0)[:, 0]
+        self.starts = torch.cat([ends.new_zeros(1), ends + 1])
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        start, next_start = int(self.starts[index]), int(self.starts[index + 1])
+        return self.block[start : next_start - 1].numpy().tobytes()
+
+    def joined(self) -> str:
+        """All of them, with \\0 between."""
+        return os.fsdecode(self.block[:-1].numpy().tobytes())
+
+    def part(self, positions: np.ndarray) -> "Names":
+        names = self.joined().split("\0")
+        return Names([names[i] for i in positions])
+
+
+class FilePictures:
+    """Pictures in files, or in parts of files, with the label of each or none.
 
     left_out: kinds of files in the folder that are not among them, and how many of each.
-    Reading a file raises BrokenPicture, whatever is wrong with it; RunFailed where the folder
-    cannot be reached for OUTAGE_SECONDS.
+    Reading one raises BrokenPicture, whatever is wrong with it; RunFailed where the place of all
+    cannot be reached for OUTAGE_SECONDS. A subclass says how one is opened.
     """
+
+    remedy = "remove or replace it"
+    away = "the folder or its file server is away"
 
     def __init__(
         self,
-        root: Path,
+        root: Path | str,
         names: list[str],
         labels: list[int] | None = None,
         classes: list[str] = (),
@@ -70,29 +104,35 @@ class FolderPictures:
         left_out: Counter | None = None,
     ):
         self.root, self.decoding, self.left_out = root, decoding, left_out or Counter()
-        # One block of memory: loader processes share it unchanged.
-        self.names = np.array([os.fsencode(name) for name in names])
+        self.names = Names(names)
         self.labels = None if labels is None else np.array(labels)
         self.classes = classes
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def path(self, index: int) -> Path:
-        return self.root / os.fsdecode(bytes(self.names[index]))
+    def open(self, index: int) -> BinaryIO:
+        raise NotImplementedError
 
     def read(self, index: int) -> np.ndarray:
+        return self.with_file(index, lambda file: decode(file, self.decoding))
+
+    def content(self, index: int) -> bytes:
+        return self.with_file(index, lambda file: file.read())
+
+    def with_file(self, index: int, use: Callable[[BinaryIO], T]) -> T:
+        """What `use` makes of the picture's file, which is tried again while all are away."""
         deadline = time.monotonic() + OUTAGE_SECONDS
         while True:
             try:
-                with open(self.path(index), "rb") as file:
-                    return decode(file, self.decoding)
+                with self.open(index) as file:
+                    return use(file)
             except MemoryError:
                 raise  # not the picture's fault
             except Exception as error:  # decoders raise errors of all kinds
-                why, path = reason(error), self.root / self.name(index)
+                why, path = reason(error), f"{self.root}/{self.name(index)}"
                 if not self.is_outage(error):
-                    advice = "remove or replace it"
+                    advice = self.remedy
                     if isinstance(error, TooLarge):
                         advice = "raise it, or " + advice
                     sentence = f"cannot read the picture {path}: {why}; {advice}"
@@ -100,20 +140,19 @@ class FolderPictures:
                 # A file server that is away for a moment breaks no picture.
                 if time.monotonic() > deadline:
                     raise RunFailed(
-                        f"cannot read {path} for {OUTAGE_SECONDS:g} s ({why}): the folder or its "
-                        "file server is away; bring it back and start again with --resume auto"
+                        f"cannot read {path} for {OUTAGE_SECONDS:g} s ({why}): {self.away}; "
+                        "bring it back and start again with --resume auto"
                     ) from error
                 time.sleep(1)
 
     def is_outage(self, error: Exception) -> bool:
-        """Whether the error is of the machine or of the whole folder, not of one file."""
-        name = errno.errorcode.get(getattr(error, "errno", None))
-        return name in OUTAGES or (name == "ENOENT" and not self.root.is_dir())
+        """Whether the error is of the machine or of the place of all, not of one picture."""
+        return errno.errorcode.get(getattr(error, "errno", None)) in OUTAGES
 
     def orientation(self, index: int) -> int:
         """The picture's orientation tag; 1 where it lies as it is stored, or cannot be read."""
         try:
-            with Image.open(self.path(index)) as image:
+            with self.open(index) as file, Image.open(file) as image:
                 # Pillow decodes a PNG to look for the tag.
                 if image.format == "PNG" and "exif" not in image.info:
                     return 1
@@ -121,17 +160,34 @@ class FolderPictures:
         except Exception:  # as above
             return 1
 
+    def joined_names(self) -> str:
+        return self.names.joined()
+
     def file_names(self) -> list[str]:
-        return [os.fsdecode(name) for name in self.names.tolist()]
+        return self.joined_names().split("\0")
 
     def name(self, index: int) -> str:
         """Its path below the folder, with bytes that are no text as \\x.."""
-        return printable(bytes(self.names[index]).decode(errors="backslashreplace"))
+        return printable(self.names[index].decode(errors="backslashreplace"))
 
-    def part(self, positions: np.ndarray) -> "FolderPictures":
+    def part(self, positions: np.ndarray) -> "FilePictures":
         part = copy(self)  # shallow: root and classes are shared
-        part.names, part.labels = self.names[positions], labels_at(self.labels, positions)
+        part.names, part.labels = self.names.part(positions), labels_at(self.labels, positions)
         return part
+
+
+class FolderPictures(FilePictures):
+    """Pictures in files below a folder."""
+
+    def path(self, index: int) -> Path:
+        return self.root / os.fsdecode(self.names[index])
+
+    def open(self, index: int) -> BinaryIO:
+        return open(self.path(index), "rb")
+
+    def is_outage(self, error: Exception) -> bool:
+        folder_is_gone = isinstance(error, FileNotFoundError) and not self.root.is_dir()
+        return folder_is_gone or super().is_outage(error)
 
 
 def reason(error: Exception) -> str:
@@ -140,7 +196,8 @@ def reason(error: Exception) -> str:
         return "not a picture in a format that Pillow knows"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).partition("\n")[0] or type(error).__name__
+    # Some libraries put into it all that they have read.
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 class ArrayPictures:
@@ -158,8 +215,8 @@ class ArrayPictures:
     def read(self, index: int) -> np.ndarray:
         return self.array[self.positions[index]]
 
-    def file_names(self) -> list[str]:
-        return []
+    def joined_names(self) -> str:
+        return ""
 
     def name(self, index: int) -> str:
         return f"number {index}"

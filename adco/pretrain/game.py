@@ -4,6 +4,7 @@ Made from the configuration once. What is called from here on gets plain values.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.optim import SGD
 from adco.data.datasets import introduction, splits_of
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import Pictures
+from adco.data.shards import TarPictures
 from adco.data.views import Recipe, normalised
 from adco.model import AdCo
 from adco.negatives import NegativeBank
@@ -42,7 +44,7 @@ class Game:
 
         # Pictures, and which of their views are queries and keys.
         recipes = training_recipes(config)
-        self.splits = splits_of(config)
+        self.splits = splits_of(config, world, local_size)
         self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
         self.loader = build_loader(config, self.splits.train, recipes, world, device, local_size)
 
@@ -113,6 +115,12 @@ def build_loader(
     views = TrainingViews(pictures, recipes, config.seed, config.augment, skip_broken)
     # Whole batches only: what does not fill one waits for the next epoch.
     batches = EpochBatches(len(views), images * world.size, world, config.seed, least=images)
+    if config.shuffle_block:
+        if not isinstance(pictures, TarPictures):
+            raise InputError(
+                f"shuffle_block={config.shuffle_block}: expected packed pictures (adco.pack)"
+            )
+        batches.shuffle = partial(pictures.block_order, config.shuffle_block)
     workers = workers_per_process(config.workers, local_size)
     check_shared_memory(images * sum(3 * r.size**2 for r in recipes), workers, local_size)
     return TrainingLoader(views, batches, workers, pin_memory=device.type == "cuda")

@@ -15,6 +15,9 @@ class PretrainConfig(RunOptions):
 
     # Pictures
     dataset: str = option("ImageNet", "data set; digits come with the program", choices=DATASETS)
+    shuffle_block: int = option(
+        0, "tar: shards in random order, so many pictures shuffled at a time; 0: all", AT_LEAST_0
+    )
     image_size: int = option(224, "side of the full-size views, pixels", AT_LEAST_1)
     min_scale: float = option(0.2, "smallest share of the picture in a full-size view", SHARE)
     blur: int = switch(1, "1: Gaussian blur in the views")

@@ -14,7 +14,7 @@ from adco.pretrain.resume import RunStart, log_folder
 from adco.pretrain.saving import Checkpoints
 from adco.pretrain.state import pack
 from ops.distributed import Flags, World, broadcast_from_first_, check_ranks_agree
-from ops.errors import InputError, RunFailed, error_of, outcome_of
+from ops.errors import InputError, RunFailed
 from ops.journal import Journal
 from ops.run_folder import new_run_folder
 from ops.signals import StopRequest, WaitInterrupted
@@ -151,8 +151,7 @@ class Upkeep:
         """
         if self.saves and self.saves.last.exists():
             self.journal.say(f"{self.saves.last} is good: go on from it with --resume auto")
-        outcomes = self.flags.gather(error and outcome_of(error))
-        raise error_of(*next(outcome for outcome in outcomes if outcome)) from error
+        self.flags.raise_first(error)
 
     def rescue(self) -> None:
         """After an error that nobody foresaw: save, where the state is whole and all is here."""

@@ -1,5 +1,6 @@
 """What a probe works on: labelled training views, a held-out part of train, and val."""
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from adco.data.pictures import Pictures
 from adco.data.views import Recipe, as_batch, draw_view, view_rng
 from adco.encoder import TrunkWeights
 from adco.probe.options import PLACES, ProbeConfig
-from ops.distributed import World
+from ops.distributed import ALONE, World, once_per_node
 from ops.errors import InputError
 from ops.journal import Journal
 from ops.workers import SignalSafeLoader, workers_per_process
@@ -48,13 +49,16 @@ class ProbeRun(NamedTuple):
     data: dict | None = None  # which pictures the sets are (adco.data.identity)
 
 
-def load_probe_sets(config: ProbeConfig, holdout: float) -> ProbeSets:
+def load_probe_sets(
+    config: ProbeConfig, holdout: float, world: World = ALONE, local_size: int = 1
+) -> ProbeSets:
     """Train, its held-out share and val. Raises InputError where pictures or labels are missing."""
     # All labelled pictures.
     if config.dataset in PLACES:
-        splits = load_places(config.data, config.train_list, decoding_of(config))
+        places = partial(load_places, config.data, config.train_list, decoding_of(config))
+        splits = once_per_node(places, world, local_size)
     else:
-        splits = splits_of(config)
+        splits = splits_of(config, world, local_size)
     train, val = splits.labelled, splits.val
     if train is None or val is None:
         raise InputError(

@@ -28,7 +28,7 @@ def run(config: ProbeConfig, world: World, device: torch.device, local_size: int
     # The trunk, and the pictures. A saved head is scored without a choice.
     encoder, config, trunk = read_encoder(config.with_global_batch(world.size, local_size))
     holdout = config.holdout or (LOGISTIC_HOLDOUT if config.head == "logistic" else 0)
-    sets = load_probe_sets(config, 0 if config.evaluate else holdout)
+    sets = load_probe_sets(config, 0 if config.evaluate else holdout, world, local_size)
     data = identity(sets._asdict())
     check_same_everywhere(data, Flags(world))
     if min(len(part) for part in (sets.train, sets.held_out, sets.val) if part) < world.size:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ops.distributed import World, join_group, leave_group, wait_for_all
+from ops.signals import unblock_requests
 from tests.conftest import FORKS
 
 MOST = 3  # processes
@@ -24,6 +25,7 @@ def pool():
 
 def be_ready() -> None:
     """To find this function a process has to import this module, before there is work."""
+    unblock_requests()  # the fork server may have been started while they were blocked
 
 
 def in_processes(function, size: int, *arguments) -> list:
