@@ -35,14 +35,21 @@ class UpkeepBenchmark(ProcessOptions):
     repeats: int = option(5, "times that each is taken", AT_LEAST_1)
 
 
-def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size: int) -> int:
+def game_of(
+    config: UpkeepBenchmark, world: World, device: torch.device, local_size: int, **more
+) -> tuple[Game, list[torch.Tensor], PretrainConfig]:
+    """A game, the views of one step, and the options they follow from. more: further options."""
     options = PretrainConfig(
         dataset="digits", arch=config.arch, image_size=config.image_size, workers=0,
-        global_batch_size=config.batch_size * world.size,
+        global_batch_size=config.batch_size * world.size, **more,
     )  # fmt: skip
     game = Game(options, world, device, local_size)
+    return game, next(game.batches(0)), options
+
+
+def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size: int) -> int:
+    game, views, options = game_of(config, world, device, local_size)
     model, bank, flags = game.model, game.bank, Flags(world)
-    views = next(game.batches(0))
 
     def guard():
         buffers = BufferSnapshot(model)
