@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from adco.encoder import build_encoder
-from adco.fused import CHUNK, FEWEST_COLUMNS
+from adco.fused import FEWEST_COLUMNS
 from adco.pretrain.options import PretrainConfig
 from benchmarks import measure
 from benchmarks.rounds import way
@@ -40,16 +40,11 @@ WEIGHT_PASSES, BUCKET_PASSES, COLUMN_PASSES = 14, 4, 28
 SAVE_SECONDS = 60 * PretrainConfig().save_minutes
 BUCKET = 25 * 2**20  # bytes that DistributedDataParallel averages at once
 REMEDIES = {
-    "weights": "a larger N",
     "bank": "a smaller K",
-    "shuffle": "a larger N, for what is latency; else a faster link between nodes",
-    "keys": "a larger N",
-    "sums": "a larger N",
-    "gradients": "a larger N",
-    "host": "a larger N, so that the device has longer to do",
     "loaders": "more --workers, each with a core of its own",
     "saves": "a faster disk, or fewer processes: an epoch has few steps",
-}
+    "first batch": "fewer processes, or a smaller N: an epoch has few steps",
+}  # of all others: a larger N
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,8 @@ class ModelBenchmark(UpkeepBenchmark):
     hides: float = option(1.0, "share of the backward pass that hides messages", "[0, 1]")
     host_ms: float = option(15.0, "ms in which the host enqueues a step", AT_LEAST_0)
     poll_us: float = option(30.0, "microseconds of a message of the poll (gloo)", AT_LEAST_0)
-    views_s: float = option(2000.0, "pictures/s that the loaders of a process make", POSITIVE)
+    loaders: int = option(4, "loader processes of a process, each with a core", AT_LEAST_1)
+    views_s: float = option(500.0, "pictures/s that a loader process makes", POSITIVE)
     save_gbs: float = option(0.34, "GB/s at which a checkpoint is checked and written", POSITIVE)
 
 
@@ -133,14 +129,11 @@ def megabytes(c: ModelBenchmark, R: int) -> dict[str, float]:
 def gigabytes(c: ModelBenchmark, R: int) -> dict[str, float]:
     """That a process holds. Activations: what the backward pass needs, an estimate."""
     N, V, (*_, weights, numbers) = c.batch_size, 1 + c.sym, work_of(c.arch, c.image_size)
-    rows, columns = R * V * N, ceil(c.cluster / R)
-    chunk = min(columns, max(FEWEST_COLUMNS, CHUNK // rows))
     sizes = {
         "weights": 4 * weights * (4 + (R > 1)),  # two encoders, gradient, momentum; buckets
-        "bank": 4 * DIM * columns * 3,  # W, v, gradient
-        "round": 4 * (chunk * (DIM + 2 * rows) + 4 * rows * DIM + 4 * V * N * R * N),
+        "bank": 4 * DIM * c.cluster / R * 3,  # W, v, gradient
         "activations": N * V * numbers * PIXEL,
-        "views": 2 * N * 3 * c.image_size**2 * (1 + 2 * PIXEL),
+        "views": 2 * N * 3 * c.image_size**2 * (1 + 2 * PIXEL),  # as they come, and shuffled
     }
     return {name: size / 1e9 for name, size in sizes.items()}
 
@@ -186,13 +179,14 @@ def predict(c: ModelBenchmark, R: int) -> dict[str, float]:
 
     # Host and loaders work beside the device: what counts is how much longer they take.
     step, host = sum(parts.values()), c.host_ms / 1e3 + 2 * (R - 1) * c.poll_us / 1e6
-    for name, seconds in (("host", host), ("loaders", N / c.views_s)):
+    for name, seconds in (("host", host), ("loaders", N / c.loaders / c.views_s)):
         parts[name] = max(0, seconds - step)
         step += parts[name]
-    # A save ends an epoch, or comes by the clock.
-    save = (12 * weights + 8 * DIM * K) / (1e9 * c.save_gbs)
-    parts["saves"] = save / min(PICTURES / (N * R), SAVE_SECONDS / step)
-    parts |= {"step": step + parts["saves"], "replicated bank": replicated}
+    # A save ends an epoch, or comes by the clock. One loader makes the first batch of an epoch.
+    epoch, save = PICTURES / (N * R), (12 * weights + 8 * DIM * K) / (1e9 * c.save_gbs)
+    parts["saves"] = save / min(epoch, SAVE_SECONDS / step)
+    parts["first batch"] = N / c.views_s / epoch
+    parts |= {"step": sum(parts.values()), "replicated bank": replicated}
     return {name: 1e3 * x for name, x in parts.items()} | {"images/s": N * R / parts["step"]}
 
 
@@ -209,12 +203,13 @@ def print_prediction(c: ModelBenchmark) -> int:
             cells = table(c, R).values()
             measure.print_row(R, *(f"{x:.2f}" if x < 1000 else f"{x:.0f}" for x in cells))
     print()
-    # The knees: what takes a quarter of a step, or is what the device waits for.
+    # The knees: what the device waits for, or what takes a quarter of a step.
     rows = {R: predict(c, R) for R in R_TO_PREDICT}
-    for name, remedy in REMEDIES.items():
+    for name in list(rows[1])[1:-3]:
         least = 0 if name in ("host", "loaders") else 0.25
         if above := [R for R, row in rows.items() if row[name] > least * row["step"]]:
-            print(f"{name} limits at R = {above[0]} to {above[-1]}: {remedy}")
+            remedy = REMEDIES.get(name, "a larger N")
+            print(f"{name} limits at R = {above[0]} to {above[-1]}; take {remedy}")
     return 0
 
 
@@ -235,14 +230,15 @@ def with_rates(c: ModelBenchmark, device: torch.device) -> ModelBenchmark:
     bank = way("ours", c.batch_size * (1 + c.sym), c.cluster, DIM, device, ALONE)
     turns = measure.interleaved({"encoder": step, "bank": bank}, c.repeats, device)
     took = {name: 1e3 * measure.spread(seconds)[0] for name, seconds in turns.items()}
-    # What is not passes over memory goes at the rate of the products.
+    # What is not passes over memory, but at least a tenth, goes at the rate of the products.
     c = replace(c, memory_gbs=measure.copy_rate(device) / 1e9, encoder_tflops=1, bank_tflops=1)
     unit, passes = predict(c, 1), predict(replace(c, encoder_tflops=1e9, bank_tflops=1e9), 1)
-    return replace(
-        c,
-        encoder_tflops=unit["encoder"] / (took["encoder"] - passes["weights"]),
-        bank_tflops=(unit["bank"] - passes["bank"]) / (took["bank"] - passes["bank"]),
-    )
+    rates = {
+        f"{name}_tflops": (unit[name] - passes[name])
+        / max(took[name] / 10, took[name] - passes[memory])
+        for name, memory in (("encoder", "weights"), ("bank", "bank"))
+    }
+    return replace(c, **rates)
 
 
 def measure_link(path: Path, c: ModelBenchmark, world: World, device, local_size: int) -> int:
