@@ -16,8 +16,6 @@ from pathlib import Path
 import torch
 
 from adco.data.loader import RENDERERS
-from adco.pretrain.game import Game
-from adco.pretrain.options import PretrainConfig
 from benchmarks import measure, rounds, train, upkeep, views
 from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
 from ops.device import tune
@@ -73,22 +71,15 @@ def parity(device: torch.device) -> Iterator[tuple[str, ...]]:
     tune(device, tf32=True)
 
 
-def options_of(config: DeviceBenchmark, amp: str, compiled: int = 0) -> PretrainConfig:
-    return PretrainConfig(
-        dataset="digits", arch=config.arch, image_size=config.image_size, workers=0, amp=amp,
-        global_batch_size=config.batch_size, cluster=config.cluster, compile=compiled,
-    )  # fmt: skip
-
-
 def step_row(
     config: DeviceBenchmark, device: torch.device, amp: str, compiled: int
 ) -> tuple[str, ...]:
     name = f"step in {'float32' if amp == 'none' else amp}" + ", compiled" * compiled
     try:
-        game = Game(options_of(config, amp, compiled), ALONE, device, local_size=1)
+        more = dict(amp=amp, compile=compiled, cluster=config.cluster)
+        game, batch, _ = upkeep.game_of(config, ALONE, device, 1, **more)
     except InputError as error:
         return name, str(error).partition(";")[0], "", ""
-    batch = next(game.batches(0))
     return timed(name, config, device, lambda: game.play(batch))
 
 
@@ -107,10 +98,9 @@ def timed(name: str, config: DeviceBenchmark, device: torch.device, way) -> tupl
 
 
 def upkeep_rows(config: DeviceBenchmark, device: torch.device) -> Iterator[tuple[str, ...]]:
-    options = options_of(config, "auto")
-    game = Game(options, ALONE, device, local_size=1)
+    players = upkeep.game_of(config, ALONE, device, 1, cluster=config.cluster)
     with tempfile.TemporaryDirectory() as folder:
-        ways = upkeep.parts(game, options, ALONE, Path(folder) / "checkpoint")
+        ways = upkeep.parts(*players, ALONE, Path(folder) / "checkpoint")
         for name, turns in measure.interleaved(ways, config.repeats, device).items():
             yield f"between steps: {name}", measure.milliseconds(turns), "", ""
 

@@ -36,24 +36,33 @@ class UpkeepBenchmark(ProcessOptions):
     repeats: int = option(5, "times that each is taken", AT_LEAST_1)
 
 
-def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size: int) -> int:
+def game_of(
+    config: UpkeepBenchmark, world: World, device: torch.device, local_size: int, **more
+) -> tuple[Game, list[torch.Tensor], PretrainConfig]:
+    """A game, the views of one step, and the options they follow from. more: further options."""
     options = PretrainConfig(
         dataset="digits", arch=config.arch, image_size=config.image_size, workers=0,
-        global_batch_size=config.batch_size * world.size,
+        global_batch_size=config.batch_size * world.size, **more,
     )  # fmt: skip
     game = Game(options, world, device, local_size)
+    return game, next(game.batches(0)), options
+
+
+def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size: int) -> int:
+    players = game_of(config, world, device, local_size)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / checkpoint.LAST
-        seconds = measure.interleaved(parts(game, options, world, path), config.repeats, device)
+        seconds = measure.interleaved(parts(*players, world, path), config.repeats, device)
         if world.first:
             print_table(config, world, seconds, path.stat().st_size)
     return 0
 
 
-def parts(game: Game, options: PretrainConfig, world: World, path: Path) -> dict[str, Callable]:
+def parts(
+    game: Game, views: list[torch.Tensor], options: PretrainConfig, world: World, path: Path
+) -> dict[str, Callable]:
     """A step, and what comes between two steps. path: of the checkpoint."""
     model, bank, flags = game.model, game.bank, Flags(world)
-    views = next(game.batches(0))
 
     def guard():
         buffers = BufferSnapshot(model)

@@ -1,12 +1,15 @@
 """The benchmarks run and print their tables; how fast is not asked here."""
 
 import importlib
+from itertools import pairwise
 
 import pytest
 
+from benchmarks.model import ModelBenchmark, gigabytes, megabytes, predict, seconds_of
+
 TINY = {
     "rounds": "--processes 1 2 --queries 4 --cluster 64 --memory_cluster 64 --dim 8 --repeats 1",
-    "wire": "--processes 2 --queries 4 --cluster 64 --dim 8 --repeats 1 --image_size 8",
+    "model": "",
     "train": "--arch resnet10 --batch_size 2 --image_size 32 --cluster 64 --repeats 1",
     "views": "--pictures 1 --compared 2 --repeats 1",
     "device": "--arch resnet10 --batch_size 2 --image_size 32 --cluster 64 --minutes 0.1",
@@ -22,3 +25,38 @@ def test_a_benchmark_prints_its_table(name, capfd, monkeypatch):
     assert module.main(TINY[name].split()) == 0
     table = [line for line in capfd.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) >= 3 and len({line.count("|") for line in table[:3]}) == 1
+
+
+def test_the_model_is_compared_with_real_steps(capfd, monkeypatch):
+    monkeypatch.setattr("ops.launch.START_METHOD", "forkserver")
+    module = importlib.import_module("benchmarks.model")
+    tiny = "--arch resnet10 --batch_size 2 --image_size 32 --cluster 256 --repeats 1"
+    assert module.main(["--check", "1", "--processes", "2", *tiny.split()]) == 0
+    row = capfd.readouterr().out.splitlines()[-1].split("|")
+    assert row[1] == " 2 "
+    predicted, sent = map(float, row[5:7])
+    assert predicted == pytest.approx(sent, rel=0.02)  # MB of a step: counted by Linux
+
+
+@pytest.mark.parametrize(("R", "ours", "published"), [(2, 0.135, 33.559), (4, 0.406, 50.339)])
+def test_the_model_gives_the_bytes_that_were_counted(R, ours, published):
+    """As benchmarks/README.md has them, for N 128 and K 65,536."""
+    found = megabytes(ModelBenchmark(batch_size=128), R)
+    assert found["sums"] == pytest.approx(ours, rel=0.01)
+    assert found["replicated"] == pytest.approx(published, rel=0.001)
+
+
+def test_the_model_follows_the_laws_of_the_round():
+    c = ModelBenchmark()
+    rows = [predict(c, 2**i) for i in range(11)]
+    for row in rows:
+        parts = list(row)[: list(row).index("step")]
+        assert row["step"] == pytest.approx(sum(row[name] for name in parts))
+    # A shard's memory falls as 1 / R; its bytes grow with R until M = N R is about K.
+    assert gigabytes(c, 64)["bank"] == pytest.approx(gigabytes(c, 1)["bank"] / 64)
+    assert all(a["sums"] < b["sums"] for a, b in pairwise(rows))
+    assert megabytes(c, 1024)["sums"] < megabytes(c, 1024)["replicated"]
+    assert megabytes(c, 4096)["sums"] > megabytes(c, 4096)["replicated"]
+    # A message between nodes takes longer, above all one of a process by itself.
+    inside, outside = seconds_of(c, 8, "pairs", 1e9), seconds_of(c, 16, "pairs", 1e9)
+    assert outside > seconds_of(c, 16, "ring", 1e9) > inside
