@@ -15,14 +15,9 @@ FILES = Path(__file__).parent / "parity"
 
 
 def play(
-    world,
-    case_name: str,
-    ranks=(),
-    layout=torch.contiguous_format,
-    fused=False,
-    accum_steps=1,
+    world, case_name: str, ranks=(), layout=torch.contiguous_format, fused=False, accum_steps=1,
     device="cpu",
-) -> dict:
+) -> dict:  # fmt: skip
     """Five steps of a parity case as rank `world.rank`: what the files record of them.
 
     ranks: whose pictures to take, together; default: the own.
