@@ -15,8 +15,8 @@ from ops.errors import reported, steady_streams
 from ops.options import choose_gpus
 
 
-def main(argv=None) -> int:
-    with reported("lincls.py"):
+def main(argv=None, program: str = "lincls.py") -> int:
+    with reported(program):
         config = parse(ProbeConfig, argv, PROBE_PRESETS)
         choose_gpus(config)
         from adco.probe.run import run  # torch is imported here: a bad flag is answered before

@@ -13,14 +13,14 @@ from ops.errors import steady_streams
 from ops.signals import end_by_requests
 
 
-def main(argv=None) -> int:
+def main(argv=None, program: str = "main_adco.py") -> int:
     # Imported here, when Ctrl-C already ends the script without a traceback.
     from adco.pretrain.options import PRESETS, PretrainConfig
     from ops.arguments import parse
     from ops.errors import reported
     from ops.options import choose_gpus
 
-    with reported("main_adco.py"):
+    with reported(program):
         config = parse(PretrainConfig, argv, PRESETS)
         choose_gpus(config)
         from adco.pretrain.run import run  # torch is imported here: a bad flag is answered before

@@ -8,7 +8,8 @@ python3 VOC_CLF/main.py --protocol svm --data=./datasets/voc --pretrained=./inpu
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from any folder
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from any folder
 
 from ops.arguments import parse
 from ops.errors import reported, steady_streams
@@ -16,8 +17,8 @@ from ops.options import choose_gpus
 from VOC_CLF.options import VocConfig
 
 
-def main(argv=None) -> int:
-    with reported("VOC_CLF/main.py"):
+def main(argv=None, program: str = "VOC_CLF/main.py") -> int:
+    with reported(program):
         config = parse(VocConfig, argv)
         choose_gpus(config)
         # Imports torch: a wrong option is answered before that.

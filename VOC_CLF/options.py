@@ -1,6 +1,7 @@
 """What VOC_CLF/main.py can be told."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, option, switch
 from ops.errors import InputError
@@ -10,6 +11,12 @@ from ops.options import ARCHITECTURES, DEVICES, PictureOptions
 @dataclass(frozen=True)
 class VocConfig(PictureOptions):
     """Score a frozen encoder on VOC2007 classification. Defaults are the published protocol."""
+
+    FIRST: ClassVar = (
+        "data", "pretrained", "protocol", "epochs", "batch_size", "lr", "workers",
+        "gpu", "save_path", "seed",
+    )  # fmt: skip
+    GROUPS: ClassVar = PictureOptions.GROUPS | {"arch": "protocol", "log_path": "the run"}
 
     data: str = option("data", "folder that holds VOCdevkit/VOC2007")
     pretrained: str = option("", "checkpoint of the encoder (AdCo, MoCo or torchvision names)")

@@ -25,13 +25,16 @@ What stands around it:
     probe/      lincls.py. options; run; protocols: the ways to score a trunk (linear, knn,
                 logistic on features); data; state: checkpoints
     export, report, pack   python3 -m adco.export, adco.report, adco.pack
+    commands    what pip installs: adco-pretrain and so on
     ../ops/     the plumbing, which knows nothing of the method: options, launch, distributed,
                 checkpoint (names, reading, writing), journal (the log), schedule (curves)
     ../VOC_CLF/, ../detection/   transfer
+An installed adco holds ops, VOC_CLF, main_adco.py and lincls.py itself (setup.py).
 """
 
 from importlib import import_module
 
+__version__ = "0.1.0"
 HOMES = {
     "AdCo": "adco.model",
     "NegativeBank": "adco.negatives",

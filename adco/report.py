@@ -145,8 +145,8 @@ def report_run(config: ReportConfig) -> None:
     print(table(run, records))
 
 
-def main(argv=None) -> int:
-    with reported("adco.report"):
+def main(argv=None, program: str = "adco.report") -> int:
+    with reported(program):
         report_run(parse(ReportConfig, argv))
     return 0
 

@@ -3,37 +3,66 @@
 
 python train_net.py --config-file configs/pascal_voc_R_50_C4_24k_adco.yaml --num-gpus 8 \
     MODEL.WEIGHTS ./output.pkl
-The data sets are looked for in $DETECTRON2_DATASETS (default ./datasets).
+
+--config-file FILE       one of configs/
+--num-gpus N             GPUs of this machine (1)
+--num-machines N         machines; --machine-rank N of this one, --dist-url URL of the first
+--resume                 go on from the last checkpoint in OUTPUT_DIR
+--eval-only              test MODEL.WEIGHTS, train nothing
+NAME VALUE ...           at the end: values of the configuration, as in MODEL.WEIGHTS FILE
+
+VOC2007/, VOC2012/ and coco/ are looked for in $DETECTRON2_DATASETS (default ./datasets).
 """
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # ops, from any folder
+
+from ops.errors import InputError, reported
 
 NEEDED = (
-    "train_net.py: error: detectron2 is not installed; install it with: python3 -m pip install "
-    "--no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
+    "detectron2 is not installed; install it with: python3 -m pip install --no-build-isolation "
+    "'git+https://github.com/facebookresearch/detectron2.git'"
 )
 
 
-def setup(options):
-    """The frozen configuration: the file, then what the command line adds."""
+def configuration(options):
+    """The file, then what the command line adds."""
     from detectron2.config import get_cfg
-    from detectron2.engine import default_setup
 
     cfg = get_cfg()
-    cfg.merge_from_file(options.config_file)
-    cfg.merge_from_list(options.opts)
+    try:
+        cfg.merge_from_file(options.config_file)
+        cfg.merge_from_list(options.opts)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(f"{options.config_file} {' '.join(options.opts)}: {error}") from error
     cfg.freeze()
-    default_setup(cfg, options)
     return cfg
+
+
+def check(options) -> None:
+    """Raise InputError for what the run lacks."""
+    from checks import check_config_file, check_data, check_device, check_weights  # imports torch
+
+    check_config_file(options.config_file)
+    cfg = configuration(options)
+    # A run that goes on has weights of its own.
+    if not (options.resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").exists()):
+        check_weights(cfg.MODEL.WEIGHTS)
+    check_device(cfg.MODEL.DEVICE, options.num_gpus)
+    check_data([*(() if options.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST])
 
 
 def run(options):
     """One process of a training, or with --eval-only of a test. Returns the scores."""
     from detector import Trainer  # beside this file; registers the ROI head
     from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.engine import default_setup
 
-    cfg = setup(options)
+    cfg = configuration(options)
+    default_setup(cfg, options)
     if options.eval_only:
         model = Trainer.build_model(cfg)
         weights = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -45,12 +74,17 @@ def run(options):
 
 
 def main() -> int:
-    if find_spec("detectron2") is None:
-        print(NEEDED, file=sys.stderr)
-        return 2
-    from detectron2.engine import default_argument_parser, launch
+    is_here = find_spec("detectron2") is not None
+    if not is_here and {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
+    with reported("train_net.py"):
+        if not is_here:
+            raise InputError(NEEDED)
+        from detectron2.engine import default_argument_parser, launch
 
-    options = default_argument_parser().parse_args()
+        options = default_argument_parser().parse_args()
+        check(options)
     launch(
         run,
         options.num_gpus,

@@ -4,13 +4,17 @@ No module of options imports torch or numpy, so that `--help` and a bad flag ans
 """
 
 import argparse
+import json
 import re
 import sys
+from argparse import SUPPRESS
 from dataclasses import field, fields
+from difflib import get_close_matches
 from os.path import expanduser
+from pathlib import Path
 from typing import get_args
 
-from ops.errors import EXIT_BAD_INPUT, InputError, one_line
+from ops.errors import EXIT_BAD_INPUT, InputError, one_line, some
 
 # Intervals of numbers. An infinite one is never allowed.
 POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
@@ -18,15 +22,17 @@ BELOW_1, SHARE = "[0, 1)", "(0, 1]"
 NUMBER = re.compile(r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)  # of a list
 
 
-def option(default, help, within="", *, names=(), may_change=False, **keywords):
+def option(default, help, within="", *, names=(), may_change=False, follows=(), **keywords):
     """A dataclass field that is also a command-line option.
 
     within: the interval of allowed numbers, such as "[0, 1)".  names: further spellings.
     may_change: whether a run that goes on may have another value.
+    follows: options that decide it where it is not given; where one of them is, a --config FILE
+    says nothing of it.
     """
     # What the parser and the checks need to know travels with the field.
-    known = dict(help=help, within=within, names=names, may_change=may_change, keywords=keywords)
-    return field(default=default, metadata=known)
+    known = dict(help=help, within=within, names=names, keywords=keywords)
+    return field(default=default, metadata={**known, "may_change": may_change, "follows": follows})
 
 
 def switch(default, help, **keywords):
@@ -59,31 +65,66 @@ def lies_within(number: float, interval: str) -> bool:
 
 
 class OneSentenceParser(argparse.ArgumentParser):
+    source = ""  # the file that the words come from, for a message
+
     def error(self, message):
-        message = one_line(f"{self.prog}: error: {message} (--help lists the options)")
-        self.exit(EXIT_BAD_INPUT, message + "\n")
+        message = one_line(f"{self.prog}: error: {self.source}{message}")
+        self.exit(EXIT_BAD_INPUT, f"{message} (--help lists the options)\n")
+
+    def parse_all(self, argv: list[str], config_type) -> dict:
+        """The values of all words. A wrong option is told with the right one that is nearest."""
+        values, unknown = self.parse_known_args(argv)
+        if unknown:
+            known = [name for f in fields(config_type) for name in spellings(f)]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(unknown, known)}")
+        return vars(values)
 
 
-def build_parser(config_type, defaults: dict) -> argparse.ArgumentParser:
+def nearest(words: list[str], known: list[str]) -> str:
+    """What was meant, for a message: the nearest known name of the first word that has one."""
+    for word in words:
+        for found in get_close_matches(word.split("=")[0], known, n=1):
+            return f"; did you mean {found}?"
+    return ""
+
+
+def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSentenceParser:
+    """The parser of all options; one that is missing in `defaults` has its field's default.
+
+    A run's config_type names the options that most people need in FIRST, which are shown alone
+    without show_all, and in GROUPS the first option below each further heading of the help.
+    """
+    options, first = fields(config_type), getattr(config_type, "FIRST", ())
     parser = OneSentenceParser(
         description=config_type.__doc__,
+        usage="%(prog)s [DATA] [--OPTION VALUE ...]" if first else None,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=SUPPRESS,
         allow_abbrev=False,
+        add_help=False,
     )
     # The data folder may also come without a name: main_adco.py --sym=1 FOLDER.
-    if "data" in {f.name for f in fields(config_type)}:
+    if "data" in {f.name for f in options}:
         parser.add_argument("positional_data", nargs="?", metavar="DATA", help="same as --data")
-    for f in fields(config_type):
+    needed = group = parser.add_argument_group("what most people need") if first else parser
+    groups = {}
+    for f in options:
         if f.metadata.get("by_place"):
             parser.add_argument(f.name, metavar=f.name.upper(), help=f.metadata["help"])
             continue
+        if heading := first and config_type.GROUPS.get(f.name):
+            group = groups[heading] = groups.get(heading) or parser.add_argument_group(heading)
         # tuple[int, ...] is a list of whole numbers.
         kind = {"type": get_args(f.type)[0], "nargs": "+"} if get_args(f.type) else {"type": f.type}
-        keywords = {**kind, **f.metadata["keywords"]}
-        default = defaults.get(f.name, f.default)
-        parser.add_argument(
-            *spellings(f), dest=f.name, default=default, help=f.metadata["help"], **keywords
-        )
+        keywords = {**kind, **f.metadata["keywords"], "default": defaults.get(f.name, f.default)}
+        shown = show_all or not first or f.name in first
+        keywords["help"] = f.metadata["help"] if shown else SUPPRESS
+        target = needed if f.name in first else group
+        target.add_argument(*spellings(f), dest=f.name, **keywords)
+    if first:
+        needed.add_argument("--config", metavar="FILE", help="a run's config.json; options win")
+    more = f"--help all: all {len(options)} options" if first else "show the options"
+    needed.add_argument("-h", "--help", nargs="?", metavar="all", help=more)
     return parser
 
 
@@ -100,19 +141,31 @@ def dashed(name: str) -> str:
 def parse(config_type, argv=None, presets=None):
     """Read the command line into a `config_type`.
 
-    presets: {option: {value: defaults that go with it}}, later ones win; what is given on the
-    command line wins over all of them.
+    presets: {option: {value: defaults that go with it}}, later ones win. A --config FILE wins over
+    all of them, and what is given on the command line over both.
     Raises InputError for values that cannot work; exits with code 2 for options that do not exist.
     """
-    # The options that presets depend on are looked up first: they change the defaults.
-    argv = sys.argv[1:] if argv is None else list(argv)
-    defaults = preset_defaults(argv, presets or {})
-    parser = build_parser(config_type, defaults)
-    values = vars(parser.parse_args(data_first(config_type, argv)))
+    argv = data_first(config_type, sys.argv[1:] if argv is None else list(argv))
+    # What decides the defaults is looked up first, by a parser that leaves the rest alone.
+    peek = OneSentenceParser(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
+    for name in (*(presets or {}), "config"):
+        peek.add_argument(f"--{name}")
+    peek.add_argument("-h", "--help", nargs="?")
+    asked = vars(peek.parse_known_args(argv)[0])
+    from_file = read_config(config_type, asked["config"], argv) if "config" in asked else {}
+    defaults, chosen = {}, from_file | asked
+    for name, of_value in (presets or {}).items():
+        defaults |= of_value.get(chosen.get(name), {})
+
+    parser = build_parser(config_type, defaults | from_file, asked.get("help") == "all")
+    if "help" in asked:
+        parser.print_help()
+        parser.exit()
+    values = parser.parse_all(argv, config_type)
+    values.pop("config", None)
     # The positional folder wins over --data.
-    positional = values.pop("positional_data", None)
-    if positional is not None:
-        values["data"] = positional
+    if "positional_data" in values:
+        values["data"] = values.pop("positional_data")
     # Shells leave the ~ in --save_path=~/runs.
     for name, value in values.items():
         if isinstance(value, str) and value.startswith("~"):
@@ -120,6 +173,35 @@ def parse(config_type, argv=None, presets=None):
     config = config_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
     check_intervals(config)
     return config
+
+
+def read_config(config_type, path: str, argv: list[str]) -> dict:
+    """The options in a run's config.json, checked as if they were typed; without those that follow
+    from what argv gives.
+    """
+    try:
+        content = dict(json.loads(Path(expanduser(path)).read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it holds no 'config'"
+        raise InputError(f"config={path!r}: expected the config.json of a run; {why}") from error
+    by_name = {f.name: f for f in fields(config_type)}
+    if unknown := [name for name in content if name not in by_name]:
+        meant = nearest(unknown, list(by_name)) if len(unknown) == 1 else ""
+        raise InputError(f"config={path!r} holds what is no option here: {some(unknown)}{meant}")
+    # Through the parser, as words. null is an option that was not given.
+    words = []
+    for name, value in content.items():
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    parser = build_parser(config_type, dict.fromkeys(by_name, SUPPRESS))
+    given = parser.parse_all(argv, config_type)
+    parser.source = f"{path}: "
+    found = dict.fromkeys(content) | parser.parse_all(words, config_type)
+    return {
+        n: v for n, v in found.items() if not given.keys() & set(by_name[n].metadata["follows"])
+    }
 
 
 def data_first(config_type, argv: list[str]) -> list[str]:
@@ -141,16 +223,3 @@ def data_first(config_type, argv: list[str]) -> list[str]:
             return [word, *argv[:i], *argv[i + 1 :]]
         in_list = word in lists
     return argv
-
-
-def preset_defaults(argv: list[str], presets: dict[str, dict[str, dict]]) -> dict:
-    """The defaults that go with what argv says of the options in `presets`."""
-    # A parser that knows these options only, and leaves the others alone.
-    peek = OneSentenceParser(add_help=False, allow_abbrev=False)
-    for name in presets:
-        peek.add_argument(f"--{name}")
-    given = vars(peek.parse_known_args(argv)[0])
-    defaults = {}
-    for name, of_value in presets.items():
-        defaults |= of_value.get(given[name], {})
-    return defaults

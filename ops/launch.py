@@ -192,9 +192,10 @@ def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
     with StopRequest(ask_to_stop) as stop:
         # multiprocessing's resource tracker unblocks SIGINT and SIGTERM when it starts (Python 3.10
         # to 3.13), so it starts before they are blocked for our children. Starting with SIGUSR1
-        # blocked protects it from that.
-        with requests_blocked():
-            resource_tracker.ensure_running()
+        # blocked protects it from that. Windows has no tracker.
+        if sys.platform != "win32":
+            with requests_blocked():
+                resource_tracker.ensure_running()
         # The children inherit the blocked signals, and unblock them when they can answer.
         with requests_blocked():
             for local_rank in range(layout.local_size):

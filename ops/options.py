@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, option, switch
 from ops.errors import InputError
@@ -61,6 +62,8 @@ class ProcessOptions:
 class PictureOptions:
     """How a picture is read."""
 
+    GROUPS: ClassVar = {"exif": "pictures", "device": "devices and processes", "data": "the run"}
+
     exif: int = switch(0, "1: turn pictures as their orientation tag says")
     max_megapixels: float = option(
         179.0, "a larger picture counts as broken", POSITIVE, may_change=True
@@ -81,8 +84,9 @@ class RunOptions(ProcessOptions, PictureOptions):
         256, "pictures per step and node", AT_LEAST_1, names=("-b",), may_change=True
     )
     global_batch_size: int = option(
-        None, "M, pictures per step of all nodes (default: batch_size times nodes)", AT_LEAST_1
-    )
+        None, "M, pictures per step of all nodes (default: batch_size times nodes)", AT_LEAST_1,
+        follows=("batch_size",),
+    )  # fmt: skip
     start_epoch: int = option(0, "first epoch, where no checkpoint says it", AT_LEAST_0)
     save_path: str = option(".", "folder below which logs are written", may_change=True)
     log_path: str = option("train_log", "log folder below --save_path", may_change=True)

@@ -53,22 +53,28 @@ def lock_folder(folder: Path) -> TextIO:
 
 def provenance() -> dict:
     """What else decides a number: versions, commit, command line, machine."""
-    # The commit of this program, wherever it was started from.
-    here = Path(__file__).resolve().parent
-    commit = None
-    with suppress(OSError, subprocess.SubprocessError):
-        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-        commit = subprocess.run(
-            git, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+    # Installed, this file is adco.ops.run_folder, and adco has a version.
     versions = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*__name__.split(".")[:-2], *PACKAGES):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {
         "command": sys.argv,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "commit": commit,
+        "commit": commit(),
         "versions": versions,
         "machine": platform.platform(),
     }
+
+
+def commit() -> str | None:
+    """The commit of this program, wherever it was started from; None where git does not know it."""
+    here = Path(__file__).resolve()
+    git = ["git", "-C", str(here.parent)]
+    asked = dict(capture_output=True, text=True, check=True, timeout=10)
+    with suppress(OSError, subprocess.SubprocessError):
+        # The folder of an installed package may lie inside a repository of something else.
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], **asked)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40"]
+        return subprocess.run(describe, **asked).stdout.strip()
+    return None

@@ -1,6 +1,7 @@
 """The command line: names, defaults, spellings, refusals."""
 
 import ast
+import json
 import subprocess
 import sys
 import time
@@ -164,3 +165,108 @@ def test_crops_follow_the_size_of_the_full_views_and_are_never_off_in_silence():
     for given in (["64", "32", "16", "9", "9"], ["32"] * 5):
         with pytest.raises(InputError, match="with image_size=32: expected no crop larger"):
             parse(PretrainConfig, [*words, "--sym", "1", "--size_crops", *given], PRESETS)
+
+
+def config_file(folder, kind=PretrainConfig, words=(), presets=PRESETS, **changed) -> str:
+    """A config.json as a run of these options leaves it, or with other values in it."""
+    path = folder / "config.json"
+    config = asdict(parse(kind, list(words), presets)) | changed
+    path.write_text(json.dumps({"config": config, "commit": None}))
+    return str(path)
+
+
+DIGITS = ["--dataset", "digits", "--schedule", "3", "5", "--save_path", "there", "--lr", "1e-3"]
+
+
+def test_a_runs_config_gives_the_same_options_again(tmp_path):
+    path = config_file(tmp_path, words=DIGITS)
+    assert parse(PretrainConfig, ["--config", path], PRESETS) == parse(
+        PretrainConfig, DIGITS, PRESETS
+    )
+    probe = ["--dataset", "digits", "--pretrained", "x", "--lr_sweep", "1", "2"]
+    path = config_file(tmp_path, ProbeConfig, probe, PROBE_PRESETS)
+    assert parse(ProbeConfig, [f"--config={path}"], PROBE_PRESETS) == parse(
+        ProbeConfig, probe, PROBE_PRESETS
+    )
+
+
+def test_given_options_win_over_the_file_and_the_file_over_presets(tmp_path):
+    path = config_file(tmp_path, words=DIGITS)
+    given = ["--config", path, "--lr", "7", "--dataset", "cifar10", "elsewhere"]
+    config = parse(PretrainConfig, given, PRESETS)
+    assert (config.lr, config.dataset, config.data) == (7.0, "cifar10", "elsewhere")
+    assert (config.arch, config.epochs, config.schedule) == ("resnet10", 24, (3, 5))
+    # A short file: what it does not say comes with its data set.
+    (tmp_path / "short.json").write_text('{"config": {"dataset": "digits", "epochs": 3}}')
+    config = parse(PretrainConfig, ["--config", str(tmp_path / "short.json")], PRESETS)
+    assert (config.epochs, config.arch, config.image_size) == (3, "resnet10", 28)
+
+
+def test_what_follows_from_an_option_that_is_given_is_not_taken_from_the_file(tmp_path):
+    path = config_file(tmp_path, words=["--dataset", "digits"], global_batch_size=128)
+    words = ["--config", path, "--batch_size", "64", "--image_size", "224", "--multi_crop", "1"]
+    config = parse(PretrainConfig, words, PRESETS)
+    assert config.global_batch_size is None and config.size_crops == (224, 192, 160, 128, 96)
+    assert parse(PretrainConfig, words[:2], PRESETS).global_batch_size == 128
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "config.json of a run; No such file"),
+        ("{", "expected the config.json of a run"),
+        ('{"lr": 1}', "expected the config.json of a run"),
+        ('{"config": 3}', "expected the config.json of a run"),
+        ('{"config": {"learning": 1, "lr": 2}}', "no option here: learning"),
+        ('{"config": {"epoch": 1}}', "no option here: epoch; did you mean epochs?"),
+        ('{"config": {"lr": "fast"}}', "config.json: argument --lr"),
+        ('{"config": {"dataset": "mnist"}}', "config.json: argument --dataset"),
+        ('{"config": {"sym": true}}', "config.json: argument --sym"),
+        ('{"config": {"lr": -1}}', "lr=-1.0: expected a number"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_one_sentence(tmp_path, capsys, content, words):
+    path = tmp_path / "config.json"
+    if content:
+        path.write_text(content)
+    with pytest.raises((InputError, SystemExit)) as stop:
+        parse(PretrainConfig, ["--config", str(path)], PRESETS)
+    message = capsys.readouterr().err or str(stop.value)
+    assert words in message and len(message.splitlines()) == 1
+    assert getattr(stop.value, "code", 2) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("--bach_size", "--batch_size"), ("--epoch=3", "--epochs"), ("--lrr", "--lr"),
+     ("--mem-tt", "--mem-t"), ("--zzzzzz", "")],
+)  # fmt: skip
+def test_a_wrong_option_is_told_with_the_right_one(wrong, right, capsys):
+    with pytest.raises(SystemExit):
+        parse(PretrainConfig, [wrong], PRESETS)
+    assert (f"did you mean {right}?" in capsys.readouterr().err) == bool(right)
+
+
+@pytest.mark.parametrize(
+    ("kind", "presets"), [(PretrainConfig, PRESETS), (ProbeConfig, PROBE_PRESETS), (VocConfig, {})]
+)
+def test_help_shows_ten_options_and_help_all_shows_all_of_them_in_groups(kind, presets, capsys):
+    shown = {}
+    for words in (["--help"], ["-h", "all"]):
+        with pytest.raises(SystemExit) as stop:
+            parse(kind, words, presets)
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        shown[words[-1]] = {f.name for f in fields(kind) if f"  --{f.name}" in text}
+        assert text.index("what most people need:") < text.index("  --data")
+    assert shown["--help"] == set(kind.FIRST) and len(kind.FIRST) == 10
+    assert shown["all"] == {f.name for f in fields(kind)}
+    assert "devices and processes:" in text
+
+
+def test_help_of_a_small_command_shows_everything(capsys):
+    with pytest.raises(SystemExit):
+        parse(ExportConfig, ["--help"])
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("--to", "--encoder", "--arch", "CHECKPOINT"))
+    assert "--config" not in text

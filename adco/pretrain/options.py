@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import cos, floor, pi
+from typing import ClassVar
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, option, switch
 from ops.errors import InputError
@@ -12,6 +13,15 @@ from ops.schedule import cosine, steps
 @dataclass(frozen=True)
 class PretrainConfig(RunOptions):
     """Everything `main_adco.py` can be told. Defaults are the published run on ImageNet."""
+
+    FIRST: ClassVar = (
+        "data", "dataset", "arch", "image_size", "cluster", "epochs", "batch_size",
+        "lr", "save_path", "resume",
+    )  # fmt: skip
+    GROUPS: ClassVar = RunOptions.GROUPS | {
+        "dataset": "pictures", "sym": "method", "arch": "encoder", "epochs": "optimisation",
+        "save_freq": "scores and checkpoints",
+    }  # fmt: skip
 
     # Pictures
     dataset: str = option("ImageNet", "data set; digits come with the program", choices=DATASETS)
@@ -36,8 +46,9 @@ class PretrainConfig(RunOptions):
         may_change=True,
     )
     size_crops: tuple[int, ...] = option(
-        None, "multi-crop: sides (of --image_size 224: 224 192 160 128 96)", AT_LEAST_1
-    )
+        None, "multi-crop: sides (of --image_size 224: 224 192 160 128 96)", AT_LEAST_1,
+        follows=("image_size", "multi_crop"),
+    )  # fmt: skip
     nmb_crops: tuple[int, ...] = option(
         (1, 1, 1, 1, 1), "multi-crop: crops of each size", AT_LEAST_1
     )

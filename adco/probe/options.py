@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import floor
+from typing import ClassVar
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, option, switch
 from ops.errors import InputError
@@ -15,6 +16,15 @@ RANDOM = "random"  # --pretrained random: the baseline
 @dataclass(frozen=True)
 class ProbeConfig(RunOptions):
     """Everything `lincls.py` can be told. Defaults are the published linear probe on ImageNet."""
+
+    FIRST: ClassVar = (
+        "data", "dataset", "pretrained", "head", "epochs", "batch_size", "lr",
+        "train_fraction", "gpu", "save_path",
+    )  # fmt: skip
+    GROUPS: ClassVar = RunOptions.GROUPS | {
+        "dataset": "pictures", "pretrained": "what is scored", "epochs": "optimisation",
+        "resume": "the run",
+    }  # fmt: skip
 
     # Pictures
     dataset: str = option("ImageNet", "which data set --data holds", choices=DATASETS + PLACES)
@@ -36,8 +46,12 @@ class ProbeConfig(RunOptions):
         "architecture; default: what the checkpoint says, else resnet50",
         names=("-a",),
         choices=ARCHITECTURES,
+        follows=("pretrained", "resume"),
     )
-    stem: str = option(None, "first layers; default: what the checkpoint says", choices=STEMS)
+    stem: str = option(
+        None, "first layers; default: what the checkpoint says", choices=STEMS,
+        follows=("pretrained", "resume"),
+    )  # fmt: skip
     head: str = option(
         "linear",
         "linear: trained on views by SGD; knn, logistic: on features extracted once",
