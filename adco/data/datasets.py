@@ -58,11 +58,11 @@ def load_splits(
         return embedded_digits()
     if dataset in ("cifar10", "cifar100", "stl10"):
         return from_torchvision(dataset, data, download)
-    # Packed pictures are those of the folder, so any run of files may go on from them.
-    if dataset == "tar" or "://" in data or (Path(data) / INDEX).is_file():
-        train, *val = load_shards(data, decoding)
-        return Splits(train, train, *val) if val else Splits(train, None, None)
     try:
+        # Packed pictures are those of the folder, so any run of files may go on from them.
+        if dataset == "tar" or "://" in data or (Path(data) / INDEX).is_file():
+            train, *val = load_shards(data, decoding)
+            return Splits(train, train, *val) if val else Splits(train, None, None)
         return from_folders(Path(data), dataset == "ImageNet", decoding, log_folder)
     except OSError as error:
         raise InputError(f"cannot read the folder {data!r}: {error}; make it readable") from error
