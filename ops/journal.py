@@ -4,12 +4,12 @@ import json
 import os
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ops.errors import InputError, log_folders
+from ops.errors import InputError, log_folders, shown
 from ops.files import RunFiles, finite_or_none, write_json
 from ops.run_folder import lock_folder, provenance
 
@@ -24,6 +24,8 @@ class Journal:
     size: bytes of metrics.jsonl to keep; lines after them are of steps that will be taken again.
     Raises InputError where the folder cannot be written, or belongs to a run that still goes on.
     """
+
+    tracker = None  # the run in wandb that has every record too
 
     def __init__(self, folder: Path | None, size: int | None = None):
         self.folder = folder
@@ -74,13 +76,42 @@ class Journal:
 
         A run that goes on keeps the file of its first start: --resume auto compares with it.
         """
-        if self.folder is None or (self.folder / "config.json").exists():
+        if self.folder is None:
+            return
+        if config.get("track"):
+            self._start_tracking(config)
+        if (self.folder / "config.json").exists():
             return
         path = self.folder / "config.json"
         try:
             write_json(path, {"config": config, "data": data, **provenance()})
         except OSError as error:
             raise InputError(f"cannot write {str(path)!r}: {error}; make room") from error
+
+    def _start_tracking(self, config: dict) -> None:
+        """A run in wandb for this run folder, the same one whenever the run goes on."""
+        with self._tracking():
+            import wandb
+
+            # What it cannot send in time it keeps on disk: a run that is stopped has to end.
+            os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")  # seconds
+            project, folder = os.environ.get("WANDB_PROJECT", "adco"), self.folder
+            self.tracker = wandb.init(
+                project=project, id=folder.name, resume="allow", dir=str(folder), config=config,
+                settings=wandb.Settings(console="off"),
+            )  # fmt: skip
+            # Start-up and epochs count their own steps; wandb's own only ever rises.
+            self.tracker.define_metric("startup/*", step_metric="startup/step")
+            self.tracker.define_metric("*", step_metric="step")
+
+    @contextmanager
+    def _tracking(self):
+        """An error of wandb's in the block is said, and ends the tracking: the run goes on."""
+        try:
+            yield
+        except Exception as error:
+            self.tracker = None
+            self.warn(f"wandb failed, the run goes on without it: {shown(error, 200)}")
 
     def say(self, text: str) -> None:
         if self.folder is not None:
@@ -111,6 +142,11 @@ class Journal:
                     f"cannot write the log in {str(self.folder)!r} ({error}); training goes on"
                 )
             self.troubled = True
+        if self.tracker:
+            x = {"startup/step" if kind == "startup" else "step": step}
+            numbers = {f"{kind}/{n}": v for n, v in values.items() if isinstance(v, (int, float))}
+            with self._tracking():
+                self.tracker.log(x | numbers)
 
     def _write_waiting(self) -> None:
         written = self._written()
@@ -150,6 +186,9 @@ class Journal:
         self.close_bar()
         if self.folder is not None:
             self.board.close()
+            if self.tracker:
+                with self._tracking():
+                    self.tracker.finish()
             self.lock.close()
 
 

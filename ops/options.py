@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from typing import ClassVar
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, option, switch
@@ -92,9 +93,15 @@ class RunOptions(ProcessOptions, PictureOptions):
     log_path: str = option("train_log", "log folder below --save_path", may_change=True)
     print_freq: int = option(10, "steps a log line", AT_LEAST_1, names=("-p",), may_change=True)
     seed: int = option(0, "seed of everything random; same seed, same run", AT_LEAST_0)
+    track: str = option("", "wandb: send the log there too", choices=("", "wandb"), may_change=True)
 
     def __post_init__(self):
         super().__post_init__()
+        # A folder of that name has no origin.
+        if self.track and getattr(find_spec(self.track), "origin", None) is None:
+            raise InputError(
+                f"track={self.track}: it is not installed; python3 -m pip install {self.track}"
+            )
         if self.start_epoch >= self.epochs:
             raise InputError(
                 f"start_epoch={self.start_epoch} leaves nothing of epochs={self.epochs}"
