@@ -18,10 +18,10 @@ What stands around it:
     data/       datasets: by name (the names: ops/options), pictures, shards, list_files; views:
                 random draws; pil_render, fast_render: their pixels; loader: order, batches
     pretrain/   main_adco.py. options: flags, and what changes with the epoch (learning rate);
-                game: what is built, and the numbers of each step (temperatures, rates);
-                run: the phases, what is logged, which checkpoints stay; upkeep: what happens
-                between steps; saving, state, resume: checkpoints; meter, health: means,
-                warnings; knn_monitor; dry_run
+                game: what is built, and the numbers of each step (temperatures, rates); init:
+                weights to begin with; run: the phases, what is logged, which checkpoints
+                stay; upkeep: what happens between steps; saving, state, resume:
+                checkpoints; meter, health: means, warnings; knn_monitor; dry_run
     probe/      lincls.py. options; run; protocols: the ways to score a trunk (linear, knn,
                 logistic on features); data; state: checkpoints
     export, report, pack   python3 -m adco.export, adco.report, adco.pack

@@ -74,19 +74,23 @@ class TrunkWeights:
     classes: list[str] | None = None  # of a classifier's rows, in files of ours
 
     def build(self) -> ResNet:
-        """A ResNet with these weights and a fresh `fc`.
+        """A ResNet with these weights and a fresh `fc`. Raises what load_into_ does."""
+        trunk = build_trunk(self.arch, self.stem)
+        self.load_into_(trunk)
+        return trunk
+
+    def load_into_(self, trunk: ResNet) -> None:
+        """Give a ResNet these weights; its `fc` stays.
 
         Raises InputError naming keys that are missing, left over, of another shape or not finite.
         """
-        trunk = build_trunk(self.arch, self.stem)
         # Old torchvision files lack batch counters, which a BatchNorm with a momentum never reads.
-        fresh = {
+        own = {
             name: value
             for name, value in trunk.state_dict().items()
             if name.startswith("fc.") or is_counter(name)
         }
-        checkpoint.load_strictly(trunk, {**fresh, **self.weights}, self.source)
-        return trunk
+        checkpoint.load_strictly(trunk, {**own, **self.weights}, self.source)
 
     def classifier(self) -> dict[str, Tensor]:
         """{"weight", "bias"} of the file's linear classifier; empty where it has none.

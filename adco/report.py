@@ -112,14 +112,15 @@ def draw_neighbours(splits: Splits, checkpoint: Path, size: int, whole: bool, pa
     plt.close(figure)
 
 
-def table(run: Path, records: dict[str, list[dict]]) -> str:
-    """What the run learned: lines of a name and a value."""
+def table(run: Path, records: dict[str, list[dict]], init: str = "") -> str:
+    """What the run learned: lines of a name and a value. init: the file that it began with."""
     scores = records.get("knn", [])
     seconds = sum(record["seconds"] for record in records.get("epoch", []))
     rows = [("epochs", f"{len(records.get('epoch', []))} in {seconds:.0f} s")]
     # The score before the first epoch; a run that began from a checkpoint has none.
     if scores and scores[0]["epoch"] == 0:
-        rows.append(("kNN accuracy, random weights", f"{scores[0]['accuracy']:.1f} %"))
+        begun = "weights of --init" if init else "random weights"
+        rows.append((f"kNN accuracy, {begun}", f"{scores[0]['accuracy']:.1f} %"))
     if scores:
         rows.append(("kNN accuracy, pre-trained", f"{scores[-1]['accuracy']:.1f} %"))
     rows.append(("checkpoint", str(run / LAST)))
@@ -142,7 +143,7 @@ def report_run(config: ReportConfig) -> None:
     if splits.val is not None and checkpoint.is_file():
         size, whole = options["image_size"], not options.get("eval_crop", 1)
         draw_neighbours(splits, checkpoint, size, whole, run / "neighbours.png")
-    print(table(run, records))
+    print(table(run, records, options.get("init", "")))
 
 
 def main(argv=None, program: str = "adco.report") -> int:

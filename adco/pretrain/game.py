@@ -19,6 +19,7 @@ from adco.data.views import Recipe, normalised
 from adco.model import AdCo
 from adco.negatives import NegativeBank
 from adco.plan import view_plan
+from adco.pretrain.init import begin_with_, read_init
 from adco.pretrain.options import PretrainConfig
 from adco.step import Round, startup_step, train_step
 from ops.ddp import wrap_encoder
@@ -31,7 +32,8 @@ from ops.workers import check_shared_memory, workers_per_process
 class Game:
     """Both players, the pictures they play with, and the numbers of the method.
 
-    Everything is on its device, with random weights that depend on the seed alone.
+    Everything is on its device, with random weights that depend on the seed alone; with --init,
+    the trunks have those of the file. beginning: what was taken of it, in sentences.
     """
 
     def __init__(self, config: PretrainConfig, world: World, device: torch.device, local_size: int):
@@ -56,6 +58,8 @@ class Game:
             config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem,
             config.seed, precision,
         ).to(device, memory_format=self.layout)  # fmt: skip
+        init = read_init(config)
+        self.beginning = begin_with_(self.model, init) if init else []
         if config.compile:
             compile_(self.model.children(), device)
         self.wrapped = wrap_encoder(self.model, world)  # in DDP, where there are several processes

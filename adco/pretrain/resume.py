@@ -41,12 +41,13 @@ class RunStart:
 
 def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Flags) -> RunStart:
     """Fill the game's players from the checkpoint that --resume names; auto: from the newest whole
-    one of this configuration. Where there is none they stay as they are.
+    one of this configuration. Where there is none they stay as they are: random, or of --init.
     """
     data = game.splits.identity()
     check_same_everywhere(data, flags)
     check_same_options(config, flags)
     start = RunStart(Progress(config.start_epoch, **counts(game, config, world)), data=data)
+    start.note = "\n".join(game.beginning)
     if not config.resume:
         return start
     if config.resume == "auto":
@@ -56,9 +57,13 @@ def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Fl
             path, state, start.warnings = newest_with(config, log_folder(config), data)
         name = flags.gather(path and str(path))[0]
         if name is None:
-            start.note = (
-                f"no run with these options and data in {log_folder(config)}: starting anew"
-            )
+            if config.init and not game.beginning:
+                raise InputError(
+                    f"no run to go on with in {log_folder(config)}, and no file at "
+                    f"{config.init!r} to begin with; give an existing one with --init"
+                )
+            anew = f"no run with these options and data in {log_folder(config)}: starting anew"
+            start.note = "\n".join([anew, *game.beginning])
             return start
         start.source = Path(name)
         start.folder = start.source.parent  # the same run goes on in the same folder
@@ -166,6 +171,9 @@ def made_otherwise(path: Path, config: PretrainConfig, data: dict) -> str:
         theirs = {**defaults, "eval_crop": config.eval_crop, **content["config"]}
         if theirs["global_batch_size"] is None:  # an earlier version, which kept the batch a node
             theirs["global_batch_size"] = theirs["batch_size"] * theirs["world_size"]
+        # Of a file of --init that is gone the path is all there is to compare.
+        if ours["init_sha256"] is None and config.init == theirs.get("init"):
+            ours["init_sha256"] = theirs["init_sha256"]
         other_data = difference(content.get("data"), data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "a configuration that cannot be read"  # none, torn, or of another program

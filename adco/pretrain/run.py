@@ -4,6 +4,7 @@ import torch
 
 from adco.pretrain.dry_run import dry_run
 from adco.pretrain.game import Game
+from adco.pretrain.init import with_init_hash
 from adco.pretrain.knn_monitor import KnnMonitor
 from adco.pretrain.meter import EpochMeter
 from adco.pretrain.options import PretrainConfig
@@ -22,7 +23,7 @@ def run(config: PretrainConfig, world: World, device: torch.device, local_size: 
 
     local_size: processes on this node.
     """
-    config = config.with_global_batch(world.size, local_size)
+    config = with_init_hash(config.with_global_batch(world.size, local_size))
     # Check and time, but leave nothing behind.
     if config.dry_run:
         return dry_run(config, world, device, local_size)
@@ -78,7 +79,7 @@ class Pretraining:
     # ---- before the first epoch
 
     def start(self) -> None:
-        """The score of random weights, then the start-up of the adversaries."""
+        """The score of what the run begins with, then the start-up of the adversaries."""
         # Every process has to begin with the same weights.
         self.upkeep.sync_and_check_ranks()
         if not self.is_resumed and self.config.knn_freq:
