@@ -27,8 +27,7 @@ def test_a_benchmark_prints_its_table(name, capfd, monkeypatch):
     assert len(table) >= 3 and len({line.count("|") for line in table[:3]}) == 1
 
 
-def test_the_model_is_compared_with_real_steps(capfd, monkeypatch):
-    monkeypatch.setattr("ops.launch.START_METHOD", "forkserver")
+def test_the_model_is_compared_with_real_steps(capfd):
     module = importlib.import_module("benchmarks.model")
     tiny = "--arch resnet10 --batch_size 2 --image_size 32 --cluster 256 --repeats 1"
     assert module.main(["--check", "1", "--processes", "2", *tiny.split()]) == 0
