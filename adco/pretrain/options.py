@@ -64,9 +64,7 @@ class PretrainConfig(RunOptions):
     # Encoder
     arch: str = option("resnet50", "architecture", names=("-a",), choices=ARCHITECTURES)
     stem: str = option("imagenet", "small: 3x3 first convolution, no max-pool", choices=STEMS)
-    init: str = option(
-        "", "checkpoint of any program, whose trunk both encoders begin with", may_change=True
-    )
+    init: str = option("", "checkpoint whose trunk both encoders begin with", may_change=True)
     init_sha256: str = option(None, "SHA-256 that it has to have (default: what it has)")
     mlp: int = switch(1, "1: two-layer projection head; 0: one linear layer")
     amp: str = option(
@@ -114,10 +112,7 @@ class PretrainConfig(RunOptions):
         if self.multi_crop:
             check_crops(self)
         if self.init and self.resume not in ("", "auto"):
-            raise InputError(
-                f"init={self.init!r} beside resume={self.resume!r}: the checkpoint to go on from "
-                "has weights of its own; give one of the two"
-            )
+            raise InputError(f"resume={self.resume!r} has its own weights; leave --init out")
         self.check_micro_batches(self.global_batch_size or self.batch_size)
 
     def images_per_process(self, size: int) -> int:
