@@ -21,7 +21,7 @@ What stands around it:
                 game: what is built, and the numbers of each step (temperatures, rates); init:
                 weights to begin with; run: the phases, what is logged, which checkpoints
                 stay; upkeep: what happens between steps; saving, state, resume:
-                checkpoints; meter, health: means, warnings; knn_monitor; dry_run
+                checkpoints; meter, health: means, warnings; monitor: scores; dry_run
     probe/      lincls.py. options; run; protocols: the ways to score a trunk (linear, knn,
                 logistic on features); data; state: checkpoints
     export, report, pack   python3 -m adco.export, adco.report, adco.pack

@@ -19,6 +19,7 @@ from adco.data.datasets import Splits, load_splits
 from adco.data.decoder import Decoding
 from adco.data.loader import CheckViews, check_loader
 from adco.encoder import read_trunk
+from adco.pretrain.monitor import SCORES
 from adco.probe.features import extract_features, unit_rows
 from ops.arguments import argument, option, parse
 from ops.checkpoint import LAST
@@ -48,7 +49,7 @@ def newest_run(folder: Path) -> Path:
 
 
 def read_metrics(run: Path) -> dict[str, list[dict]]:
-    """Records of a run by their kind: startup, train, epoch, knn."""
+    """Records of a run by their kind: startup, train, epoch, knn or rank."""
     records: dict[str, list[dict]] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -57,17 +58,18 @@ def read_metrics(run: Path) -> dict[str, list[dict]]:
 
 
 def draw_curves(records: dict[str, list[dict]], path: Path) -> None:
-    """Loss, mass and kNN accuracy over the steps."""
+    """Loss, mass and kNN accuracy, or effective rank, over the steps."""
+    score = "rank" if "rank" in records else "knn"
     panels = (
         ("train", "loss", "encoder's loss, nats"),
         ("train", "mass", "softmax mass on the keys"),
-        ("knn", "accuracy", "kNN accuracy, %"),
+        (score, *SCORES[score][:2]),
     )
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), layout="constrained")
     for axis, (kind, name, label) in zip(axes, panels, strict=True):
-        # A run without labels has no kNN records, and an empty panel.
+        # A run without scores has an empty panel.
         found = records.get(kind, [])
-        style = "o-" if kind == "knn" else "-"
+        style = "-" if kind == "train" else "o-"
         axis.plot([r["step"] for r in found], [r[name] for r in found], style, markersize=3)
         axis.set(xlabel="step", title=label)
         axis.grid(alpha=0.3)
@@ -114,15 +116,16 @@ def draw_neighbours(splits: Splits, checkpoint: Path, size: int, whole: bool, pa
 
 def table(run: Path, records: dict[str, list[dict]], init: str = "") -> str:
     """What the run learned: lines of a name and a value. init: the file that it began with."""
-    scores = records.get("knn", [])
     seconds = sum(record["seconds"] for record in records.get("epoch", []))
     rows = [("epochs", f"{len(records.get('epoch', []))} in {seconds:.0f} s")]
-    # The score before the first epoch; a run that began from a checkpoint has none.
-    if scores and scores[0]["epoch"] == 0:
-        begun = "weights of --init" if init else "random weights"
-        rows.append((f"kNN accuracy, {begun}", f"{scores[0]['accuracy']:.1f} %"))
-    if scores:
-        rows.append(("kNN accuracy, pre-trained", f"{scores[-1]['accuracy']:.1f} %"))
+    for kind, (name, title, unit) in SCORES.items():
+        scores = [record for record in records.get(kind, []) if record[name] is not None]
+        # The score before the first epoch; a run that began from a checkpoint has none.
+        if scores and scores[0]["epoch"] == 0:
+            begun = "weights of --init" if init else "random weights"
+            rows.append((f"{title}, {begun}", f"{scores[0][name]:.1f}{unit}"))
+        if scores:
+            rows.append((f"{title}, pre-trained", f"{scores[-1][name]:.1f}{unit}"))
     rows.append(("checkpoint", str(run / LAST)))
     rows.append(("log folder", str(run)))
     rows += [("picture", str(path)) for path in sorted(run.glob("*.png"))]
@@ -140,7 +143,7 @@ def report_run(config: ReportConfig) -> None:
     # The data set is the one that the run was given.
     decoding = Decoding(bool(options.get("exif")), options.get("max_megapixels", inf))
     splits = load_splits(options["dataset"], config.data or options["data"], decoding=decoding)
-    if splits.val is not None and checkpoint.is_file():
+    if splits.labelled is not None and checkpoint.is_file():
         size, whole = options["image_size"], not options.get("eval_crop", 1)
         draw_neighbours(splits, checkpoint, size, whole, run / "neighbours.png")
     print(table(run, records, options.get("init", "")))

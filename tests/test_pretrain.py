@@ -97,15 +97,6 @@ def test_resume_auto_goes_on_in_the_same_folder_with_the_newest_usable_file(
     assert torch.load(run / "checkpoint_last.pth.tar", weights_only=True)["epoch"] == 2
 
 
-def test_a_flat_folder_without_labels_trains_without_a_monitor(tmp_path, digit_folder):
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for path in digit_folder.glob("train/*/*.png"):
-        (flat / path.name).write_bytes(path.read_bytes())
-    run = pretrain(tmp_path, flat, "--epochs", 1, "--ad_init", 0)
-    assert not records(run, "knn", "startup") and records(run, "train")
-
-
 def test_start_up_can_go_round_the_bank_more_than_once(tmp_path, digit_folder):
     run = pretrain(tmp_path, digit_folder, "--init_steps", 9, "--epochs", 1)
     assert [record["step"] for record in records(run, "startup")] == [2, 4, 6, 8, 9]

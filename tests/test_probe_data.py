@@ -8,16 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from adco.data.datasets import share_of_each_class
 from adco.data.list_files import load_places
 from adco.data.loader import EpochBatches
 from adco.data.pictures import ArrayPictures
-from adco.probe.data import (
-    ProbeViews,
-    load_probe_sets,
-    probe_recipe,
-    scoring_loader,
-    share_of_each_class,
-)
+from adco.probe.data import ProbeViews, load_probe_sets, probe_recipe, scoring_loader
 from adco.probe.options import PROBE_PRESETS, ProbeConfig
 from adco.probe.run import run
 from ops.arguments import parse

@@ -28,6 +28,13 @@ def test_a_run_without_scores_is_told_without_them(tmp_path):
     assert "kNN" not in table(tmp_path, {})
 
 
+def test_a_run_without_labels_is_told_by_the_rank_of_its_features(tmp_path):
+    ranks = [{"epoch": 0, "rank": 3.0}, {"epoch": 1, "rank": 9.25}, {"epoch": 2, "rank": None}]
+    said = table(tmp_path, {"rank": ranks})
+    assert "effective rank, random weights  3.0\n" in said
+    assert "effective rank, pre-trained     9.2\n" in said and "kNN" not in said
+
+
 def test_runs_of_other_scripts_are_no_pretraining_runs(tmp_path):
     for name, options in (("pretrain", {"memory_lr": 3.0}), ("lincls", {"head": "knn"})):
         (tmp_path / name).mkdir()

@@ -230,7 +230,7 @@ def test_a_score_that_fails_is_taken_again_by_the_run_that_goes_on(
     words += ["--knn_freq", 1, "--save_minutes", 0.000001]
     with monkeypatch.context() as patch:
         scores = iter([[Accuracy(1, 1, 15)]])
-        patch.setattr("adco.pretrain.knn_monitor.knn_accuracies", lambda *_: next(scores))
+        patch.setattr("adco.pretrain.monitor.knn_accuracies", lambda *_: next(scores))
         ended = run_main("main_adco.py", *words, cwd=tmp_path)
     assert ended.returncode == 70
     ended = run_main("main_adco.py", *words, cwd=tmp_path)

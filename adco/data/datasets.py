@@ -18,14 +18,16 @@ from ops.errors import InputError, printable, some
 
 IN_MEMORY = ("cifar10", "cifar100", "stl10", "digits")
 SAMPLE = 200  # pictures that are looked at before a run
+MOST_HELD_OUT = 5000  # pictures
 
 
 class Splits(NamedTuple):
-    """The pictures of a data set: to train on, and two labelled parts to score features with."""
+    """The pictures of a data set: to train on, and two parts to score features with."""
 
     train: Pictures
-    labelled: Pictures | None  # the pictures of `train` that have labels; None: there are none
-    val: Pictures | None  # None: no labels, or no val
+    # The pictures of `train` that have labels. None: there are none there, or none in `val`.
+    labelled: Pictures | None
+    val: Pictures | None
 
     def identity(self) -> dict[str, dict]:
         return identity.identity({"train": self.train, "val": self.val})
@@ -62,7 +64,8 @@ def load_splits(
         # Packed pictures are those of the folder, so any run of files may go on from them.
         if dataset == "tar" or "://" in data or (Path(data) / INDEX).is_file():
             train, *val = load_shards(data, decoding)
-            return Splits(train, train, *val) if val else Splits(train, None, None)
+            labelled = bool(val) and train.labels is not None and val[0].labels is not None
+            return Splits(train, train if labelled else None, *val or [None])
         return from_folders(Path(data), dataset == "ImageNet", decoding, log_folder)
     except OSError as error:
         raise InputError(f"cannot read the folder {data!r}: {error}; make it readable") from error
@@ -130,11 +133,11 @@ def from_folders(
             "folder use --dataset folder"
         )
 
-    # Pictures to score with, where both splits have the same classes.
-    has_val = train.labels is not None and (root / "val").is_dir()
+    # Pictures to score with: by their labels, where both splits have the same classes.
+    has_val = (has_train or train.labels is not None) and (root / "val").is_dir()
     val = scan_folder(root / "val", decoding, log_folder) if has_val else None
-    if val is None or val.labels is None:
-        return Splits(train, None, None)
+    if val is None or train.labels is None or val.labels is None:
+        return Splits(train, None, val)
     of_train, of_val = (list(map(identity.normal, part.classes)) for part in (train, val))
     if of_val != of_train:
         only = sorted(set(of_train) ^ set(of_val))
@@ -179,6 +182,36 @@ def scan_folder(
     number = {name: i for i, name in enumerate(classes)}
     labels = np.repeat([number[top] for top, _ in runs], [count for _, count in runs])
     return FolderPictures(root, names, labels, classes, decoding, left_out)
+
+
+# ---- parts
+
+
+def hold_out(splits: Splits, share: float, seed: int) -> Splits:
+    """The splits with a `val` of pictures that `train` has no more: a share, at random.
+
+    Of labelled pictures a share of each class. About MOST_HELD_OUT pictures at most.
+    """
+    train, has_labels = splits.train, splits.train.labels is not None
+    labels = train.labels if has_labels else np.zeros(len(train), np.int64)
+    share = min(share, MOST_HELD_OUT / len(train))
+    apart = share_of_each_class(labels, share, seed)
+    rest = train.part(np.delete(np.arange(len(train)), apart))
+    val = train.part(apart)
+    val.left_out = Counter()  # what the folder has beside its pictures is told of train
+    return Splits(rest, rest if has_labels else None, val)
+
+
+def share_of_each_class(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """[m] int64 positions, ascending: `share` of each class at random, at least one picture."""
+    # 205: a stream of random numbers that is not the one of the seed alone.
+    rng = np.random.default_rng((seed, 205))
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = max(1, round(share * len(members)))
+        chosen.append(rng.permutation(members)[:count])
+    return np.sort(np.concatenate(chosen))
 
 
 # ---- what a run says of its pictures

@@ -81,7 +81,7 @@ class TrainingViews(Dataset):
 
 
 class CheckViews(Dataset):
-    """(test view [3, S, S], label) of each picture, in whole batches.
+    """(test view [3, S, S], label) of each picture, in whole batches; without labels all are 0.
 
     skip_broken: leave out pictures that cannot be read; a batch may then be smaller, even empty.
     Without it they raise BrokenPicture.
@@ -98,6 +98,8 @@ class CheckViews(Dataset):
     ):
         self.pictures, self.size, self.skip_broken = pictures, size, skip_broken
         self.square, self.whole = square, whole
+        labels = pictures.labels
+        self.labels = np.zeros(len(pictures), np.int64) if labels is None else labels
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -115,7 +117,7 @@ class CheckViews(Dataset):
         batch = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         if rendered:
             batch = as_batch(list(rendered.values()))
-        return batch, torch.as_tensor(self.pictures.labels[list(rendered)])
+        return batch, torch.as_tensor(self.labels[list(rendered)])
 
     def _render(self, index: int) -> np.ndarray:
         pixels = self.pictures.read(index)

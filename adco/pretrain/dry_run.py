@@ -100,8 +100,8 @@ def findings(
 def memory_of_scores(game: Game, config: PretrainConfig, world: World) -> dict[str, str]:
     """What a kNN score will hold, in words. Raises InputError where the GPU lacks the memory."""
     splits = game.splits
-    if splits.val is None or not config.knn_freq:
-        return {}
+    if game.monitor != "knn":
+        return {}  # the features of a sample
     num_pictures = len(splits.labelled) + len(splits.val)
     held = bytes_held(num_pictures, game.model.encoder_q.inplanes, world)
     free = free_memory(game.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import SGD
 
-from adco.data.datasets import introduction, splits_of
+from adco.data.datasets import Splits, hold_out, introduction, splits_of
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import Pictures
 from adco.data.shards import TarPictures
@@ -34,6 +34,7 @@ class Game:
 
     Everything is on its device, with random weights that depend on the seed alone; with --init,
     the trunks have those of the file. beginning: what was taken of it, in sentences.
+    monitor: which score is taken, knn, rank or none. held_out: whether val is a part of train.
     """
 
     def __init__(self, config: PretrainConfig, world: World, device: torch.device, local_size: int):
@@ -46,7 +47,9 @@ class Game:
 
         # Pictures, and which of their views are queries and keys.
         recipes = training_recipes(config)
-        self.splits = splits_of(config, world, local_size)
+        found = splits_of(config, world, local_size)
+        self.splits, self.monitor = scored_by(config, found)
+        self.held_out = self.splits is not found
         self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
         self.loader = build_loader(config, self.splits.train, recipes, world, device, local_size)
 
@@ -110,6 +113,23 @@ class Game:
         )  # fmt: skip
 
 
+def scored_by(config: PretrainConfig, splits: Splits) -> tuple[Splits, str]:
+    """Which score is taken, knn, rank or none, and the pictures: of train a part is held out where
+    there is no val (--val_split). Raises InputError where they do not allow the score wanted.
+    """
+    if not config.knn_freq or config.monitor == "none":
+        return splits, "none"
+    if splits.val is None and config.val_split:
+        splits = hold_out(splits, config.val_split, config.seed)
+    possible = ["knn"] * (splits.labelled is not None) + ["rank"] * (splits.val is not None)
+    if config.monitor and config.monitor not in possible:
+        raise InputError(
+            f"monitor={config.monitor} cannot be taken in {config.data!r}: it needs a val (or "
+            "--val_split 0.1), and knn classes too"
+        )
+    return splits, config.monitor or [*possible, "none"][0]
+
+
 def build_loader(
     config: PretrainConfig, pictures: Pictures, recipes: list[Recipe], world, device, local_size
 ) -> TrainingLoader:
@@ -156,11 +176,15 @@ def training_recipes(config: PretrainConfig) -> list[Recipe]:
 def describe(game: Game, config: PretrainConfig, world: World) -> str:
     """What is trained on, and what meets what, for the log."""
     splits = game.splits
-    lines = introduction({"train": splits.train, "val": splits.val})
+    val = f"val, held out of train (--val_split {config.val_split:g})" if game.held_out else "val"
+    lines = introduction({"train": splits.train, val: splits.val})
     lines.append(
         f"{len(game.loader)} steps of {game.num_keys} an epoch, {len(game.plan)} term(s), "
         f"{world.size} process(es) on {game.device.type} in {game.model.amp or torch.float32}"
     )
-    if config.knn_freq and splits.val is None:
-        lines.append("no kNN monitor: it needs labelled pictures in train/CLASS and val/CLASS")
+    if game.monitor == "rank":
+        lines.append("score: effective rank of val's features (RankMe), without labels")
+        lines.append("checkpoint_best has the largest: a weaker sign than kNN accuracy")
+    elif game.monitor == "none":
+        lines.append("no score, so no checkpoint_best; for one: a val, or --val_split 0.1")
     return "\n".join(lines)

@@ -9,6 +9,8 @@ from ops.errors import InputError
 from ops.options import ARCHITECTURES, DATASETS, STEMS, RunOptions
 from ops.schedule import cosine, steps
 
+MONITORS = ("knn", "rank", "none")
+
 
 @dataclass(frozen=True)
 class PretrainConfig(RunOptions):
@@ -75,9 +77,7 @@ class PretrainConfig(RunOptions):
     # Encoder
     arch: str = option("resnet50", "architecture", names=("-a",), choices=ARCHITECTURES)
     stem: str = option("imagenet", "small: 3x3 first convolution, no max-pool", choices=STEMS)
-    init: str = option(
-        "", "checkpoint of any program, whose trunk both encoders begin with", may_change=True
-    )
+    init: str = option("", "checkpoint whose trunk both encoders begin with", may_change=True)
     init_sha256: str = option(None, "SHA-256 that it has to have (default: what it has)")
     mlp: int = switch(1, "1: two-layer projection head; 0: one linear layer")
     amp: str = option(
@@ -111,7 +111,9 @@ class PretrainConfig(RunOptions):
         may_change=True,
     )
     dry_run: int = switch(0, "1: check, time two steps, and leave nothing", may_change=True)
-    knn_freq: int = option(10, "epochs between two kNN scores; 0: never", AT_LEAST_0)
+    monitor: str = option(None, "score (default: knn with labels, else rank)", choices=MONITORS)
+    val_split: float = option(0.0, "share of train held out for scores if there is no val", BELOW_1)
+    knn_freq: int = option(10, "epochs between two scores; 0: never", AT_LEAST_0)
     knn_k: int = option(200, "neighbours that vote in a kNN score", AT_LEAST_1)
     knn_t: float = option(0.07, "temperature of their vote", POSITIVE)
     resume: str = option("", "checkpoint to go on from, or auto: the newest", may_change=True)
@@ -125,10 +127,7 @@ class PretrainConfig(RunOptions):
         if self.multi_crop:
             check_crops(self)
         if self.init and self.resume not in ("", "auto"):
-            raise InputError(
-                f"init={self.init!r} beside resume={self.resume!r}: the checkpoint to go on from "
-                "has weights of its own; give one of the two"
-            )
+            raise InputError(f"resume={self.resume!r} has its own weights; leave --init out")
         self.check_micro_batches(self.global_batch_size or self.batch_size)
 
     def images_per_process(self, size: int) -> int:
@@ -206,7 +205,8 @@ def check_crops(config):
 SMALL = dict(eval_crop=0, stem="small", blur=0, knn_freq=1, moco_m=0.99, mem_t=0.05, memory_lr=1.0)
 CIFAR = dict(SMALL, arch="resnet18", image_size=32, cluster=8192, lr=0.06, init_steps=585)
 DATASET_PRESETS = {
-    "folder": dict(knn_freq=1),
+    "folder": dict(knn_freq=1, val_split=0.1),
+    "tar": dict(val_split=0.1),
     "cifar10": CIFAR,
     "cifar100": CIFAR,
     "stl10": dict(CIFAR, image_size=96, cluster=16384, blur=1),

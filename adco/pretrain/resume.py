@@ -46,7 +46,8 @@ def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Fl
     data = game.splits.identity()
     check_same_everywhere(data, flags)
     check_same_options(config, flags)
-    start = RunStart(Progress(config.start_epoch, **counts(game, config, world)), data=data)
+    progress = Progress(config.start_epoch, **counts(game, config, world), best_of=game.monitor)
+    start = RunStart(progress, data=data)
     start.note = "\n".join(game.beginning)
     if not config.resume:
         return start
@@ -58,10 +59,7 @@ def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Fl
         name = flags.gather(path and str(path))[0]
         if name is None:
             if config.init and not game.beginning:
-                raise InputError(
-                    f"no run to go on with in {log_folder(config)}, and no file at "
-                    f"{config.init!r} to begin with; give an existing one with --init"
-                )
+                checkpoint.load(config.init)  # says that it is gone
             anew = f"no run with these options and data in {log_folder(config)}: starting anew"
             start.note = "\n".join([anew, *game.beginning])
             return start
@@ -78,6 +76,7 @@ def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Fl
         start.warnings.append(f"{source} was made of other data ({other}): its best score is void")
         progress.best_acc = 0.0
         start.kept.pop("bad_pictures", None)
+    start.warnings += progress.score_by(game.monitor)
     start.warnings += progress.count_in(**counts(game, config, world))
     start.progress = progress
     if start.kept.get("scaler"):  # it is empty where the run was not in fp16
@@ -168,7 +167,8 @@ def made_otherwise(path: Path, config: PretrainConfig, data: dict) -> str:
     try:
         # An option that is newer than the file had its default, or that of the data set.
         content = json.loads(path.read_text())
-        theirs = {**defaults, "eval_crop": config.eval_crop, **content["config"]}
+        of_data_set = {"eval_crop": config.eval_crop, "val_split": config.val_split}
+        theirs = {**defaults, **of_data_set, **content["config"]}
         if theirs["global_batch_size"] is None:  # an earlier version, which kept the batch a node
             theirs["global_batch_size"] = theirs["batch_size"] * theirs["world_size"]
         # Of a file of --init that is gone the path is all there is to compare.

@@ -5,8 +5,8 @@ import torch
 from adco.pretrain.dry_run import dry_run
 from adco.pretrain.game import Game
 from adco.pretrain.init import with_init_hash
-from adco.pretrain.knn_monitor import KnnMonitor
 from adco.pretrain.meter import EpochMeter
+from adco.pretrain.monitor import SCORES, Monitor
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import start_or_resume_
 from adco.pretrain.upkeep import Stopped, Upkeep
@@ -74,7 +74,7 @@ class Pretraining:
 
         self.upkeep = Upkeep(self.game, config, world, flags, start, stop)
         self.journal = self.upkeep.journal
-        self.monitor = KnnMonitor(self.game, config, world, local_size)
+        self.monitor = Monitor(self.game, config, world, local_size)
 
     # ---- before the first epoch
 
@@ -200,12 +200,12 @@ class Pretraining:
             upkeep.between_epochs()
 
     def score(self) -> float | None:
-        """kNN accuracy of the trunk, percent; None where there are no labels."""
-        score = self.monitor.score(self.upkeep.scoring)
+        """kNN accuracy of the trunk in percent, or its effective rank; None: no score is taken."""
+        score, kind = self.monitor.score(self.upkeep.scoring), self.monitor.kind
         if score is not None:
-            values = {"epoch": self.progress.epoch, "accuracy": score}
-            self.journal.say(f" * kNN {score:.2f} after {self.progress.epoch} epochs")
-            self.journal.record("knn", self.progress.step, values)
+            (name, title, unit), epoch = SCORES[kind], self.progress.epoch
+            self.journal.say(f" * {title} {score:.2f}{unit} after {epoch} epochs")
+            self.journal.record(kind, self.progress.step, {"epoch": epoch, name: score})
         return score
 
     def finish(self) -> None:

@@ -48,7 +48,8 @@ class Progress:
     num_keys: int = 0  # M, in which the steps of the epoch are counted; 0: not known
     num_pictures: int = 0  # of the data set; 0: not known
     bn_size: int = 0  # pictures that BatchNorm sees at once; 0: not known
-    best_acc: float = 0.0  # best kNN score, percent
+    best_acc: float = 0.0  # best score: kNN accuracy, percent, or effective rank
+    best_of: str = "knn"  # which of the two
     after_warmup: bool = True  # whether the cosine begins where the warm-up ends
 
     def where(self) -> str:
@@ -56,6 +57,19 @@ class Progress:
         if self.playing:
             return f"in epoch {self.epoch} after {self.epoch_step} of its steps"
         return f"in the start-up after {self.startup_step} of its steps"
+
+    def score_by(self, kind: str) -> list[str]:
+        """Compare scores of this kind from here on; none: of no kind.
+
+        Returns a sentence where the best one so far is of another kind.
+        """
+        if kind in ("none", self.best_of):
+            return []
+        other, before = self.best_acc, self.best_of
+        self.best_acc, self.best_of = 0.0, kind
+        return [f"the best score so far was one of {shown(before)}, not {kind!r}: void"] * (
+            other > 0
+        )
 
     def count_in(self, num_keys: int, num_pictures: int, bn_size: int) -> list[str]:
         """Count in the numbers of this run, in which none of the epoch's pictures is left out.

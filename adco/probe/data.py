@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.models.resnet import ResNet
 
 from adco.data import pil_render
-from adco.data.datasets import splits_of
+from adco.data.datasets import share_of_each_class, splits_of
 from adco.data.decoder import decoding_of
 from adco.data.list_files import listed_part, load_places
 from adco.data.loader import CheckViews, check_loader
@@ -147,15 +147,3 @@ def scoring_loader(
     batch_size = max(1, config.global_batch_size // world.size)
     workers = workers_per_process(config.workers, local_size)
     return check_loader(views, batch_size, workers, world)
-
-
-def share_of_each_class(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """[m] int64 positions, ascending: `share` of each class at random, at least one picture."""
-    # 205: a stream of random numbers that is not the one of the seed alone.
-    rng = np.random.default_rng((seed, 205))
-    chosen = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = max(1, round(share * len(members)))
-        chosen.append(rng.permutation(members)[:count])
-    return np.sort(np.concatenate(chosen))
