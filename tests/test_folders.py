@@ -205,7 +205,7 @@ def test_the_runs_own_folder_in_the_data_is_no_class(tmp_path):
         run = pretrain(data, data, "--epochs", 1, "--resume", "auto")
         picture(run / "curves.png")
     ended = run_main("main_adco.py", *TINY, "--data", data, "--epochs", 1, cwd=data)
-    assert "train: 16 pictures in 2 classes, 8 to 8 each; left out: 1 log folder" in ended.stdout
+    assert "train: 14 pictures in 2 classes, 7 to 7 each; left out: 1 log folder" in ended.stdout
 
 
 def test_a_class_without_pictures_in_val_is_refused_by_name(tmp_path):
