@@ -195,8 +195,10 @@ def test_both_renderers_of_a_run_refuse_and_take_the_same(tmp_path):
     torn = tmp_path / "3.jpg"
     torn.write_bytes(torn.read_bytes()[:900] + b"\xff\xd9")
     for augment in ("fast", "pil"):
-        words = ["--augment", augment, "--bad_images_max", 1, "--epochs", 1]
+        words = ["--augment", augment, "--bad_images_max", 1, "--epochs", 1, "--val_split", 0]
         ended = run_main("main_adco.py", *TINY, "--data", tmp_path, *words, cwd=tmp_path)
         assert ended.returncode == 0 and "broken picture 3.jpg: torn" in ended.stderr
-    ended = run_main("main_adco.py", *TINY, "--data", tmp_path, "--dry_run", 1, cwd=tmp_path)
+    ended = run_main(
+        "main_adco.py", *TINY, "--data", tmp_path, "--dry_run", 1, "--val_split", 0, cwd=tmp_path
+    )
     assert ended.returncode == 2 and "3.jpg (torn" in ended.stderr
