@@ -15,7 +15,7 @@ matplotlib.use("Agg")  # draws into files; needs no screen
 import matplotlib.pyplot as plt
 import numpy as np
 
-from adco.data.datasets import Splits, load_splits
+from adco.data.datasets import Splits, hold_out, load_splits
 from adco.data.decoder import Decoding
 from adco.data.loader import CheckViews, check_loader
 from adco.encoder import read_trunk
@@ -143,6 +143,8 @@ def report_run(config: ReportConfig) -> None:
     # The data set is the one that the run was given.
     decoding = Decoding(bool(options.get("exif")), options.get("max_megapixels", inf))
     splits = load_splits(options["dataset"], config.data or options["data"], decoding=decoding)
+    if splits.val is None and options.get("val_split"):
+        splits = hold_out(splits, options["val_split"], options["seed"])
     if splits.labelled is not None and checkpoint.is_file():
         size, whole = options["image_size"], not options.get("eval_crop", 1)
         draw_neighbours(splits, checkpoint, size, whole, run / "neighbours.png")

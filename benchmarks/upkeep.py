@@ -20,7 +20,8 @@ from adco.pretrain.upkeep import CHECK_STEPS
 from benchmarks import measure
 from ops import checkpoint
 from ops.arguments import AT_LEAST_1, option, parse
-from ops.distributed import Flags, World, broadcast_from_first_, check_ranks_agree
+from ops.ddp import check_ranks_agree
+from ops.distributed import Flags, World, broadcast_from_first_
 from ops.errors import reported
 from ops.launch import launch
 from ops.options import ARCHITECTURES, ProcessOptions

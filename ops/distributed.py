@@ -4,8 +4,8 @@ Each function does the right thing when alone. Collectives are called by every p
 """
 
 import os
+import socket
 import time
-import zlib
 from dataclasses import dataclass
 from datetime import timedelta
 from urllib.parse import urlparse
@@ -35,9 +35,11 @@ ALONE = World()
 
 def current_world() -> World:
     """Rank and size of the process group, or those of a process alone."""
-    if dist.is_available() and dist.is_initialized():
-        return World(dist.get_rank(), dist.get_world_size())
-    return World()
+    return World(dist.get_rank(), dist.get_world_size()) if has_group() else World()
+
+
+def has_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def join_group(world: World, url: str, backend: str, minutes: float = 30.0):
@@ -149,8 +151,11 @@ def once_per_node(make, world: World, local_size: int):
     if world.size == 1:
         return make()
     flags = Flags(world)
-    # Where nodes differ in their number of processes, each process makes its own.
-    local_size = local_size if {*flags.gather(local_size)} == {local_size} else 1
+    # Where the ranks of a node do not follow one another, each process makes its own.
+    nodes = flags.gather((socket.gethostname(), local_size))
+    blocks = [{*nodes[i : i + local_size]} for i in range(0, world.size, local_size)]
+    if any(len(block) > 1 for block in blocks) or {size for _, size in nodes} != {local_size}:
+        local_size = 1
     node, _ = dist.new_subgroups(local_size, backend="gloo")
     first, made, error = world.rank - world.rank % local_size, [None], None
     try:
@@ -276,25 +281,3 @@ def broadcast_from_first_(tensors, world: World) -> None:
     if world.size > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
-
-
-def check_ranks_agree(tensors: dict[str, Tensor], world: World) -> None:
-    """Raise RunFailed naming the first tensor whose bytes differ between processes."""
-    if world.size == 1:
-        return
-    # A few bytes a tensor travel, not the tensor.
-    checksums = torch.tensor([checksum(tensor) for tensor in tensors.values()])
-    device = next(iter(tensors.values())).device
-    everyone = gather_rows(checksums.to(device)[None], world)  # [R, number of tensors]
-    differs = (everyone != everyone[0]).any(dim=0).tolist()
-    for name, bad in zip(tensors, differs, strict=True):
-        if bad:
-            raise RunFailed(
-                f"the processes no longer agree on {name}: the numbers cannot be trusted from here "
-                "on; go on from an earlier checkpoint, and look for a faulty device"
-            )
-
-
-def checksum(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

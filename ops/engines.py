@@ -6,7 +6,7 @@ import socket
 from dataclasses import replace
 from typing import NamedTuple
 
-from ops.distributed import Flags, current_world
+from ops.distributed import Flags, current_world, has_group
 from ops.errors import InputError
 from ops.options import ProcessOptions
 
@@ -26,7 +26,7 @@ class Place(NamedTuple):
 def place_in_engine(config: ProcessOptions) -> Place | None:
     """What the environment says of this process; None: nobody has started it as one of several."""
     world, env = current_world(), os.environ
-    if world.size > 1:
+    if has_group():
         # Ray Train, Accelerate: the group is there already. Nodes are told apart by their names.
         hosts = Flags(world).gather(socket.gethostname())
         here = hosts[world.rank]
@@ -35,7 +35,7 @@ def place_in_engine(config: ProcessOptions) -> Place | None:
     if all(name in env for name in TORCHRUN):
         rank, size, local_rank = (int(env[name]) for name in TORCHRUN)
         local_size = int(env.get("LOCAL_WORLD_SIZE", size))
-        return Place(rank, size, local_rank, local_size, config.dist_url or "env://")
+        return Place(rank, size, local_rank, local_size, "env://")
     tasks = tasks_of_slurm(config)
     if tasks and max(tasks) > 1:
         rank, local_rank = int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"])
@@ -75,8 +75,10 @@ def slurm_url(config: ProcessOptions) -> str:
         return config.dist_url
     nodes = os.environ["SLURM_STEP_NODELIST"]
     # Such as gpu[03-05,9],big1: the first is gpu03.
-    first = re.match(r"([^,\[]+)(?:\[([^],-]+))?", nodes)
+    first = re.match(r"([^,[]|\[[^]]*\])+", nodes)
     if first is None:
         raise InputError(f"SLURM_STEP_NODELIST={nodes!r} names no node; give --dist_url")
-    port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
-    return f"tcp://{first[1]}{first[2] or ''}:{port}"
+    host = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first[0])
+    # Two steps of one job may run beside each other.
+    job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
+    return f"tcp://{host}:{20_000 + (job + 97 * step) % 12_000}"

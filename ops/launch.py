@@ -20,7 +20,7 @@ from ops.errors import EXIT_STOPPED, InputError, RunFailed, error_of, outcome_of
 from ops.heartbeat import Heartbeat, follow_parent
 from ops.options import ProcessOptions
 from ops.signals import REQUESTS, StopRequest, end_by_requests, requests_blocked, unblock_requests
-from ops.workers import num_cores
+from ops.workers import cores_of_process
 
 START_METHOD = "spawn"  # a fork of a process that has used CUDA would not work
 GRACE_SECONDS = 5.0  # that the other processes have when one has failed
@@ -114,8 +114,6 @@ def rendezvous_url(config: ProcessOptions) -> str:
     else:
         url = f"tcp://{config.master_addr}:{config.master_port}"
     port = urlparse(url).port
-    if port is None:
-        raise InputError(f"dist_url={url!r} names no port; expected tcp://host:port")
     if config.rank == 0 and not port_is_free(port):
         raise InputError(
             f"port {port} of {url} is in use; choose another with --dist_url tcp://host:port"
@@ -143,7 +141,9 @@ def own_device(kind: str, local_rank: int, config: ProcessOptions) -> torch.devi
     if kind != "cuda":
         return torch.device(kind)
     # A scheduler may show each process its own GPU alone.
-    number = local_rank % torch.cuda.device_count() if config.gpu is None else config.gpu
+    own = local_rank if torch.cuda.device_count() > 1 else 0
+    number = own if config.gpu is None else config.gpu
+    check_gpu(number, kind)
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
@@ -155,7 +155,7 @@ def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout)
     device = own_device(layout.kind, local_rank, config)
     if layout.kind != "cuda" and "OMP_NUM_THREADS" not in os.environ:
         # A fair share of the cores, where several processes compute on the CPU.
-        torch.set_num_threads(max(1, num_cores() // layout.local_size))
+        torch.set_num_threads(max(1, cores_of_process(layout.local_size)))
     unblock_requests()
     backend = config.dist_backend if layout.kind == "cuda" else "gloo"
     store = join_group(world, layout.url, backend, config.dist_timeout)

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import ClassVar
+from urllib.parse import urlparse
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, option, switch
 from ops.errors import InputError
@@ -57,6 +58,8 @@ class ProcessOptions:
             )
         if self.dist_url and not self.dist_url.startswith(("tcp://", "env://")):
             raise InputError(f"dist_url={self.dist_url!r}: expected tcp://host:port or env://")
+        if (self.dist_url or "").startswith("tcp://") and urlparse(self.dist_url).port is None:
+            raise InputError(f"dist_url={self.dist_url!r} names no port; expected tcp://host:port")
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,11 @@ class RunOptions(ProcessOptions, PictureOptions):
 
         size, local_size: processes in all, and on this node.
         """
+        if not self.global_batch_size and size % local_size:
+            raise InputError(
+                f"nodes differ in their number of processes ({size} in all, {local_size} here): "
+                "give --global_batch_size"
+            )
         wanted = self.global_batch_size or self.batch_size * size // local_size
         return replace(self, global_batch_size=wanted)
 

@@ -159,10 +159,13 @@ def workers_per_process(workers: int, local_size: int) -> int:
 
     local_size: processes on this node.
     """
-    return min(workers, num_cores()) // max(1, local_size)
+    return min(workers // max(1, local_size), cores_of_process(local_size))
 
 
-def num_cores() -> int:
-    """Cores that this process may use: a job of a scheduler has fewer than the machine."""
+def cores_of_process(local_size: int) -> int:
+    """Cores for one of the `local_size` processes of this node, where a job may have some only."""
     has_affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    # With several tasks a node, srun gives each its own.
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").partition("(")[0]
+    return cores if tasks.partition(",")[0] != "1" else cores // max(1, local_size)

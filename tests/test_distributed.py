@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ops import distributed
+from ops.ddp import check_ranks_agree
 from ops.errors import RunFailed
 from tests.support.gloo import in_processes
 
@@ -26,7 +27,7 @@ def collectives(world: distributed.World) -> dict:
     rows = torch.full((world.rank + 1, 2), float(world.rank))
     tensors = {"same": torch.ones(3), "other": torch.tensor([1.0, world.rank])}
     with pytest.raises(RunFailed) as error:
-        distributed.check_ranks_agree(tensors, world)
+        check_ranks_agree(tensors, world)
     return {
         "there": there, "back": back, "own": own, "told": str(error.value),
         "uneven": distributed.gather_uneven_rows(rows, world),

@@ -13,7 +13,9 @@ from adco.pretrain.run import run
 from ops.arguments import parse
 from ops.checkpoint import LAST, PREVIOUS
 from ops.engines import place_in_engine, with_slurms_nodes
+from ops.errors import InputError
 from ops.launch import free_port, launch
+from ops.workers import cores_of_process, workers_per_process
 from tests.conftest import ROOT
 from tests.support.gloo import in_processes
 from tests.support.scripts import TINY, assert_refused, losses, pretrain, records, run_main
@@ -60,6 +62,17 @@ def test_srun_says_where_a_process_belongs(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_LOCALID", "2")
     assert place_in_engine(config) == (10, 16, 2, 8, "tcp://gpu03:20003")
+    for nodes, first in (
+        ("rack[1-2]n[01-04],x", "rack1n01"),
+        ("gpu[02-05]-ib", "gpu02-ib"),
+        ("a,b", "a"),
+    ):
+        monkeypatch.setenv("SLURM_STEP_NODELIST", nodes)
+        assert place_in_engine(config).url == f"tcp://{first}:20003"
+    monkeypatch.setenv("SLURM_STEP_ID", "1")  # of the same job
+    assert place_in_engine(config).url == "tcp://a:20100"
+    monkeypatch.delenv("SLURM_STEP_ID")
+    assert workers_per_process(32, local_size=8) >= min(4, cores_of_process(1))
     url = replace(config, dist_url="tcp://here:1")
     assert place_in_engine(url).url == "tcp://here:1"
     # Nodes that the options name come first, and a script beside srun is no task.
@@ -72,6 +85,16 @@ def test_srun_says_where_a_process_belongs(monkeypatch):
     assert (node.world_size, node.rank, node.dist_url) == (2, 1, "tcp://a1:20005")
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     assert place_in_engine(config) is None and with_slurms_nodes(config) == config
+
+
+def test_torchrun_has_the_address(monkeypatch):
+    for name, value in (("RANK", 3), ("WORLD_SIZE", 4), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    # Its store is at its own address, whatever --dist_url says.
+    config = PretrainConfig(dist_url="tcp://localhost:10001")
+    assert place_in_engine(config) == (3, 4, 1, 2, "env://")
+    with pytest.raises(InputError, match="give --global_batch_size"):
+        config.with_global_batch(12, 8)
 
 
 def test_a_run_goes_on_with_other_processes_where_m_is_the_same(tmp_path, digit_folder):

@@ -359,6 +359,9 @@ def test_other_options_are_named_where_there_is_no_run_with_these(tmp_path):
     path, _, (sentence,) = newest_with(replace(CONFIG, epochs=300, mem_t=0.05), tmp_path, {})
     assert path is None and str(run) in sentence
     assert "epochs 200, here 300" in sentence and "mem_t 0.02, here 0.05" in sentence
+    # A file of --init that is not there is no run without one.
+    path, _, (sentence,) = newest_with(replace(CONFIG, init="gone.pth"), tmp_path, {})
+    assert path is None and "init_sha256 None, here 'of gone.pth'" in sentence
 
 
 def test_torchrun_is_taken_as_it_is_and_restarts_a_run_after_a_process_was_killed(

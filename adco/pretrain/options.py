@@ -78,7 +78,9 @@ class PretrainConfig(RunOptions):
     arch: str = option("resnet50", "architecture", names=("-a",), choices=ARCHITECTURES)
     stem: str = option("imagenet", "small: 3x3 first convolution, no max-pool", choices=STEMS)
     init: str = option("", "checkpoint whose trunk both encoders begin with", may_change=True)
-    init_sha256: str = option(None, "SHA-256 that it has to have (default: what it has)")
+    init_sha256: str = option(
+        None, "SHA-256 that it has to have (default: what it has)", follows=("init",)
+    )
     mlp: int = switch(1, "1: two-layer projection head; 0: one linear layer")
     amp: str = option(
         "auto",
@@ -126,6 +128,8 @@ class PretrainConfig(RunOptions):
             object.__setattr__(self, "size_crops", sizes)
         if self.multi_crop:
             check_crops(self)
+        if self.monitor in ("knn", "rank") and not self.knn_freq:
+            raise InputError(f"monitor={self.monitor} with knn_freq=0: no score is ever taken")
         if self.init and self.resume not in ("", "auto"):
             raise InputError(f"resume={self.resume!r} has its own weights; leave --init out")
         self.check_micro_batches(self.global_batch_size or self.batch_size)

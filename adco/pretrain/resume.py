@@ -172,8 +172,9 @@ def made_otherwise(path: Path, config: PretrainConfig, data: dict) -> str:
         if theirs["global_batch_size"] is None:  # an earlier version, which kept the batch a node
             theirs["global_batch_size"] = theirs["batch_size"] * theirs["world_size"]
         # Of a file of --init that is gone the path is all there is to compare.
-        if ours["init_sha256"] is None and config.init == theirs.get("init"):
-            ours["init_sha256"] = theirs["init_sha256"]
+        if config.init and ours["init_sha256"] is None:
+            same = config.init == theirs.get("init")
+            ours["init_sha256"] = theirs["init_sha256"] if same else f"of {config.init}"
         other_data = difference(content.get("data"), data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "a configuration that cannot be read"  # none, torn, or of another program

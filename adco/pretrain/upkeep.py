@@ -13,7 +13,8 @@ from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import RunStart, log_folder
 from adco.pretrain.saving import Checkpoints
 from adco.pretrain.state import pack
-from ops.distributed import Flags, World, broadcast_from_first_, check_ranks_agree
+from ops.ddp import check_ranks_agree
+from ops.distributed import Flags, World, broadcast_from_first_
 from ops.errors import InputError, RunFailed
 from ops.journal import Journal
 from ops.run_folder import new_run_folder
