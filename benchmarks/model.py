@@ -29,7 +29,7 @@ from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, option, parse, switc
 from ops.distributed import ALONE, World, gather_rows, sum_across_ranks_
 from ops.errors import reported
 from ops.launch import launch
-from ops.workers import num_cores
+from ops.workers import cores_of_process
 
 R_TO_PREDICT = [2**i for i in range(11)]
 DIM, PICTURES = 128, 1_281_167  # D; of an epoch of ImageNet
@@ -274,7 +274,7 @@ def compare(c: ModelBenchmark, world: World, device: torch.device, local_size: i
 def check(c: ModelBenchmark) -> int:
     """Cores are the devices. There is nothing beside the steps: no loaders, no saves."""
     free = dict(hides=0, host_ms=0, poll_us=0, views_s=1e9, save_gbs=1e9)
-    c = replace(c, device="cpu", per_node=64, devices=num_cores(), nproc=2, **free)
+    c = replace(c, device="cpu", per_node=64, devices=cores_of_process(1), nproc=2, **free)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "link.json"
         launch(partial(measure_link, path), c)
