@@ -38,10 +38,10 @@ class PackConfig:
     shard_mb: float = option(512.0, "size at which a shard ends, MB", POSITIVE)
 
     def __post_init__(self):
-        if "://" in self.out or os.path.lexists(self.out):
-            raise InputError(
-                f"out={self.out!r}: expected the name of a new folder; a store gets a copy of it"
-            )
+        if "://" in self.out:
+            raise InputError(f"out={self.out!r}: pack into a folder, and copy it to the store")
+        if os.path.lexists(self.out):
+            raise InputError(f"out={self.out!r} is there; expected the name of a new folder")
 
 
 def pack(config: PackConfig) -> None:

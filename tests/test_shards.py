@@ -112,9 +112,7 @@ def test_packing_is_whole_or_not_at_all_and_can_be_started_again(folder, tmp_pat
     packed(folder, out)
     assert sorted(p.name for p in out.iterdir()) == [INDEX, "train-000000.tar", "val-000000.tar"]
     assert_refused(run_main("adco/pack.py", folder, out, cwd=tmp_path), "expected", "new folder")
-    assert_refused(
-        run_main("adco/pack.py", folder, "s3://b/x", cwd=tmp_path), "a store gets a copy"
-    )
+    assert_refused(run_main("adco/pack.py", folder, "s3://b/x", cwd=tmp_path), "to the store")
 
 
 # ---- training

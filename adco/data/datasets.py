@@ -250,8 +250,10 @@ def warnings_about(pictures: Pictures) -> list[str]:
     if not isinstance(pictures, FolderPictures):
         return []
     warnings = []
-    # Class folders whose pictures lie in folders of their own.
-    deeper = Counter("/".join(n.split("/")[:2]) for n in pictures.file_names() if n.count("/") > 1)
+    # Class folders (those of a list are none) whose pictures lie in folders of their own.
+    tops, names = {*pictures.classes}, pictures.file_names()
+    paths = (n.split("/") for n in names if n.count("/") > 1)
+    deeper = Counter(f"{top}/{below}" for top, below, *_ in paths if top in tops)
     if pictures.labels is not None and 2 * sum(deeper.values()) > len(pictures):
         warnings.append(
             f"the classes are the {len(pictures.classes)} folders {some(list(pictures.classes))}, "
