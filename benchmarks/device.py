@@ -22,18 +22,15 @@ from ops.device import tune
 from ops.distributed import ALONE, World
 from ops.errors import InputError, reported
 from ops.launch import launch
-from ops.options import ARCHITECTURES, ProcessOptions
 
 PRECISIONS = ("bf16", "fp16", "none")
 
 
 @dataclass(frozen=True)
-class DeviceBenchmark(ProcessOptions):
+class DeviceBenchmark(upkeep.UpkeepBenchmark):
     """One table of one device: parity, steps, memory, the bank, the renderers, saving."""
 
-    arch: str = option("resnet50", "encoder", choices=ARCHITECTURES)
     batch_size: int = option(64, "N", AT_LEAST_1)
-    image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
     cluster: int = option(65536, "K", AT_LEAST_1)
     repeats: int = option(7, "times that each is taken", AT_LEAST_1)
     minutes: float = option(8.0, "after which what is left is left out", POSITIVE)
@@ -48,8 +45,8 @@ def rows(config: DeviceBenchmark, device: torch.device) -> Iterator[tuple[str, .
     yield timed("published", config, device, published_way(config, device))
     round_ = rounds.way("ours", config.batch_size, config.cluster, 128, device, ALONE)
     yield timed("a round of the bank alone", config, device, round_)
+    data = views.jpeg(views.Image.fromarray(views.made_up().read(0)))
     for name, renderer in RENDERERS.items():
-        data = views.jpeg(views.Image.fromarray(views.made_up().read(0)))
         way = partial(views.ours, renderer, 0, data)
         seconds = measure.interleaved({"": way}, config.repeats, device)[""]
         rate = 1 / measure.spread(seconds)[0]

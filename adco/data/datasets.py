@@ -240,9 +240,9 @@ def described(pictures: Pictures) -> str:
     return printable(text)
 
 
-def sample_of(pictures: Pictures, seed: int) -> list[int]:
-    """Positions of SAMPLE pictures, or of all; the same ones every time."""
-    return np.random.default_rng(seed).permutation(len(pictures))[:SAMPLE].tolist()
+def sample_of(pictures: Pictures, seed: int, most: int = SAMPLE) -> list[int]:
+    """Positions of so many pictures, or of all; the same ones every time."""
+    return np.random.default_rng(seed).permutation(len(pictures))[:most].tolist()
 
 
 def warnings_about(pictures: Pictures) -> list[str]:

@@ -5,7 +5,7 @@ from math import ceil
 
 import numpy as np
 
-from adco.data.datasets import MOST_HELD_OUT
+from adco.data.datasets import MOST_HELD_OUT, sample_of
 from adco.data.loader import CheckViews, check_loader, share_of
 from adco.data.pictures import Pictures
 from adco.pretrain.game import Game
@@ -40,9 +40,8 @@ class Monitor:
             score = knn_accuracies([train], val, num_classes, [config.knn_k], config.knn_t, world)
             return score[0].acc1
         if self.kind == "rank":
-            # The same sample every time.
-            order = np.random.default_rng(config.seed).permutation(len(splits.val))
-            sample = splits.val.part(np.sort(order[:MOST_HELD_OUT]))
+            chosen = sample_of(splits.val, config.seed, MOST_HELD_OUT)
+            sample = splits.val.part(np.sort(chosen))
             return effective_rank(self.features(sample, awaited, unit=False).rows, world)
         return None
 
