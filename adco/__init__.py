@@ -12,7 +12,7 @@ A map of the code, in reading order. The method:
     model       both encoders: moving average, shuffled BatchNorm (encoder, trunk_names: the
                 ResNets, and where they lie in files)
     objective   the two losses and their gradients, derived and defined on one page
-    step        one training step: keys, losses, both players move (finite: or neither does)
+    step        one training step: keys, losses, both players move, or neither does
     fused       the losses as they run, chunk by chunk (negatives: W, v and their ascent)
 What stands around it:
     data/       datasets: by name (the names: ops/options), pictures, shards, list_files; views:

@@ -13,14 +13,20 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from adco.finite import BufferSnapshot, check_finite, step_unless_
 from adco.fused import losses, own_key_loss  # equal to objective.py: tests/test_fused.py
 from adco.model import micro_batches
 from adco.negatives import NegativeBank
 from adco.objective import Losses, Pair, own_key
 from adco.plan import Term, key_views, query_views
-from ops.ddp import average_gradients_, averaging, unwrap
 from ops.distributed import current_world, gather_rows, sum_across_ranks_
+from ops.training import (
+    BufferSnapshot,
+    average_gradients_,
+    averaging,
+    check_finite,
+    step_unless_,
+    unwrap,
+)
 
 
 class Round(NamedTuple):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from adco.finite import BufferSnapshot, check_finite
 from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import Progress, pack
@@ -20,11 +19,11 @@ from adco.pretrain.upkeep import CHECK_STEPS
 from benchmarks import measure
 from ops import checkpoint
 from ops.arguments import AT_LEAST_1, option, parse
-from ops.ddp import check_ranks_agree
 from ops.distributed import Flags, World, broadcast_from_first_
 from ops.errors import reported
 from ops.launch import launch
 from ops.options import ARCHITECTURES, ProcessOptions
+from ops.training import BufferSnapshot, check_finite, check_ranks_agree
 
 
 @dataclass(frozen=True)

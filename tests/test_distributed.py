@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ops import distributed
-from ops.ddp import check_ranks_agree
 from ops.errors import RunFailed
+from ops.training import check_ranks_agree
 from tests.support.gloo import in_processes
 
 

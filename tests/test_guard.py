@@ -6,10 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import adco
 from adco import fused
-from adco.finite import check_finite
 from adco.step import Round, idle_share, startup_step
-from ops.ddp import wrap_encoder
 from ops.distributed import World
+from ops.training import check_finite, wrap_encoder
 from tests.support.game import assert_same, small_game, state_of, views_of
 from tests.support.gloo import in_processes
 

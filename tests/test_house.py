@@ -16,7 +16,6 @@ METHOD = (
     "adco.objective",
     "adco.fused",
     "adco.negatives",
-    "adco.finite",
     "adco.step",
 )
 # What the files of a room may not import. The method: the files of adco/, its commands aside.

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import adco
-from ops.ddp import wrap_encoder
 from ops.distributed import World
+from ops.training import wrap_encoder
 from tests.parity import rule
 from tests.support.gloo import in_processes
 

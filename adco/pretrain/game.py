@@ -22,10 +22,10 @@ from adco.plan import view_plan
 from adco.pretrain.init import begin_with_, read_init
 from adco.pretrain.options import PretrainConfig
 from adco.step import Round, startup_step, train_step
-from ops.ddp import wrap_encoder
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World
 from ops.errors import InputError
+from ops.training import wrap_encoder
 from ops.workers import check_shared_memory, workers_per_process
 
 

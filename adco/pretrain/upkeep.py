@@ -13,12 +13,12 @@ from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import RunStart, log_folder
 from adco.pretrain.saving import Checkpoints
 from adco.pretrain.state import pack
-from ops.ddp import check_ranks_agree
 from ops.distributed import Flags, World, broadcast_from_first_
 from ops.errors import InputError, RunFailed
 from ops.journal import Journal
 from ops.run_folder import new_run_folder
 from ops.signals import StopRequest, WaitInterrupted
+from ops.training import check_ranks_agree
 
 CHECK_STEPS = 1000  # between two checks that all processes hold the same numbers
 

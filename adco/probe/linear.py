@@ -17,10 +17,10 @@ from adco.encoder import Trunk
 from adco.probe.data import ProbeRun, ProbeViews, probe_recipe, scoring_loader
 from adco.probe.features import Features, blocks, check_features, extract_features
 from adco.probe.metrics import Accuracy, accuracies, best_index, count_right
-from ops.ddp import checksum, wrap_encoder
 from ops.distributed import broadcast_from_first_, sum_across_ranks_
 from ops.errors import RunFailed
 from ops.journal import Stopwatch
+from ops.training import checksum, wrap_encoder
 from ops.workers import check_shared_memory, workers_per_process
 
 

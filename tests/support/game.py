@@ -7,8 +7,8 @@ from torch import nn
 
 import adco
 from adco.step import startup_step
-from ops.ddp import wrap_encoder
 from ops.distributed import ALONE, World
+from ops.training import wrap_encoder
 
 NUM_PICTURES, NUM_COLUMNS, DIM = 8, 48, 16  # of all processes together
 MODES = {"single": (False, False, 2), "symmetric": (True, False, 2),
