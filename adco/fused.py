@@ -20,12 +20,13 @@ B processes whose queries were gathered (R; 1 alone), V query views, T terms, C 
 """
 
 from collections.abc import Iterator
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from adco.objective import Losses, Pair, own_key
+from adco.objective import ALL, Denominator, Losses, Pair, own_key
 from ops.distributed import ALONE, World, all_to_all_blocks, gather_rows, in_one_message
 
 SHORTEST = 1e-12  # lower bound of a column's length, as eps in F.normalize
@@ -50,6 +51,7 @@ def losses(
     mem_t: float,
     first_key: int = 0,
     world: World = ALONE,
+    denominator: Denominator = ALL,
 ) -> Losses:
     """Both players' losses and gradients for one round: objective.reference_losses, faster.
 
@@ -69,10 +71,15 @@ def losses(
     total_weight = sum(pair.weight for pair in pairs)
     loss = mass = top1 = top5 = 0
     weights = torch.zeros_like(sums.nearest)  # [V, N]  x_i
+    log_weight = denominator.log_column_weight
     for t, (pair, v) in enumerate(zip(pairs, view_of, strict=True)):
         # The softmax over all M + K at tau, counted from the nearest column.
-        nearest, log_sums = sums.nearest[v], sums.log_sums[v]  # [N], [N, 2]
+        nearest, log_sums = sums.nearest[v], sums.log_sums[v] + log_weight  # [N], [N, 2]
         s = key_cosines[t] - nearest[:, None]  # [N, M]
+        if not denominator.batch_keys:
+            s = s.gather(1, target)
+        elif denominator.decoupled:
+            s = s.scatter(1, target, -inf)
         log_all = torch.logaddexp((s / moco_t).logsumexp(dim=1), log_sums[:, 0])
         loss = loss + pair.weight * (log_all - (own[t] - nearest) / moco_t).mean()
 
@@ -81,7 +88,7 @@ def losses(
         log_keys = (s.detach() / mem_t).logsumexp(dim=1)
         log_all = torch.logaddexp(log_keys, log_sums[:, 1].detach())
         mass = mass + share * (log_keys - log_all).exp().mean()
-        weights[v] += share * (-log_all).exp()
+        weights[v] += share * (log_weight - log_all).exp()
         num_nearer = sums.num_nearer[t] + (key_cosines[t] > own[t][:, None]).sum(dim=1)
         top1 = top1 + share * (num_nearer < 1).to(W.dtype).mean()
         top5 = top5 + share * (num_nearer < 5).to(W.dtype).mean()

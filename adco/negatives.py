@@ -1,10 +1,13 @@
 """The learnable adversaries: W, their velocity and their ascent, spread over the processes."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from ops.distributed import current_world, gather_uneven_rows
+from ops.distributed import current_world, gather_uneven_rows, sum_across_ranks_
+
+SHORTEST = 1e-12  # a gradient that is shorter turns nothing
 
 
 class NegativeBank(nn.Module):
@@ -55,10 +58,30 @@ class NegativeBank(nn.Module):
         )  # fmt: skip
 
     @torch.no_grad()
+    def turn_(
+        self, gradient: Tensor, angle: float, momentum: float, dropped: Tensor | None = None
+    ) -> None:
+        """Ascend by an angle: v <- mu v + g, then every column turns along -v, all of them by
+        `angle` radians on average, and has unit length.
+
+        So the step does not depend on K, on tau_a or on how long the columns are.
+        gradient, dropped: as in ascend_.
+        """
+        v = momentum * self.v + gradient
+        u = F.normalize(self.W, dim=0)
+        tangent = v - u * (u * v).sum(dim=0)
+        length = sum_across_ranks_(tangent.norm(dim=0).sum(), self.world) / self.num_negatives
+        turned = F.normalize(u - angle * tangent / length.clamp_min(SHORTEST), dim=0)
+        stay = torch.zeros_like(length).bool() if dropped is None else dropped.bool()
+        self.W.copy_(torch.where(stay, self.W, turned))
+        self.v.copy_(torch.where(stay, self.v, v))
+
+    @torch.no_grad()
     def write_columns_(self, keys: Tensor, first: int) -> None:
         """Write keys [M, D] into the columns from `first` on, round and round.
 
-        A key that is not finite is skipped. If M > K, the last key written to a column wins.
+        They begin without velocity. A key that is not finite is skipped. If M > K, the last key
+        written to a column wins.
         """
         # Where each key goes, among all K columns.
         end = first + len(keys)
@@ -73,6 +96,7 @@ class NegativeBank(nn.Module):
 
         new = keys[here].T.to(self.W.dtype)
         self.W[:, columns] = torch.where(new.isfinite().all(dim=0), new, self.W[:, columns])
+        self.v[:, columns] = 0
 
     def _first_column(self) -> int:
         """Of this process, among all K. As tensor_split has it, the first shards are the wider."""

@@ -24,10 +24,17 @@ How the adversaries move
     g has no radial part, so |w_j| can only grow with g and shrink with the weight decay lambda.
     The step along the sphere scales as 1 / |w_j|^2: a bank of long columns learns slowly.
 
+Other negatives in the same sum (Denominator)
+    Columns that do not move, and are overwritten by keys, are MoCo's queue; no columns leave the
+    keys of the batch. The columns' sum may be weighted: sum_j becomes c sum_j. Decoupled contrast
+    (arXiv:2110.06848) leaves the own key out of the sum. nt_xent is SimCLR's loss, which has no
+    second encoder: the gradient goes through both views.
+
 This file holds the definition, by autograd. Both players see the same q, k and W, from one forward
 pass: nobody moves first. What runs is fused.losses, which gives the same numbers faster.
 """
 
+from math import inf, log
 from typing import NamedTuple
 
 import torch
@@ -41,6 +48,29 @@ class Pair(NamedTuple):
     queries: Tensor  # [N, D]  with grad
     keys: Tensor  # [M, D]  without
     weight: float
+
+
+class Denominator(NamedTuple):
+    """What is summed below the fraction in L; by default all M keys and all K columns."""
+
+    column_weight: float = 1.0  # of the sum over the columns; 0: they do not count
+    batch_keys: bool = True  # whether the keys of the other pictures count
+    decoupled: bool = False  # whether the own key is left out
+
+    @property
+    def log_column_weight(self) -> float:
+        return log(self.column_weight) if self.column_weight else -inf
+
+    def bias(self, logits: Tensor, target: Tensor, num_keys: int) -> Tensor:
+        """Logarithms of the weights of the terms, [N, M + K]."""
+        bias = torch.zeros_like(logits)
+        bias[:, num_keys:] = self.log_column_weight
+        if not self.batch_keys:
+            bias[:, :num_keys] = -inf
+        return bias.scatter(1, target[:, None], -inf if self.decoupled else 0)
+
+
+ALL = Denominator()
 
 
 class Losses(NamedTuple):
@@ -68,9 +98,24 @@ def contrastive_logits(queries: Tensor, keys: Tensor, directions: Tensor) -> Ten
     return torch.cat([queries @ keys.T, queries @ directions], dim=1)
 
 
-def info_nce(logits: Tensor, target: Tensor, tau: float) -> Tensor:
-    """L(tau), 0-d, in nats."""
-    return F.cross_entropy(logits / tau, target)
+def info_nce(logits: Tensor, target: Tensor, tau: float, bias: Tensor | float = 0.0) -> Tensor:
+    """L(tau), 0-d, in nats. bias: see Denominator."""
+    logits = logits / tau
+    own = logits.gather(1, target[:, None])[:, 0]
+    return ((logits + bias).logsumexp(dim=1) - own).mean()
+
+
+def nt_xent(embedded: list[Tensor], tau: float, decoupled: bool = False) -> tuple[Tensor, Tensor]:
+    """SimCLR's loss, 0-d, and the cosines [2 M, 2 M] it is made of, -inf on the diagonal.
+
+    embedded: both views of all M pictures, unit rows [M, D]. Each view is a query, the other view
+    of its picture its own key, and the views of the other pictures are negatives.
+    """
+    rows = torch.cat(embedded)
+    cosines = (rows @ rows.T).fill_diagonal_(-inf)
+    target = torch.arange(len(rows), device=rows.device).roll(len(embedded[0]))
+    bias = Denominator(decoupled=decoupled).bias(cosines, target, len(rows))
+    return info_nce(cosines, target, tau, bias), cosines
 
 
 def directions_of(W: Tensor) -> Tensor:
@@ -79,7 +124,12 @@ def directions_of(W: Tensor) -> Tensor:
 
 
 def reference_losses(
-    pairs: list[Pair], W: Tensor, moco_t: float, mem_t: float, first_key: int = 0
+    pairs: list[Pair],
+    W: Tensor,
+    moco_t: float,
+    mem_t: float,
+    first_key: int = 0,
+    denominator: Denominator = ALL,
 ) -> Losses:
     """Both players' losses and gradients for one round, by autograd.
 
@@ -93,16 +143,17 @@ def reference_losses(
     for queries, keys, weight in pairs:
         # The encoder descends this loss, while the adversaries stand still.
         logits = contrastive_logits(queries, keys, directions_of(W).detach())  # [N, M + K]
-        loss = loss + weight * info_nce(logits, target, moco_t)
+        bias = denominator.bias(logits, target, len(keys))
+        loss = loss + weight * info_nce(logits, target, moco_t, bias)
 
         # The adversaries ascend this one, while the embeddings stand still.
         with torch.enable_grad():
             bank_logits = contrastive_logits(queries.detach(), keys, directions_of(moving_W))
-            bank_loss = bank_loss + weight * info_nce(bank_logits, target, mem_t)
+            bank_loss = bank_loss + weight * info_nce(bank_logits, target, mem_t, bias)
 
         # What is logged, as a mean over the terms.
         share, logits = weight / total_weight, logits.detach()
-        p = (logits / mem_t).softmax(dim=1)  # [N, M + K]
+        p = (logits / mem_t + bias).softmax(dim=1)  # [N, M + K]
         mass = mass + share * p[:, : len(keys)].sum(dim=1).mean()
         attention = attention + share * p[:, len(keys) :].sum(dim=0)
         num_nearer = (logits > logits.gather(1, target[:, None])).sum(dim=1)  # than the own key

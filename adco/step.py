@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
@@ -16,9 +17,9 @@ from torch.optim import Optimizer
 from adco.fused import losses, own_key_loss  # equal to objective.py: tests/test_fused.py
 from adco.model import micro_batches
 from adco.negatives import NegativeBank
-from adco.objective import Losses, Pair, own_key
+from adco.objective import ALL, Denominator, Losses, Pair, nt_xent, own_key
 from adco.plan import Term, key_views, query_views
-from ops.distributed import current_world, gather_rows, sum_across_ranks_
+from ops.distributed import World, current_world, gather_rows, sum_across_ranks_
 from ops.training import (
     BufferSnapshot,
     average_gradients_,
@@ -57,6 +58,10 @@ def train_step(
     memory_lr: float = 3.0,
     memory_momentum: float = 0.9,
     mem_wd: float = 1e-4,
+    angle: float | None = None,
+    refresh: int = 0,
+    first_column: int = 0,
+    denominator: Denominator = ALL,
     accum_steps: int = 1,
     scaler: GradScaler | None = None,
 ) -> Round:
@@ -64,6 +69,9 @@ def train_step(
 
     model: AdCo, bare or in DistributedDataParallel.  views: tensors [N, C, H, W], as `plan`
     numbers them.  accum_steps: A, the micro-batches in which the N are taken.  scaler: for fp16.
+    angle: in radians, by which the columns turn on average, in place of memory_lr and mem_wd.
+    refresh: R columns, from `first_column` on, are overwritten by keys of this step: M of them and
+    memory_lr 0 are MoCo's queue.  denominator: what counts as a negative.
     Train or eval mode is the caller's choice (pre-training: train).
     """
     buffers = BufferSnapshot(model)
@@ -73,7 +81,8 @@ def train_step(
     keys = embed_keys(unwrap(model), bank, views, plan, accum_steps)
 
     # Encoder and adversaries, from one forward pass of the queries.
-    objective = partial(losses, W=bank.W, moco_t=moco_t, mem_t=mem_t, world=bank.world)
+    numbers = dict(moco_t=moco_t, mem_t=mem_t, world=bank.world, denominator=denominator)
+    objective = partial(losses, W=bank.W, **numbers)
     total = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, objective)
     total = Losses(*total)
     reduce_gradients_(model, optimizer, scaler)
@@ -81,7 +90,12 @@ def train_step(
     # Both move, or neither. (The key encoder has already taken its average.)
     grad_norm, dropped = check_finite(model, total.loss, total.bank_gradient)
     step_unless_(dropped, optimizer)
-    bank.ascend_(total.bank_gradient, memory_lr, memory_momentum, mem_wd, dropped)
+    if angle is not None:
+        bank.turn_(total.bank_gradient, angle, memory_momentum, dropped)
+    elif memory_lr:
+        bank.ascend_(total.bank_gradient, memory_lr, memory_momentum, mem_wd, dropped)
+    if refresh:
+        bank.write_columns_(keys[plan[0].key][:refresh], first_column)
     buffers.restore_if_(dropped)
 
     idle = idle_share(total.attention, bank, len(keys[plan[0].key]))
@@ -94,6 +108,49 @@ def idle_share(attention: Tensor, bank: NegativeBank, num_keys: int) -> Tensor:
     """Share of all K columns whose attention, summed over the queries, is below chance."""
     num_idle = (attention < 1 / (num_keys + bank.num_negatives)).to(attention.dtype).sum()
     return sum_across_ranks_(num_idle, bank.world) / bank.num_negatives
+
+
+def simclr_step(
+    model,
+    optimizer: Optimizer,
+    views: list[Tensor],
+    *,
+    moco_t: float,
+    decoupled: bool = False,
+    scaler: GradScaler | None = None,
+) -> Round:
+    """One step without adversaries and without a second encoder, which only follows: SimCLR.
+
+    views: two, [N, C, H, W].  Of what is reported, mass is 1 and idle 0.
+    """
+    buffers = BufferSnapshot(model)
+    optimizer.zero_grad(set_to_none=True)
+    unwrap(model).update_key_encoder()
+
+    # Every process computes the loss of all M pictures, with the gradient of its own. Their mean
+    # over processes, which is taken next, lacks a factor R.
+    world = current_world()
+    embedded = model(views[:2])
+    loss, cosines = nt_xent([with_others(rows, world) for rows in embedded], moco_t, decoupled)
+    (scaler.scale(world.size * loss) if scaler else world.size * loss).backward()
+    reduce_gradients_(model, optimizer, scaler)
+    grad_norm, dropped = check_finite(model, loss)
+    step_unless_(dropped, optimizer)
+    buffers.restore_if_(dropped)
+
+    cosines = cosines.detach()
+    num_nearer = (cosines > cosines.diagonal(len(cosines) // 2).repeat(2)[:, None]).sum(dim=1)
+    top1, top5 = ((num_nearer < k).to(loss.dtype).mean() for k in (1, 5))
+    spread = 1 - embedded[0].detach().mean(dim=0).square().sum()
+    one = torch.ones_like(grad_norm)
+    return Round(loss.detach(), one, top1, top5, 0 * one, spread, grad_norm, dropped)
+
+
+def with_others(rows: Tensor, world: World) -> Tensor:
+    """Rows [M, D] of all processes, of which this one's [N, D] have a gradient."""
+    others = list(gather_rows(rows.detach(), world).chunk(world.size))
+    others[world.rank] = rows
+    return torch.cat(others)
 
 
 def startup_step(

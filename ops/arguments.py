@@ -48,10 +48,11 @@ def argument(help):
 def check_intervals(config) -> None:
     """Raise InputError where a number, or one in a list, lies outside its option's interval."""
     for f in fields(config):
-        # Of a list every number counts; None is an option that was not given.
+        # Of a list every number counts; None and auto are no numbers yet.
         interval, value = f.metadata.get("within"), getattr(config, f.name)
         numbers = value if isinstance(value, tuple) else (value,)
-        if interval and not all(n is None or lies_within(n, interval) for n in numbers):
+        numbers = [n for n in numbers if n not in (None, "auto")]
+        if interval and not all(lies_within(n, interval) for n in numbers):
             raise InputError(f"{f.name}={value}: expected a number in {interval}")
 
 

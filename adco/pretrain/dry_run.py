@@ -80,7 +80,7 @@ def findings(
     num_keys, steps_per_epoch = game.num_keys, len(game.loader)
     # Steps that are still to be taken.
     startup = 0
-    if config.ad_init and not progress.playing:
+    if config.has_startup and not progress.playing:
         startup = config.startup_steps(num_keys) - progress.startup_step
     steps = (config.epochs - progress.epoch) * steps_per_epoch - progress.epoch_step
     whole = timedelta(seconds=round((startup + steps) * seconds))

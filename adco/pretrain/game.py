@@ -18,15 +18,19 @@ from adco.data.shards import TarPictures
 from adco.data.views import Recipe, normalised
 from adco.model import AdCo
 from adco.negatives import NegativeBank
+from adco.objective import Denominator
 from adco.plan import view_plan
 from adco.pretrain.init import begin_with_, read_init
 from adco.pretrain.options import PretrainConfig
-from adco.step import Round, startup_step, train_step
+from adco.step import Round, simclr_step, startup_step, train_step
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World
 from ops.errors import InputError
 from ops.training import wrap_encoder
 from ops.workers import check_shared_memory, workers_per_process
+
+ANGLE = 0.005  # radians that the adversaries turn in a step with --memory_lr auto, on average
+UNUSED = 1024  # columns of a bank that does not count: so many processes may share it
 
 
 class Game:
@@ -74,11 +78,17 @@ class Game:
         self.scaler = GradScaler(device.type, enabled=precision is torch.float16)
 
         # The adversaries, and the numbers of the game.
-        self.bank = NegativeBank(config.cluster, config.moco_dim, config.seed).to(device)
+        self.kind = config.negatives
+        columns = UNUSED if self.kind in ("batch", "simclr") else config.cluster
+        self.bank = NegativeBank(columns, config.moco_dim, config.seed).to(device)
         self.numbers = dict(
-            moco_t=config.moco_t, mem_t=config.mem_t, memory_lr=config.memory_lr,
-            memory_momentum=config.momentum, mem_wd=config.mem_wd, accum_steps=config.accum_steps,
+            moco_t=config.moco_t, mem_t=config.mem_t, memory_momentum=config.momentum,
+            mem_wd=config.mem_wd, accum_steps=config.accum_steps,
         )  # fmt: skip
+        self.lr, self.memory_lr, self.refresh = config.lr, config.memory_lr, config.refresh
+        weight, keys = config.mem_weight, bool(config.batch_keys)
+        self.denominator = Denominator(weight, keys, bool(config.decoupled))
+        self.late = config.adversaries_from
 
     @property
     def num_keys(self) -> int:
@@ -96,11 +106,35 @@ class Game:
                 for view in views
             ]
 
-    def play(self, views: list[Tensor]) -> Round:
-        """One step of both players."""
+    def play(self, views: list[Tensor], step: int = 0, done: float = 1.0) -> Round:
+        """One step of both players. step: its number.  done: the share of the run that is over."""
+        optimizer, scaler = self.optimizer, self.scaler
+        if self.kind == "simclr":
+            tau, decoupled = self.numbers["moco_t"], self.denominator.decoupled
+            return simclr_step(
+                self.wrapped, optimizer, views, moco_t=tau, decoupled=decoupled, scaler=scaler
+            )
+
+        # Keys are written into the columns where these are a queue, or are to begin as one.
+        first = step * self.num_keys % self.bank.num_negatives
+        still = dict(memory_lr=0.0, refresh=self.num_keys, first_column=first)
+        keys_alone = self.denominator._replace(column_weight=0.0)
+        if self.kind == "learned" and done >= self.late:
+            # An angle falls with the encoder's learning rate.
+            share = optimizer.param_groups[0]["lr"] / self.lr
+            auto = self.memory_lr == "auto"
+            moves = dict(angle=share * ANGLE) if auto else dict(memory_lr=self.memory_lr)
+            first = step * self.refresh % self.bank.num_negatives
+            moves |= dict(refresh=self.refresh, first_column=first, denominator=self.denominator)
+        elif self.kind == "queue":
+            moves = still | dict(denominator=self.denominator)
+        elif self.kind == "learned":
+            moves = still | dict(denominator=keys_alone)
+        else:
+            moves = dict(memory_lr=0.0, denominator=keys_alone)
         return train_step(
-            self.wrapped, self.bank, self.optimizer, views, self.plan,
-            scaler=self.scaler, **self.numbers,
+            self.wrapped, self.bank, optimizer, views, self.plan, scaler=scaler,
+            **self.numbers, **moves,
         )  # fmt: skip
 
     def start_up(self, views: list[Tensor], step: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,10 @@ from ops.schedule import cosine, steps
 MONITORS = ("knn", "rank", "none")
 
 
+def number_or_auto(word: str) -> float | str:
+    return word if word == "auto" else float(word)
+
+
 @dataclass(frozen=True)
 class PretrainConfig(RunOptions):
     """Everything `main_adco.py` can be told. Defaults are the published run on ImageNet."""
@@ -64,12 +68,28 @@ class PretrainConfig(RunOptions):
     # Method
     sym: int = switch(0, "1: symmetric loss, both views are query and key")
     multi_crop: int = switch(0, "1: smaller query crops beside the key view")
+    negatives: str = option(
+        "learned",
+        "adversaries; queue: earlier keys, as in MoCo v2; batch: the keys of the batch; simclr: "
+        "both views of the batch, with a gradient through both",
+        choices=("learned", "queue", "batch", "simclr"),
+    )
+    batch_keys: int = switch(1, "1: the keys of the batch are negatives too")
+    decoupled: int = switch(0, "1: the own key is left out of the sum (decoupled contrast)")
     cluster: int = option(65536, "K, the number of learnable negatives", AT_LEAST_1)
     moco_dim: int = option(128, "D, width of the embedding", AT_LEAST_1)
     moco_m: float = option(0.999, "m, momentum of the key encoder", BELOW_1)
     moco_t: float = option(0.12, "tau, temperature of the encoder's loss", POSITIVE)
     mem_t: float = option(0.02, "tau_a, temperature of the adversaries' loss", POSITIVE)
-    memory_lr: float = option(3.0, "eta, learning rate of the adversaries", AT_LEAST_0)
+    memory_lr: float = option(
+        3.0, "eta, learning rate of the adversaries; auto: a turn of .005 a step", AT_LEAST_0,
+        type=number_or_auto, metavar="RATE",
+    )  # fmt: skip
+    mem_weight: float = option(1.0, "weight of the adversaries' sum in both losses", POSITIVE)
+    refresh: int = option(0, "R columns a step are overwritten by keys, in turn", AT_LEAST_0)
+    adversaries_from: float = option(
+        0.0, "share of the epochs without adversaries, in place of the start-up", BELOW_1
+    )
     mem_wd: float = option(1e-4, "lambda, weight decay of the adversaries", AT_LEAST_0)
     ad_init: int = switch(1, "1: start the adversaries from keys of the pictures; 0: random normal")
     init_steps: int = option(0, "start-up steps, no fewer than fill the K columns", AT_LEAST_0)
@@ -128,6 +148,7 @@ class PretrainConfig(RunOptions):
             object.__setattr__(self, "size_crops", sizes)
         if self.multi_crop:
             check_crops(self)
+        check_negatives(self)
         if self.monitor in ("knn", "rank") and not self.knn_freq:
             raise InputError(f"monitor={self.monitor} with knn_freq=0: no score is ever taken")
         if self.init and self.resume not in ("", "auto"):
@@ -159,6 +180,12 @@ class PretrainConfig(RunOptions):
                 "--batch_size, or fewer steps"
             )
 
+    @property
+    def has_startup(self) -> bool:
+        """Whether columns are filled with keys before the first epoch."""
+        counts = self.negatives == "learned" and not self.adversaries_from
+        return bool(self.ad_init) and (counts or self.negatives == "queue")
+
     def startup_steps(self, num_keys: int) -> int:
         """Steps until all K columns are written by M = num_keys keys a step, or --init_steps."""
         return max(self.init_steps, -(-self.cluster // num_keys))
@@ -181,6 +208,23 @@ class PretrainConfig(RunOptions):
         if self.cos == 2:
             return self.lr * cos(pi * done / (2 * period))
         return steps(epoch, self.lr, self.schedule)
+
+
+def check_negatives(config):
+    """Refuse options that the kind of negatives does not have."""
+    kind = config.negatives
+    if kind == "simclr" and (config.multi_crop or config.accum_steps > 1):
+        raise InputError(
+            "negatives=simclr needs both views of the whole batch at once: leave --multi_crop and "
+            "--accum_steps out, or take --negatives batch"
+        )
+    if not config.batch_keys and (kind in ("batch", "simclr") or config.decoupled):
+        raise InputError(
+            f"batch_keys=0 with negatives={kind} and decoupled={config.decoupled} leaves too few "
+            "negatives: take --batch_keys 1"
+        )
+    if kind != "learned" and (config.refresh or config.adversaries_from):
+        raise InputError(f"negatives={kind} has no adversaries to refresh or to start late")
 
 
 SIZE_CROPS = (224, 192, 160, 128, 96)  # published, for full-size views of 224 pixels

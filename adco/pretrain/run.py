@@ -84,7 +84,7 @@ class Pretraining:
         self.upkeep.sync_and_check_ranks()
         if not self.is_resumed and self.config.knn_freq:
             self.score()
-        if not self.progress.playing and self.config.ad_init:
+        if not self.progress.playing and self.config.has_startup:
             self.fill_bank()
         self.progress.playing = True
 
@@ -140,7 +140,8 @@ class Pretraining:
             rate = config.rate(progress.epoch + i / num_steps, progress.after_warmup)
             set_rate(game.optimizer, rate)
             with upkeep.undivided():
-                result = game.play(views)
+                done = (progress.epoch + i / num_steps) / config.epochs
+                result = game.play(views, progress.step, done)
                 meter.step_is_done(result)
                 upkeep.streak.count_(result.dropped)
                 progress.step += 1

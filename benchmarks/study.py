@@ -1,0 +1,141 @@
+"""Learned, queued and in-batch negatives in one trainer: kNN accuracy over seeds.
+
+python3 -m benchmarks.study --data FOLDER --image_size 32     # FOLDER: train/CLASS, val/CLASS
+python3 -m benchmarks.study --data FOLDER --ways batch learned --seeds 0 1 2 3
+
+Each run is a whole pre-training of minutes to hours. What has ended is in OUT/runs.jsonl and is not
+run again, so the study goes on where it was interrupted. Runs of one seed share initial weights,
+order and crops. OUT/study.md is the table, OUT/study.png the curves; docs/study.md discusses them.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import stats
+
+from adco.report import newest_run, read_metrics
+from ops.arguments import AT_LEAST_1, option, parse
+from ops.errors import RunFailed, reported
+from ops.files import write_whole
+
+ROOT = Path(__file__).resolve().parent.parent
+# What all runs share, and what each kind of negatives has.
+SHARED = (
+    "--dataset folder --arch resnet10 --blur 0 --eval_crop 0 --moco_t .12 --moco_m .99 --lr .06 "
+    "--knn_k 20 --knn_freq 1 --sym 1"
+)
+ANGLE = "--negatives learned --cluster 1024 --memory_lr auto"
+WAYS = {
+    "simclr": "--negatives simclr",
+    "batch": "--negatives batch",
+    "decoupled": "--negatives batch --decoupled 1",
+    "queue": "--negatives queue --cluster 768",
+    "published": "--negatives learned --cluster 1024 --memory_lr 3 --mem_t .02",
+    "angle": f"{ANGLE} --mem_t .03",
+    "refreshed": f"{ANGLE} --mem_t .03 --refresh 8",
+    "weighted": f"{ANGLE} --mem_t .03 --refresh 8 --mem_weight .1",
+    "late": f"{ANGLE} --mem_t .03 --refresh 8 --mem_weight .1 --adversaries_from .25",
+}
+
+
+@dataclass(frozen=True)
+class StudyBenchmark:
+    """Final kNN accuracy and its course for kinds of negatives, with the same seeds."""
+
+    data: str = option("data", "folder of pictures with classes, in train/ and val/")
+    out: str = option("study", "folder of the results, which are continued there")
+    ways: tuple[str, ...] = option(tuple(WAYS), "kinds of negatives", choices=tuple(WAYS))
+    seeds: tuple[int, ...] = option((0, 1, 2), "one run of each kind with each")
+    image_size: int = option(32, "side of the views, pixels", AT_LEAST_1)
+    batch_size: int = option(256, "M", AT_LEAST_1)
+    epochs: int = option(12, "epochs of each run", AT_LEAST_1)
+
+
+def train(config: StudyBenchmark, way: str, seed: int) -> list[float]:
+    """kNN accuracy after each epoch, percent, that of the random weights first."""
+    names = ("data", "image_size", "batch_size", "epochs")
+    same = [f"--{name}={getattr(config, name)}" for name in names]
+    words = [*same, f"--seed={seed}", *SHARED.split(), *WAYS[way].split()]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "main_adco.py"), *words, "--save_path", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RunFailed(f"{way}, seed {seed}: {done.stderr.strip() or done.returncode}")
+        return [record["accuracy"] for record in read_metrics(newest_run(Path(folder)))["knn"]]
+
+
+def table(curves: dict[tuple[str, int], list[float]], config: StudyBenchmark) -> str:
+    """Rows of mean and spread, and of the paired difference to the first way."""
+    lines = ["| negatives | runs | kNN, mean | smallest to largest | minus the first, 95 % |"]
+    lines.append("|---|---|---|---|---|")
+    final = {key: curve[-1] for key, curve in curves.items()}
+    for way in config.ways:
+        found = {seed: final[way, seed] for seed in config.seeds if (way, seed) in final}
+        if not found:
+            continue
+        values = list(found.values())
+        spread = f"{np.mean(values):.1f} | {min(values):.1f} to {max(values):.1f}"
+        first = config.ways[0]
+        apart = [x - final[first, s] for s, x in found.items() if (first, s) in final]
+        interval = ""
+        if way != first and len(apart) > 1:
+            half = stats.t.ppf(0.975, len(apart) - 1) * stats.sem(apart)
+            interval = f"{np.mean(apart):+.1f} ± {half:.1f}"
+        lines.append(f"| {way} | {len(values)} | {spread} | {interval} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(curves: dict[tuple[str, int], list[float]], config: StudyBenchmark, path: Path) -> None:
+    """Mean curves over the seeds, with the range of the runs behind."""
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for way in config.ways:
+        runs = np.array([curve for (name, _), curve in curves.items() if name == way])
+        if len(runs):
+            epochs = np.arange(runs.shape[1])
+            (line,) = axis.plot(epochs, runs.mean(axis=0), label=way)
+            bounds = (runs.min(axis=0), runs.max(axis=0))
+            axis.fill_between(epochs, *bounds, alpha=0.15, color=line.get_color())
+    axis.set(xlabel="epoch", ylabel="kNN accuracy, %")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(argv=None) -> int:
+    with reported("benchmarks.study"):
+        config = parse(StudyBenchmark, argv)
+        out = Path(config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        # Only runs that were made alike are continued.
+        alike = [config.image_size, config.batch_size, config.epochs, Path(config.data).name]
+        file, curves = out / "runs.jsonl", {}
+        for line in file.read_text().splitlines() if file.exists() else []:
+            record = json.loads(line)
+            if record["alike"] == alike:
+                curves[record["way"], record["seed"]] = record["curve"]
+        for seed in config.seeds:
+            for way in config.ways:
+                if (way, seed) not in curves:
+                    curves[way, seed] = train(config, way, seed)
+                    record = dict(alike=alike, way=way, seed=seed, curve=curves[way, seed])
+                    with file.open("a") as lines:
+                        lines.write(json.dumps(record) + "\n")
+                    print(f"seed {seed}, {way}: {curves[way, seed][-1]:.2f}", flush=True)
+                write_whole(out / "study.md", table(curves, config).encode())
+        draw(curves, config, out / "study.png")
+        print(table(curves, config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

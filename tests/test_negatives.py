@@ -1,0 +1,171 @@
+"""Other negatives in the same trainer: each dial against a slow loop, in float64."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from adco import fused, view_plan
+from adco.negatives import NegativeBank
+from adco.objective import Denominator, Pair, nt_xent, reference_losses
+from adco.pretrain.options import PretrainConfig
+from adco.step import simclr_step, train_step
+from ops.arguments import check_intervals
+from ops.distributed import ALONE
+from ops.errors import InputError
+from ops.training import wrap_encoder
+from tests.support.game import small_game, state_of, views_of
+from tests.support.gloo import in_processes
+
+TAU, TAU_A, DIM = 0.12, 0.05, 6
+DENOMINATORS = {
+    "weighted": Denominator(column_weight=0.1),
+    "keys alone": Denominator(column_weight=0.0),
+    "decoupled": Denominator(decoupled=True),
+    "own key alone": Denominator(batch_keys=False),
+    "decoupled, keys alone": Denominator(column_weight=0.0, decoupled=True),
+}
+
+
+def unit_rows(num_rows: int, seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(num_rows, DIM, dtype=torch.float64, generator=generator), dim=1)
+
+
+def slow_loss(pairs, W, tau: float, first_key: int, d: Denominator) -> float:
+    """By loops over scalars, from the definition in words."""
+    total = 0.0
+    for queries, keys, weight in pairs:
+        for i, query in enumerate(queries.detach()):
+            own = math.exp(float(query @ keys[first_key + i]) / tau)
+            below = 0.0 if d.decoupled else own
+            for m, key in enumerate(keys):
+                if m != first_key + i and d.batch_keys:
+                    below += math.exp(float(query @ key) / tau)
+            for w in W.T:
+                below += d.column_weight * math.exp(float(query @ w) / float(w.norm()) / tau)
+            total += weight * -math.log(own / below) / len(queries)
+    return total
+
+
+def pairs_of() -> list[Pair]:
+    first, second = unit_rows(4, 0).requires_grad_(), unit_rows(4, 1).requires_grad_()
+    return [Pair(first, unit_rows(8, 2), 0.5), Pair(second, unit_rows(8, 3), 0.5)]
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS.values(), ids=DENOMINATORS)
+def test_every_denominator_equals_a_slow_loop_and_its_fused_twin(denominator):
+    pairs, W = pairs_of(), 3 * unit_rows(9, 4).T.contiguous()
+    results = []
+    for losses in (reference_losses, fused.losses):
+        result = losses(pairs, W, TAU, TAU_A, first_key=4, denominator=denominator)
+        gradients = torch.autograd.grad(result.loss, [q for q, _, _ in pairs])
+        results.append((*result, *gradients))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-14)
+    slow = partial(slow_loss, pairs, first_key=4, d=denominator)
+    assert results[0][0].item() == pytest.approx(slow(W, TAU), rel=1e-12)
+
+    # The adversaries' gradient, by differences of the loop.
+    step = torch.zeros_like(W)
+    step[2, 5] = 1e-6
+    slope = (slow(W + step, TAU_A) - slow(W - step, TAU_A)) / 2e-6
+    assert -results[1][1][2, 5].item() == pytest.approx(slope, abs=1e-7)
+
+
+def test_columns_turn_by_the_angle_on_average_and_keep_unit_length():
+    bank = NegativeBank(50, DIM).double()
+    for step in range(3):
+        before = F.normalize(bank.W, dim=0)
+        bank.turn_(10.0**step * unit_rows(50, step).T, angle=0.005, momentum=0.9)
+        torch.testing.assert_close(bank.W.norm(dim=0), torch.ones(50, dtype=torch.float64))
+        angles = (before * bank.W).sum(dim=0).clamp(max=1).acos()
+        assert angles.mean().item() == pytest.approx(0.005, rel=1e-4)
+    # Against a plain loop: down the gradient along the sphere, the longest farthest.
+    bank, gradient = NegativeBank(50, DIM).double(), unit_rows(50, 0).T
+    before, length = F.normalize(bank.W, dim=0), []
+    bank.turn_(gradient, 0.005, 0.9)
+    for u, g in zip(before.T, gradient.T, strict=True):
+        length.append((g - u * (u @ g)).norm())
+    mean = sum(length) / 50
+    for u, g, w in zip(before.T, gradient.T, bank.W.T, strict=True):
+        expected = F.normalize(u - 0.005 * (g - u * (u @ g)) / mean, dim=0)
+        torch.testing.assert_close(w, expected)
+    # A dropped step turns nothing, whatever is in its gradient.
+    W, v = bank.W.clone(), bank.v.clone()
+    bank.turn_(gradient * torch.nan, 0.005, 0.9, dropped=torch.ones(()))
+    assert torch.equal(bank.W, W) and torch.equal(bank.v, v)
+
+
+@pytest.mark.parametrize("refresh", [8, 3])
+def test_refreshed_columns_are_keys_of_the_step_in_turn(refresh):
+    """R = M and no ascent is a queue: after K / M steps every column is a key."""
+    model, bank, optimizer = small_game(torch.float64, num_columns=16)
+    begun, written = bank.W.clone(), {}
+    for step in range(4):
+        model.eval()
+        first = step * refresh % 16
+        result = train_step(
+            model, bank, optimizer, views_of(step, dtype=torch.float64), view_plan(),
+            memory_lr=0.0, refresh=refresh, first_column=first,
+        )  # fmt: skip
+        assert result.dropped == 0
+        with torch.no_grad():
+            # The step moves the key encoder before it embeds, and not after.
+            (keys,) = model.embed_keys([views_of(step, dtype=torch.float64)[1]])
+        for i in range(refresh):
+            written[(first + i) % 16] = keys[i]
+    for column in range(16):
+        expected = written.get(column, begun[:, column])
+        torch.testing.assert_close(bank.W[:, column], expected, rtol=1e-7, atol=1e-9)
+
+
+def slow_nt_xent(first, second, tau: float, decoupled: bool) -> float:
+    rows, total = [*first.detach(), *second.detach()], 0.0
+    for i, row in enumerate(rows):
+        other = (i + len(first)) % len(rows)
+        terms = {j: math.exp(float(row @ rows[j]) / tau) for j in range(len(rows)) if j != i}
+        below = sum(terms.values()) - (terms[other] if decoupled else 0)
+        total -= math.log(terms[other] / below)
+    return total / len(rows)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_simclrs_loss_equals_a_slow_loop(decoupled):
+    first, second = unit_rows(5, 0), unit_rows(5, 1)
+    loss, _ = nt_xent([first, second], TAU, decoupled)
+    assert loss.item() == pytest.approx(slow_nt_xent(first, second, TAU, decoupled), rel=1e-12)
+
+
+def simclr(world) -> tuple:
+    model, bank, optimizer = small_game(torch.float64)
+    model.eval()  # a picture's embedding does not depend on what it is encoded with
+    network = wrap_encoder(model, world)
+    for step in range(3):
+        views = views_of(step, world=world, dtype=torch.float64)
+        result = simclr_step(network, optimizer, views, moco_t=TAU)
+    return result.loss, result.top1, result.grad_norm, state_of(model, bank, optimizer)
+
+
+def test_simclr_on_two_processes_is_simclr_on_the_whole_batch():
+    alone = simclr(ALONE)
+    assert alone[2] > 0
+    for ours in in_processes(simclr, 2):
+        torch.testing.assert_close(ours[:3], alone[:3], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(ours[3], alone[3], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (dict(negatives="simclr", accum_steps=2), "accum_steps"),
+        (dict(negatives="simclr", multi_crop=1), "multi_crop"),
+        (dict(negatives="batch", batch_keys=0), "batch_keys"),
+        (dict(negatives="queue", refresh=4), "refresh"),
+        (dict(memory_lr=-1.0), "memory_lr"),
+    ],
+)
+def test_what_a_kind_of_negatives_does_not_have_is_refused(options, word):
+    with pytest.raises(InputError, match=word):
+        check_intervals(PretrainConfig(dataset="digits", **options))
