@@ -213,7 +213,8 @@ def data_first(config_type, argv: list[str]) -> list[str]:
     lists = {
         name
         for f in fields(config_type)
-        if get_args(f.type) or "nargs" in f.metadata.get("keywords", ())
+        if (get_args(f.type) and get_args(f.type)[0] is not str)
+        or "nargs" in f.metadata.get("keywords", ())
         for name in spellings(f)
     }
     in_list = False
