@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
@@ -183,7 +182,7 @@ def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
     If one fails, the others have GRACE_SECONDS to end by themselves.
     """
     context = mp.get_context(START_METHOD)
-    processes, error_pipes = [], []
+    processes, errors = [], context.SimpleQueue()
 
     def ask_to_stop():
         for process in processes:
@@ -199,26 +198,26 @@ def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
         # The children inherit the blocked signals, and unblock them when they can answer.
         with requests_blocked():
             for local_rank in range(layout.local_size):
-                receive, send = context.Pipe(duplex=False)
-                arguments = (local_rank, run, config, layout, send)
+                arguments = (local_rank, run, config, layout, errors)
                 process = context.Process(target=worker_main, args=arguments)
                 process.start()
                 processes.append(process)
-                error_pipes.append(receive)
         if stop.received:
             ask_to_stop()  # some of them were not there yet
         # Wait for all of them, or for the first one that fails.
-        failed, errors = first_failure(processes, error_pipes)
+        failed = first_failure(processes)
+        # The first error. Later ones are its consequences.
+        error = None if failed is None or errors.empty() else errors.get()
         deadline = time.monotonic() + GRACE_SECONDS
         for process in processes:
             process.join(max(0, deadline - time.monotonic()))
             process.kill()
             process.join()
-    return exit_code(processes, failed, errors, stop, layout.first_rank)
+    return exit_code(processes, failed, error, stop, layout.first_rank)
 
 
-def exit_code(processes: list, failed: int | None, errors: list, stop, first_rank: int) -> int:
-    """What the processes' ends mean for the run. Raises the error of the one that failed first."""
+def exit_code(processes: list, failed: int | None, error, stop, first_rank: int) -> int:
+    """What the processes' ends mean for the run. Raises `error`, the one that a process told."""
     if failed is None:
         return max(process.exitcode for process in processes)  # 0, or 75 where it was stopped
     asked = [-process.exitcode for process in processes if -process.exitcode in REQUESTS]
@@ -233,41 +232,25 @@ def exit_code(processes: list, failed: int | None, errors: list, stop, first_ran
         raise RunFailed(
             f"process {first_rank + failed} was ended by {name}; the others were stopped"
         )
-    if errors:
-        # The first error. Later ones are its consequences.
-        raise error_of(*errors[0])
+    if error:
+        raise error_of(*error)
     return code
 
 
-def first_failure(processes: list, error_pipes: list) -> tuple[int | None, list]:
-    """Wait until all have ended well, or one has not: its number, and the errors sent by then."""
-    # A sentinel becomes ready when its process ends, a pipe when it has an error in it.
+def first_failure(processes: list) -> int | None:
+    """Wait until all have ended well, or one has not: its number."""
+    # A sentinel becomes ready when its process ends.
     running = {process.sentinel: number for number, process in enumerate(processes)}
-    listening, errors = set(error_pipes), []
     while running:
-        for ready in wait([*running, *listening]):
-            if ready in listening:
-                listening.remove(ready)
-                errors += received(ready)
-                continue
+        for ready in wait(running):
             number = running.pop(ready)
             processes[number].join()
             if processes[number].exitcode not in (0, EXIT_STOPPED):
-                for pipe in listening:
-                    errors += received(pipe)
-                return number, errors
-    return None, errors
+                return number
+    return None
 
 
-def received(pipe) -> list:
-    """The error that a process has sent, or nothing: a pipe whose other end is closed is ready."""
-    with suppress(EOFError, OSError):
-        if pipe.poll():
-            return [pipe.recv()]
-    return []
-
-
-def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout, send) -> None:
+def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout, errors) -> None:
     """What a started process does: run, tell an error to the parent, and end with its code."""
     end_by_requests()  # still blocked
     steady_streams()
@@ -279,5 +262,5 @@ def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout
         code = run_worker(local_rank, run, config, layout)
     except Exception as error:
         code, sentence = outcome_of(error)
-        send.send((code, sentence))
+        errors.put((code, sentence))
     sys.exit(code)
