@@ -29,22 +29,21 @@ def run(config: VocConfig) -> int:
     trunk = read_trunk(config.pretrained, arch=config.arch)
     model = trunk.build()
     voc = load_voc(config.data, decoding_of(config))
-    split = voc.test or voc.val  # the one that is scored
-    pictures = {part.name: part.pictures for part in voc if part}
-    data = identity(pictures)
+    scored = "test" if "test" in voc else "val"
+    data = identity(voc)
     level = "" if config.run_num is None else f"run_{config.run_num}"
     folder = new_run_folder(Path(config.save_path) / config.log_path / "VOC2007" / level)
     journal = Journal(folder)
     try:
         journal.write_config(asdict(config), data)
         trunk.tell_left_out(journal.say)
-        for line in introduction(pictures):
+        for line in introduction(voc):
             journal.say(line)
         journal.say(
-            f"{config.pretrained} on VOC2007, {split.name} to score, protocol {config.protocol}, "
+            f"{config.pretrained} on VOC2007, {scored} to score, protocol {config.protocol}, "
             f"{device.type}"
         )
-        if voc.test is None:
+        if scored == "val":
             journal.say(
                 "no ImageSets/Main/test.txt: scored on val; do not compare this result with those "
                 "on test"
@@ -53,13 +52,14 @@ def run(config: VocConfig) -> int:
                 journal.say("val also chooses the epoch")
 
         # Outputs [n, 20] rank the pictures for each class.
-        outputs = PROTOCOLS[config.protocol](config, model, voc, split, device, journal)
-        result = voc_score(outputs, split.labels)
-        say_table(journal, split, result)
+        outputs = PROTOCOLS[config.protocol](config, model, voc, scored, device, journal)
+        pictures = voc[scored]
+        result = voc_score(outputs, pictures.labels)
+        say_table(journal, scored, pictures, result)
         left = {
-            "scores.csv": scores_csv(split, outputs),
-            "precision_recall.png": curves_png(split, outputs, result),
-            "results.json": results_json(config, trunk, data, split, result),
+            "scores.csv": scores_csv(pictures, outputs),
+            "precision_recall.png": curves_png(scored, pictures, outputs, result),
+            "results.json": results_json(config, trunk, data, scored, result),
         }
         journal.files.write({folder / name: content for name, content in left.items()})
         journal.files.check()
