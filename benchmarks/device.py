@@ -102,7 +102,7 @@ def upkeep_rows(config: DeviceBenchmark, device: torch.device) -> Iterator[tuple
             yield f"between steps: {name}", measure.milliseconds(turns), "", ""
 
 
-def run(config: DeviceBenchmark, _: World, device: torch.device, local_size: int) -> int:
+def run(config: DeviceBenchmark, _: World, device: torch.device) -> int:
     torch.zeros(1, device=device)
     print(measure.describe(device))
     print(f"{config.arch}, N {config.batch_size}, {config.image_size} px, K {config.cluster}\n")

@@ -37,19 +37,19 @@ class UpkeepBenchmark(ProcessOptions):
 
 
 def game_of(
-    config: UpkeepBenchmark, world: World, device: torch.device, local_size: int, **more
+    config: UpkeepBenchmark, world: World, device: torch.device, **more
 ) -> tuple[Game, list[torch.Tensor], PretrainConfig]:
     """A game, the views of one step, and the options they follow from. more: further options."""
     options = PretrainConfig(
         dataset="digits", arch=config.arch, image_size=config.image_size, workers=0,
         global_batch_size=config.batch_size * world.size, **more,
     )  # fmt: skip
-    game = Game(options, world, device, local_size)
+    game = Game(options, world, device)
     return game, next(game.batches(0)), options
 
 
-def run(config: UpkeepBenchmark, world: World, device: torch.device, local_size: int) -> int:
-    players = game_of(config, world, device, local_size)
+def run(config: UpkeepBenchmark, world: World, device: torch.device) -> int:
+    players = game_of(config, world, device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / checkpoint.LAST
         seconds = measure.interleaved(parts(*players, world, path), config.repeats, device)

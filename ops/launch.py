@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from urllib.parse import urlparse
@@ -25,42 +25,30 @@ START_METHOD = "spawn"  # a fork of a process that has used CUDA would not work
 GRACE_SECONDS = 5.0  # that the other processes have when one has failed
 
 
-@dataclass(frozen=True)
-class NodeLayout:
-    """The processes of this node among all."""
-
-    first_rank: int
-    local_size: int
-    size: int
-    url: str
-    kind: str  # of device: cuda, mps, cpu
-
-
 def launch(run, config: ProcessOptions) -> int:
-    """Call run(config, world, device, local_size) in every process of this node.
+    """Call run(config, world, device) in every process of this node.
 
-    local_size: processes on this node. One process in all runs here, without a process group.
-    Where torchrun, SLURM or another program has started the processes, nothing is spawned, and a
-    process group that is there is used. Returns the exit code.
+    One process in all runs here, without a process group. Where torchrun, SLURM or another program
+    has started the processes, nothing is spawned, and a process group that is there is used.
+    Returns the exit code.
     """
     kind = device_kind(config.device, config.choose)
     if place := place_in_engine(config):
-        first_rank = place.rank - place.local_rank
-        if place.url is None:
-            device = own_device(kind, place.local_rank, config)
-            return run(config, World(place.rank, place.size), device, place.local_size)
-        layout = NodeLayout(first_rank, place.local_size, place.size, place.url, kind)
-        return run_worker(place.local_rank, run, config, layout)
+        world, url = place
+        if url is None:
+            return run(config, world, own_device(kind, world.local_rank, config))
+        return run_worker(run, config, world, url, kind)
 
     # One process in all: this one. Otherwise start those of this node.
     config = with_slurms_nodes(config)
     local_size = processes_here(config, kind)
-    size = local_size * config.world_size
+    size, first_rank = local_size * config.world_size, config.rank * local_size
+    first = World(first_rank, size, local_rank=0, local_size=local_size)
     if size == 1:
-        return run(config, World(), own_device(kind, 0, config), 1)
+        return run(config, first, own_device(kind, 0, config))
     url = rendezvous_url(config)
-    layout = NodeLayout(config.rank * local_size, local_size, size, url, kind)
-    return run_worker(0, run, config, layout) if local_size == 1 else spawn(run, config, layout)
+    start = run_worker if local_size == 1 else spawn
+    return start(run, config, first, url, kind)
 
 
 def device_kind(wanted: str, chosen: str | None = None) -> str:
@@ -148,23 +136,25 @@ def own_device(kind: str, local_rank: int, config: ProcessOptions) -> torch.devi
     return device
 
 
-def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout) -> int:
-    """Be one of several processes, from its device to the end of its process group."""
-    world = World(layout.first_rank + local_rank, layout.size)
-    device = own_device(layout.kind, local_rank, config)
-    if layout.kind != "cuda" and "OMP_NUM_THREADS" not in os.environ:
+def run_worker(run, config: ProcessOptions, world: World, url: str, kind: str) -> int:
+    """Be one of several processes, from its device to the end of its process group.
+
+    url: where they meet.  kind: of device.
+    """
+    device = own_device(kind, world.local_rank, config)
+    if kind != "cuda" and "OMP_NUM_THREADS" not in os.environ:
         # A fair share of the cores, where several processes compute on the CPU.
-        torch.set_num_threads(max(1, cores_of_process(layout.local_size)))
+        torch.set_num_threads(max(1, cores_of_process(world.local_size)))
     unblock_requests()
-    backend = config.dist_backend if layout.kind == "cuda" else "gloo"
-    store = join_group(world, layout.url, backend, config.dist_timeout)
+    backend = config.dist_backend if kind == "cuda" else "gloo"
+    store = join_group(world, url, backend, config.dist_timeout)
 
     # The heartbeat notices a dead process, so that the others do not wait forever.
     heartbeat = Heartbeat(store, world)
     with requests_blocked():  # signals go to the main thread
         heartbeat.start()
     try:
-        code = run(config, world, device, layout.local_size)
+        code = run(config, world, device)
         wait_for_all(store, world)
     except RuntimeError as error:
         if is_lost_connection(error) and heartbeat.someone_is_lost():
@@ -176,10 +166,10 @@ def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout)
     return code
 
 
-def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
+def spawn(run, config: ProcessOptions, first: World, url: str, kind: str) -> int:
     """Start this node's processes and wait for them; requests to stop are passed on.
 
-    If one fails, the others have GRACE_SECONDS to end by themselves.
+    first: of these processes. If one fails, the others have GRACE_SECONDS to end by themselves.
     """
     context = mp.get_context(START_METHOD)
     processes, errors = [], context.SimpleQueue()
@@ -197,8 +187,9 @@ def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
                 resource_tracker.ensure_running()
         # The children inherit the blocked signals, and unblock them when they can answer.
         with requests_blocked():
-            for local_rank in range(layout.local_size):
-                arguments = (local_rank, run, config, layout, errors)
+            for number in range(first.local_size):
+                world = replace(first, rank=first.rank + number, local_rank=number)
+                arguments = (run, config, world, url, kind, errors)
                 process = context.Process(target=worker_main, args=arguments)
                 process.start()
                 processes.append(process)
@@ -213,7 +204,7 @@ def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
             process.join(max(0, deadline - time.monotonic()))
             process.kill()
             process.join()
-    return exit_code(processes, failed, error, stop, layout.first_rank)
+    return exit_code(processes, failed, error, stop, first.rank)
 
 
 def exit_code(processes: list, failed: int | None, error, stop, first_rank: int) -> int:
@@ -250,7 +241,7 @@ def first_failure(processes: list) -> int | None:
     return None
 
 
-def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout, errors) -> None:
+def worker_main(run, config: ProcessOptions, world: World, url: str, kind: str, errors) -> None:
     """What a started process does: run, tell an error to the parent, and end with its code."""
     end_by_requests()  # still blocked
     steady_streams()
@@ -259,7 +250,7 @@ def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout
         # Loader processes are forks, as in a run of one process: a spawned one would import torch.
         mp.set_start_method("fork", force=True)
     try:
-        code = run_worker(local_rank, run, config, layout)
+        code = run_worker(run, config, world, url, kind)
     except Exception as error:
         code, sentence = outcome_of(error)
         errors.put((code, sentence))

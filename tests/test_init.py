@@ -34,7 +34,7 @@ def config_of(data, *words) -> PretrainConfig:
 
 
 def game_of(*words) -> Game:
-    return Game(config_of(*words).with_global_batch(1, 1), World(), CPU, 1)
+    return Game(config_of(*words).with_global_batch(1, 1), World(), CPU)
 
 
 def test_both_encoders_begin_with_the_trunk_and_the_head_of_the_seed(digit_folder, trunk_file):

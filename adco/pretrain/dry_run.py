@@ -24,14 +24,14 @@ from ops.errors import InputError
 from ops.workers import workers_per_process
 
 
-def dry_run(config: PretrainConfig, world: World, device: torch.device, local_size: int) -> int:
+def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
     """Print what a run with this configuration is going to be. Returns the exit code.
 
     Raises InputError for whatever would stop the run: unreadable pictures, a batch that does not
     split, a folder that cannot be written, too small a disk.
     """
     # Everything that the run would do first.
-    game = Game(config, world, device, local_size)
+    game = Game(config, world, device)
     start = start_or_resume_(game, config, world, Flags(world))
     num_broken = read_sample(game.splits.train, config)
     seconds = time_steps(game)
@@ -56,7 +56,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device, local_si
     effective = asdict(config) | {
         "device": str(device),
         "amp": str(game.model.amp or torch.float32),
-        "workers": workers_per_process(config.workers, local_size) * local_size,
+        "workers": workers_per_process(config.workers, world.local_size) * world.local_size,
     }
     print(json.dumps(effective))
     print("\n".join([describe(game, config, world), *start.warnings, start.note]).strip())

@@ -37,7 +37,7 @@ class Game:
     monitor: which score is taken, knn, rank or none. held_out: whether val is a part of train.
     """
 
-    def __init__(self, config: PretrainConfig, world: World, device: torch.device, local_size: int):
+    def __init__(self, config: PretrainConfig, world: World, device: torch.device):
         if config.cluster < world.size:
             raise InputError(
                 f"cluster={config.cluster}: expected {world.size}, one a process, or more"
@@ -47,11 +47,11 @@ class Game:
 
         # Pictures, and which of their views are queries and keys.
         recipes = training_recipes(config)
-        found = splits_of(config, world, local_size)
+        found = splits_of(config, world)
         self.splits, self.monitor = scored_by(config, found)
         self.held_out = self.splits is not found
         self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
-        self.loader = build_loader(config, self.splits.train, recipes, world, device, local_size)
+        self.loader = build_loader(config, self.splits.train, recipes, world, device)
 
         # The encoders, and the layout of their filters and of the views.
         self.device = device
@@ -131,7 +131,7 @@ def scored_by(config: PretrainConfig, splits: Splits) -> tuple[Splits, str]:
 
 
 def build_loader(
-    config: PretrainConfig, pictures: Pictures, recipes: list[Recipe], world, device, local_size
+    config: PretrainConfig, pictures: Pictures, recipes: list[Recipe], world: World, device
 ) -> TrainingLoader:
     """The batches of N views of this process, and the loader processes that make them."""
     images = config.images_per_process(world.size)  # N
@@ -145,8 +145,8 @@ def build_loader(
                 f"shuffle_block={config.shuffle_block}: expected packed pictures (adco.pack)"
             )
         batches.shuffle = partial(pictures.block_order, config.shuffle_block)
-    workers = workers_per_process(config.workers, local_size)
-    check_shared_memory(images * sum(3 * r.size**2 for r in recipes), workers, local_size)
+    workers = workers_per_process(config.workers, world.local_size)
+    check_shared_memory(images * sum(3 * r.size**2 for r in recipes), workers, world.local_size)
     return TrainingLoader(views, batches, workers, pin_memory=device.type == "cuda")
 
 

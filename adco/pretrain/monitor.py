@@ -23,10 +23,10 @@ SCORES = {"knn": ("accuracy", "kNN accuracy", " %"), "rank": ("rank", "effective
 class Monitor:
     """Scores the query encoder's trunk on val, in the way that the game's pictures allow."""
 
-    def __init__(self, game: Game, config: PretrainConfig, world: World, local_size: int):
+    def __init__(self, game: Game, config: PretrainConfig, world: World):
         self.game, self.config, self.world, self.kind = game, config, world, game.monitor
         self.images = config.images_per_process(world.size)  # a batch
-        self.workers = workers_per_process(config.workers, local_size)
+        self.workers = workers_per_process(config.workers, world.local_size)
 
     def score(self, awaited: Callable[[Iterator, int], Iterator]) -> float | None:
         """kNN accuracy in percent, or the effective rank; None where neither is taken.

@@ -18,19 +18,16 @@ from ops.signals import StopRequest, WaitInterrupted
 from ops.workers import end_workers
 
 
-def run(config: PretrainConfig, world: World, device: torch.device, local_size: int) -> int:
-    """Pre-train as configured, as one process of `world`. Returns the exit code.
-
-    local_size: processes on this node.
-    """
-    config = with_init_hash(config.with_global_batch(world.size, local_size))
+def run(config: PretrainConfig, world: World, device: torch.device) -> int:
+    """Pre-train as configured, as one process of `world`. Returns the exit code."""
+    config = with_init_hash(config.with_global_batch(world.size, world.local_size))
     # Check and time, but leave nothing behind.
     if config.dry_run:
-        return dry_run(config, world, device, local_size)
+        return dry_run(config, world, device)
     with StopRequest() as stop:
         try:
             with stop.waiting():
-                training = Pretraining(config, world, device, local_size, stop)
+                training = Pretraining(config, world, device, stop)
         except WaitInterrupted:
             stop.end()  # nothing is lost yet
         try:
@@ -55,16 +52,9 @@ def run(config: PretrainConfig, world: World, device: torch.device, local_size: 
 class Pretraining:
     """The phases of a run. The step is in adco/step.py; what happens between steps in Upkeep."""
 
-    def __init__(
-        self,
-        config: PretrainConfig,
-        world: World,
-        device: torch.device,
-        local_size: int,
-        stop: StopRequest,
-    ):
+    def __init__(self, config: PretrainConfig, world: World, device, stop: StopRequest):
         self.config, self.world = config, world
-        self.game = Game(config, world, device, local_size)
+        self.game = Game(config, world, device)
 
         # From nothing, or from a checkpoint.
         flags = Flags(world)
@@ -74,7 +64,7 @@ class Pretraining:
 
         self.upkeep = Upkeep(self.game, config, world, flags, start, stop)
         self.journal = self.upkeep.journal
-        self.monitor = Monitor(self.game, config, world, local_size)
+        self.monitor = Monitor(self.game, config, world)
 
     # ---- before the first epoch
 

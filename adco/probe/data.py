@@ -43,22 +43,19 @@ class ProbeRun(NamedTuple):
     sets: ProbeSets
     world: World
     device: torch.device
-    local_size: int  # processes on this node
     journal: Journal
     trunk: TrunkWeights | None = None  # as its file holds it; None: random weights
     data: dict | None = None  # which pictures the sets are (adco.data.identity)
 
 
-def load_probe_sets(
-    config: ProbeConfig, holdout: float, world: World = ALONE, local_size: int = 1
-) -> ProbeSets:
+def load_probe_sets(config: ProbeConfig, holdout: float, world: World = ALONE) -> ProbeSets:
     """Train, its held-out share and val. Raises InputError where pictures or labels are missing."""
     # All labelled pictures.
     if config.dataset in PLACES:
         places = partial(load_places, config.data, config.train_list, decoding_of(config))
-        splits = once_per_node(places, world, local_size)
+        splits = once_per_node(places, world)
     else:
-        splits = splits_of(config, world, local_size)
+        splits = splits_of(config, world)
     train, val = splits.labelled, splits.val
     if train is None or val is None:
         raise InputError(
@@ -135,15 +132,10 @@ def probe_recipe(config: ProbeConfig) -> Recipe:
     )
 
 
-def scoring_loader(
-    pictures: Pictures, config: ProbeConfig, world: World, local_size: int
-) -> SignalSafeLoader:
-    """Test views and labels of this process's share. Places205 is made square first.
-
-    local_size: processes on this node, which share its workers.
-    """
+def scoring_loader(pictures: Pictures, config: ProbeConfig, world: World) -> SignalSafeLoader:
+    """Test views and labels of this process's share. Places205 is made square first."""
     square, whole = config.dataset in PLACES, not config.eval_crop
     views = CheckViews(pictures, config.image_size, square=square, whole=whole)
     batch_size = max(1, config.global_batch_size // world.size)
-    workers = workers_per_process(config.workers, local_size)
+    workers = workers_per_process(config.workers, world.local_size)
     return check_loader(views, batch_size, workers, world)

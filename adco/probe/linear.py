@@ -74,8 +74,8 @@ class HeadTraining:
 
     def __init__(self, run: ProbeRun):
         self.config, self.encoder, self.sets = run.config, run.encoder, run.sets
-        self.world, self.local_size = run.world, run.local_size
-        self.device, self.journal, self.data = run.device, run.journal, run.data or {}
+        self.world, self.device, self.journal = run.world, run.device, run.journal
+        self.data = run.data or {}
         self.frozen = self.config.trainable == "fc"
         self.lrs = self.config.rates()  # one per head
         torch.manual_seed(self.config.seed)
@@ -139,9 +139,9 @@ class HeadTraining:
         least = 1 if self.frozen else 2  # BatchNorm in train mode needs two pictures
         M = config.global_batch_size
         self.batches = EpochBatches(len(views), M, self.world, config.seed, least)
-        workers = workers_per_process(config.workers, self.local_size)
+        workers = workers_per_process(config.workers, self.world.local_size)
         batch = 3 * config.image_size**2 * self.batches.sizes[0] // self.world.size  # bytes
-        check_shared_memory(batch, workers, self.local_size)
+        check_shared_memory(batch, workers, self.world.local_size)
         self.loader = batch_loader(views, self.batches, workers, self.device.type == "cuda")
         self.wrapped = wrap_encoder(self.model, self.world)
 
@@ -259,7 +259,7 @@ class HeadTraining:
     def feature_batches(self, pictures: Pictures, name: str):
         """(features, labels) of this process's share. Those of a frozen trunk are computed once."""
         if name not in self.cached:
-            loader = scoring_loader(pictures, self.config, self.world, self.local_size)
+            loader = scoring_loader(pictures, self.config, self.world)
             if not self.frozen:
                 trunk, device = self.model.trunk, self.device
                 return ((trunk(normalised(x.to(device))), y.to(device)) for x, y in loader)

@@ -137,7 +137,7 @@ def features_of(run: ProbeRun) -> list[Features | None]:
         if pictures is None:
             features.append(None)
             continue
-        loader = scoring_loader(pictures, run.config, run.world, run.local_size)
+        loader = scoring_loader(pictures, run.config, run.world)
         number = len(share_of(pictures, run.world))
         features.append(extract_features(run.encoder, loader, number, check=True))
     return features

@@ -20,15 +20,12 @@ from ops.run_folder import new_run_folder, provenance
 LOGISTIC_HOLDOUT = 0.1  # --head logistic never chooses on val
 
 
-def run(config: ProbeConfig, world: World, device: torch.device, local_size: int) -> int:
-    """Score a trunk as configured, as one process of `world`. Returns the exit code.
-
-    local_size: processes on this node.
-    """
+def run(config: ProbeConfig, world: World, device: torch.device) -> int:
+    """Score a trunk as configured, as one process of `world`. Returns the exit code."""
     # The trunk, and the pictures. A saved head is scored without a choice.
-    encoder, config, trunk = read_encoder(config.with_global_batch(world.size, local_size))
+    encoder, config, trunk = read_encoder(config.with_global_batch(world.size, world.local_size))
     holdout = config.holdout or (LOGISTIC_HOLDOUT if config.head == "logistic" else 0)
-    sets = load_probe_sets(config, 0 if config.evaluate else holdout, world, local_size)
+    sets = load_probe_sets(config, 0 if config.evaluate else holdout, world)
     data = identity(sets._asdict())
     check_same_everywhere(data, Flags(world))
     if min(len(part) for part in (sets.train, sets.held_out, sets.val) if part) < world.size:
@@ -48,7 +45,6 @@ def run(config: ProbeConfig, world: World, device: torch.device, local_size: int
             sets=sets,
             world=world,
             device=device,
-            local_size=local_size,
             journal=journal,
             trunk=trunk,
             data=data,
