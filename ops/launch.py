@@ -52,12 +52,18 @@ def launch(run, config: ProcessOptions) -> int:
 
 
 def device_kind(wanted: str, chosen: str | None = None) -> str:
-    """cuda, mps or cpu. chosen: what --choose says. Raises InputError for what is not there."""
-    if chosen is not None and (num_gpus := torch.cuda.device_count()) < len(chosen.split(",")):
-        raise InputError(
-            f"choose={chosen}: torch finds {num_gpus} of these GPUs; leave --choose out, or name "
-            "GPUs of this machine"
-        )
+    """cuda, mps or cpu. chosen: the GPUs that this process shows to torch from here on (--choose).
+
+    Raises InputError for what is not there.
+    """
+    if chosen is not None:
+        # torch looks at this when it first uses a GPU, which is below.
+        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+        if (num_gpus := torch.cuda.device_count()) < len(chosen.split(",")):
+            raise InputError(
+                f"choose={chosen}: torch finds {num_gpus} of these GPUs; leave --choose out, or "
+                "name GPUs of this machine"
+            )
     usable = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

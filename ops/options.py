@@ -1,7 +1,6 @@
 """What every script can be told: devices and processes, and the names of data sets and encoders."""
 
 import json
-import os
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import ClassVar
@@ -134,9 +133,3 @@ class RunOptions(ProcessOptions, PictureOptions):
             for f in fields(self)
             if not f.metadata["may_change"] and f.name not in of_processes
         }
-
-
-def choose_gpus(config) -> None:
-    """Carry out --choose. To be called before torch is imported."""
-    if config.choose is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = config.choose
