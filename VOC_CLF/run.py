@@ -33,9 +33,8 @@ def run(config: VocConfig) -> int:
     data = identity(voc)
     level = "" if config.run_num is None else f"run_{config.run_num}"
     folder = new_run_folder(Path(config.save_path) / config.log_path / "VOC2007" / level)
-    journal = Journal(folder)
+    journal = Journal(folder, asdict(config), data)
     try:
-        journal.write_config(asdict(config), data)
         trunk.tell_left_out(journal.say)
         for line in introduction(voc):
             journal.say(line)

@@ -37,10 +37,6 @@ def write_whole(path: Path, content, previous: Path | None = None) -> None:
         raise
 
 
-def write_json(path: Path, content: dict) -> None:
-    write_whole(path, json_bytes(content))
-
-
 def json_bytes(content: dict) -> bytes:
     return (json.dumps(finite_or_none(content), indent=2, allow_nan=False) + "\n").encode()
 

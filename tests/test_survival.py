@@ -44,8 +44,7 @@ def run_in(folder: Path) -> Path:
     """A run folder with two checkpoints, epochs 2 and 3, of the default configuration."""
     run = folder / "run"
     run.mkdir()
-    journal = Journal(run)
-    journal.write_config(asdict(CONFIG))
+    journal = Journal(run, asdict(CONFIG))
     saves = Checkpoints(run, minutes=0, journal=journal)
     for epoch in (2, 3):
         saves.save({**STATE, "epoch": epoch})
@@ -232,7 +231,7 @@ def test_resuming_takes_back_what_was_logged_after_the_save(tmp_path):
     size = journal.size
     journal.record("train", 2, {"loss": 2.0})
     journal.close()
-    journal = Journal(tmp_path, size)
+    journal = Journal(tmp_path, size=size)
     journal.record("train", 2, {"loss": 3.0})
     journal.close()
     assert losses(tmp_path) == [1.0, 3.0]
@@ -336,8 +335,7 @@ def test_a_few_broken_pictures_are_borne_and_many_stop_the_run_saved(tmp_path, n
 
 def test_the_configuration_of_the_first_start_stays(tmp_path):
     run = run_in(tmp_path)
-    journal = Journal(run)
-    journal.write_config({"data": "elsewhere"})
+    journal = Journal(run, {"data": "elsewhere"})
     assert json.loads((run / "config.json").read_text())["config"]["data"] == "data"
 
 

@@ -241,6 +241,5 @@ def open_folder(config: PretrainConfig, start: RunStart) -> tuple[Journal, Check
     folder = start.folder or new_run_folder(log_folder(config) / rates)
     # What was logged after the checkpoint is of steps that will be taken again.
     size = start.kept.get("journal_size") if start.folder else None
-    journal = Journal(folder, size)
-    journal.write_config(asdict(config), start.data)
+    journal = Journal(folder, asdict(config), start.data, size)
     return journal, Checkpoints(folder, config.save_minutes, journal, start.source)

@@ -37,7 +37,8 @@ def run(config: ProbeConfig, world: World, device: torch.device) -> int:
     # One folder a run, which the first process writes.
     protocol = protocol_of(config)
     parent = Path(config.save_path) / config.log_path / config.dataset / "lincls" / protocol
-    journal = Journal(new_run_folder(parent) if world.first else None)
+    folder = new_run_folder(parent) if world.first else None
+    journal = Journal(folder, asdict(config), data)
     try:
         probe_run = ProbeRun(
             config=config,
@@ -65,9 +66,8 @@ def protocol_of(config: ProbeConfig) -> str:
 
 
 def introduce(probe_run: ProbeRun) -> None:
-    """Write the configuration, and say what is scored on what."""
+    """Say what is scored on what."""
     config, sets, journal = probe_run.config, probe_run.sets, probe_run.journal
-    journal.write_config(asdict(config), probe_run.data)
     journal.say(f"run folder: {journal.folder}")
     source = config.resume or config.pretrained
     for line in introduction(sets._asdict()):
