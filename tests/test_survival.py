@@ -335,7 +335,7 @@ def test_a_few_broken_pictures_are_borne_and_many_stop_the_run_saved(tmp_path, n
 
 def test_the_configuration_of_the_first_start_stays(tmp_path):
     run = run_in(tmp_path)
-    journal = Journal(run, {"data": "elsewhere"})
+    Journal(run, {"data": "elsewhere"})
     assert json.loads((run / "config.json").read_text())["config"]["data"] == "data"
 
 

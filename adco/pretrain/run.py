@@ -6,7 +6,7 @@ from adco.pretrain.dry_run import dry_run
 from adco.pretrain.game import Game
 from adco.pretrain.init import with_init_hash
 from adco.pretrain.meter import EpochMeter
-from adco.pretrain.monitor import SCORES, Monitor
+from adco.pretrain.monitor import SCORES, score_trunk
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import start_or_resume_
 from adco.pretrain.upkeep import Stopped, Upkeep
@@ -64,7 +64,6 @@ class Pretraining:
 
         self.upkeep = Upkeep(self.game, config, world, flags, start, stop)
         self.journal = self.upkeep.journal
-        self.monitor = Monitor(self.game, config, world)
 
     # ---- before the first epoch
 
@@ -191,7 +190,8 @@ class Pretraining:
 
     def score(self) -> float | None:
         """kNN accuracy of the trunk in percent, or its effective rank; None: no score is taken."""
-        score, kind = self.monitor.score(self.upkeep.scoring), self.monitor.kind
+        kind = self.game.monitor
+        score = score_trunk(self.game, self.config, self.world, self.upkeep.scoring)
         if score is not None:
             (name, title, unit), epoch = SCORES[kind], self.progress.epoch
             self.journal.say(f" * {title} {score:.2f}{unit} after {epoch} epochs")

@@ -22,6 +22,7 @@ from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import ALONE, World, once_per_node
 from ops.errors import InputError
 from ops.journal import Journal
+from ops.options import RunOptions
 from ops.workers import SignalSafeLoader, workers_per_process
 
 CROP_VIEW = 1  # view number that seeds the place of a --randcrop; view 0 seeds all else
@@ -132,10 +133,15 @@ def probe_recipe(config: ProbeConfig) -> Recipe:
     )
 
 
-def scoring_loader(pictures: Pictures, config: ProbeConfig, world: World) -> SignalSafeLoader:
-    """Test views and labels of this process's share. Places205 is made square first."""
+def scoring_loader(
+    pictures: Pictures, config: RunOptions, world: World, skip_broken: bool = False
+) -> SignalSafeLoader:
+    """Test views and labels of this process's share. Places205 is made square first.
+
+    skip_broken: pictures that cannot be read are left out.
+    """
     square, whole = config.dataset in PLACES, not config.eval_crop
-    views = CheckViews(pictures, config.image_size, square=square, whole=whole)
+    views = CheckViews(pictures, config.image_size, skip_broken, square, whole)
     batch_size = max(1, config.global_batch_size // world.size)
     workers = workers_per_process(config.workers, world.local_size)
     return check_loader(views, batch_size, workers, world)
