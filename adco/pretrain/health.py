@@ -112,10 +112,6 @@ class BadPictures:
         self.limit, self.num_pictures = limit, num_pictures
         self.known: dict[str, str] = dict(known)
 
-    @property
-    def count(self) -> int:
-        return len(self.known)
-
     def add(self, newly_broken: dict[str, str]) -> list[str]:
         """A sentence about each picture that has not been named before, in the order of names."""
         fresh = {
@@ -132,7 +128,8 @@ class BadPictures:
 
         With a folder, the list of all that are known goes into bad_pictures.txt there.
         """
-        if self.count <= self.limit * self.num_pictures:
+        count = len(self.known)
+        if count <= self.limit * self.num_pictures:
             return ""
         name, reason = next(iter(self.known.items()))
         where = ""
@@ -142,6 +139,6 @@ class BadPictures:
                 (folder / LIST).write_text("".join(lines), encoding="utf-8")
                 where = f"; all that are known in {folder / LIST}"
         return (
-            f"{self.count} of {self.num_pictures} pictures are broken, more than --bad_images_max "
+            f"{count} of {self.num_pictures} pictures are broken, more than --bad_images_max "
             f"{self.limit:g}; first: {name} ({reason}){where}; remove them or raise the limit"
         )

@@ -152,7 +152,7 @@ class Pretraining:
             "epoch": progress.epoch,
             "lr": game.optimizer.param_groups[0]["lr"],
             "bank_norm": mean_across_ranks_(game.bank.W.norm(dim=0).mean(), self.world).item(),
-            "bad_pictures": self.upkeep.bad_pictures.count,
+            "bad_pictures": len(self.upkeep.bad_pictures.known),
         }
         self.journal.record("train", progress.step, values)
         self.upkeep.check_health(values)
@@ -185,8 +185,9 @@ class Pretraining:
                 names.append(numbered(done - 1))
             if not upkeep.save(tuple(names)):
                 progress.best_acc = best_before  # it is not on disk
+        # A stop may have come while the epoch was saved.
         if done < config.epochs:
-            upkeep.between_epochs()
+            upkeep.end_if_asked(upkeep.agree(None), None)
 
     def score(self) -> float | None:
         """kNN accuracy of the trunk in percent, or its effective rank; None: no score is taken."""

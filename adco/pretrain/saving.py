@@ -25,17 +25,14 @@ class Checkpoints:
         self.failed = False  # whether the newest state could not be written
         # The clock of --save_minutes.
         self.saved_at = time.monotonic()
-        self.asked = False  # whether `due` has said so
 
     def age(self) -> float:
         """Minutes since the run was last saved, or begun."""
         return (time.monotonic() - self.saved_at) / 60
 
     def due(self) -> bool:
-        """Whether the time is up; says so once until the next save."""
-        due = self.minutes > 0 and self.age() >= self.minutes and not self.asked
-        self.asked |= due
-        return due
+        """Whether the time is up."""
+        return 0 < self.minutes <= self.age()
 
     def save(self, state: dict, more_names: tuple[str, ...] = ()) -> bool:
         """Write the last checkpoint, and the same under more names. True where that was done.
@@ -43,7 +40,7 @@ class Checkpoints:
         A failure does not end the run: it is told, what was saved before stays, and the next save
         tries again.
         """
-        path, self.failed, self.asked = self.last, True, False
+        path, self.failed = self.last, True
         try:
             # The last one becomes the one before it, unless it is known to be damaged.
             previous = self.folder / checkpoint.PREVIOUS if self.last_is_good else None

@@ -161,11 +161,6 @@ class Upkeep:
             with suppress(Exception):  # the first error is the one to tell
                 self.save()
 
-    def between_epochs(self) -> None:
-        """A stop that came while the epoch was saved."""
-        if self.flags.any_process(self.stop.received is not None):
-            self.leave()
-
     def leave(self) -> None:
         saved = "" if not (self.saves and self.saves.failed) else ", BUT NOT SAVED"
         where = self.progress.where()
