@@ -8,7 +8,7 @@ from adco.data.decoder import decoding_of
 from adco.data.identity import identity
 from adco.encoder import read_trunk
 from ops.journal import Journal
-from ops.launch import check_gpu, device_kind, own_device
+from ops.launch import device_kind, own_device
 from ops.run_folder import new_run_folder
 from VOC_CLF.dataset import load_voc
 from VOC_CLF.linear import linear_scores
@@ -24,7 +24,6 @@ def run(config: VocConfig) -> int:
     """Train, score and write as configured. Returns the exit code."""
     # The encoder and the pictures, before a run folder is made.
     kind = device_kind(config.device, config.choose)
-    check_gpu(config.gpu, kind)
     device = own_device(kind, 0, config)
     trunk = read_trunk(config.pretrained, arch=config.arch)
     model = trunk.build()

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
@@ -78,15 +79,7 @@ def device_kind(wanted: str, chosen: str | None = None) -> str:
     return wanted
 
 
-def check_gpu(number: int | None, kind: str) -> None:
-    """Raise InputError where --gpu names one that is not there."""
-    num_gpus = torch.cuda.device_count() if kind == "cuda" else 0
-    if number is not None and number >= num_gpus:
-        raise InputError(f"gpu={number}: this machine shows {num_gpus} GPU(s), numbered from 0")
-
-
 def processes_here(config: ProcessOptions, kind: str) -> int:
-    check_gpu(config.gpu, kind)
     # Without GPUs as many as are asked for; with GPUs one each.
     if kind == "cpu":
         return config.nproc
@@ -107,36 +100,33 @@ def rendezvous_url(config: ProcessOptions) -> str:
     else:
         url = f"tcp://{config.master_addr}:{config.master_port}"
     port = urlparse(url).port
-    if config.rank == 0 and not port_is_free(port):
+    if config.rank == 0 and free_port(port) is None:
         raise InputError(
             f"port {port} of {url} is in use; choose another with --dist_url tcp://host:port"
         )
     return url
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def port_is_free(port: int) -> bool:
+def free_port(port: int = 0) -> int | None:
+    """The port where it is free, any free one for 0, else None."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with suppress(OSError):
             probe.bind(("", port))
-            return True
-        except OSError:
-            return False
+            return probe.getsockname()[1]
+    return None
 
 
 def own_device(kind: str, local_rank: int, config: ProcessOptions) -> torch.device:
+    """The device of a process. Raises InputError where it is a GPU that is not there (--gpu)."""
+    num_gpus = torch.cuda.device_count() if kind == "cuda" else 0
+    # A scheduler may show each process its own GPU alone.
+    own = local_rank if num_gpus > 1 else 0
+    number = own if config.gpu is None else config.gpu
+    if number >= num_gpus and (kind == "cuda" or config.gpu is not None):
+        raise InputError(f"gpu={number}: this machine shows {num_gpus} GPU(s), numbered from 0")
     if kind != "cuda":
         return torch.device(kind)
-    # A scheduler may show each process its own GPU alone.
-    own = local_rank if torch.cuda.device_count() > 1 else 0
-    number = own if config.gpu is None else config.gpu
-    check_gpu(number, kind)
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device

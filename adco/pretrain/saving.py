@@ -1,6 +1,5 @@
 """When a run saves, under which names, and what happens when it cannot."""
 
-import shutil
 import time
 from pathlib import Path
 
@@ -52,8 +51,8 @@ class Checkpoints:
                 duplicate(self.last, path)
         except OSError as error:
             self.journal.warn(
-                f"NOT SAVED: {path} could not be written ({error}; {self._free()}). Training goes "
-                "on and tries again at the next save; make room, or restore the folder"
+                f"NOT SAVED: {path} could not be written ({error}). Training goes on and tries "
+                "again at the next save; make room, or restore the folder"
             )
             return False
         finally:
@@ -67,9 +66,3 @@ class Checkpoints:
                 f"trained to the end, but the last state could not be saved as {self.last}; make "
                 "room and start again with --resume auto, from the checkpoint before"
             )
-
-    def _free(self) -> str:
-        try:
-            return f"{shutil.disk_usage(self.folder).free / 1e6:.0f} MB free"
-        except OSError:
-            return "the folder is gone"
