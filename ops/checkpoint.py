@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.serialization import safe_globals
 
 from ops.errors import InputError, one_line, shown, some
@@ -188,3 +189,38 @@ def load_strictly(module: nn.Module, state_dict: dict[str, Tensor], source: str)
             "from before they came"
         )
     module.load_state_dict(state_dict)
+
+
+def check_goes_on(state: dict, source: str, kind: str) -> None:
+    """Raise InputError where a file lacks what a run goes on from. kind: what it has to be."""
+    for key in ("epoch", "state_dict", "optimizer"):
+        if key not in state:
+            raise InputError(f"{source} has no {key!r}; to go on from it, it has to be {kind}")
+
+
+def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
+    """Load SGD's momentum. Rates, decay and the kind of kernel stay those of this run.
+
+    Of two encoders it may be kept over the parameters of the query encoder alone: the key encoder's
+    come last and have none, so the numbering is the same. Raises InputError where it does not fit.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    try:
+        for group, ours in zip(state["param_groups"], own, strict=True):
+            theirs, number = len(group["params"]), len(ours["params"])
+            if theirs not in (number, number // 2):
+                raise ValueError(f"{theirs} parameters for {number}")
+        optimizer.load_state_dict({"state": state["state"], "param_groups": own})
+        for parameter, kept in optimizer.state.items():
+            if kept.get("momentum_buffer") is not None:
+                # Laid out as the parameter: a fused step walks both in the order of memory.
+                laid_out = torch.empty_like(parameter, requires_grad=False)
+                if kept["momentum_buffer"].shape != parameter.shape:
+                    raise ValueError(f"momentum {tuple(kept['momentum_buffer'].shape)}")
+                if not kept["momentum_buffer"].isfinite().all():
+                    raise ValueError("momentum that is not finite")
+                kept["momentum_buffer"] = laid_out.copy_(kept["momentum_buffer"])
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"the optimizer state in {source} does not fit this model: {shown(error)}"
+        ) from error

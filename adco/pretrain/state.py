@@ -116,11 +116,7 @@ def unpack_(
 
     Returns where the run stands; after a file of MoCo, which has no bank, before the start-up.
     """
-    for key in ("state_dict", "epoch", "optimizer"):
-        if key not in state:
-            raise InputError(
-                f"{source} has no {key!r}; to go on from it, it has to be a pre-training checkpoint"
-            )
+    checkpoint.check_goes_on(state, source, "a pre-training checkpoint")
     if state.get("arch", arch) != arch:
         raise InputError(
             f"{source} holds a {shown(state['arch'])}, this run a {arch}; give the same --arch"
@@ -132,7 +128,7 @@ def unpack_(
         name: value for name, value in weights.items() if not name.startswith("queue")
     }  # MoCo's keys
     checkpoint.load_strictly(model, weights, source)
-    load_optimizer_(optimizer, state["optimizer"], source)
+    checkpoint.load_optimizer_(optimizer, state["optimizer"], source)
     if "Memory_Bank" in state:
         checkpoint.load_strictly(
             bank, state["Memory_Bank"], f"the bank in {source} (--cluster, --moco_dim)"
@@ -173,30 +169,3 @@ def plain_optimizer_state(optimizer: Optimizer, initial_lr: float) -> dict:
     }
     groups = [{**g, "fused": None, "initial_lr": initial_lr} for g in state["param_groups"]]
     return {"state": momenta, "param_groups": groups}
-
-
-def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
-    """Load SGD's momentum, kept over the query encoder's parameters alone or over both encoders'.
-
-    The key encoder's come last and have no momentum, so the numbering is the same. Rates, decay and
-    the kind of kernel stay those of this run.
-    """
-    own = optimizer.state_dict()["param_groups"]
-    try:
-        (group,) = state["param_groups"]
-        if len(group["params"]) not in (len(own[0]["params"]), len(own[0]["params"]) // 2):
-            raise ValueError(f"{len(group['params'])} parameters for {len(own[0]['params'])}")
-        optimizer.load_state_dict({"state": state["state"], "param_groups": own})
-        for parameter, kept in optimizer.state.items():
-            if kept.get("momentum_buffer") is not None:
-                # Laid out as the parameter: a fused step walks both in the order of memory.
-                laid_out = torch.empty_like(parameter, requires_grad=False)
-                if kept["momentum_buffer"].shape != parameter.shape:
-                    raise ValueError(f"momentum {tuple(kept['momentum_buffer'].shape)}")
-                if not kept["momentum_buffer"].isfinite().all():
-                    raise ValueError("momentum that is not finite")
-                kept["momentum_buffer"] = laid_out.copy_(kept["momentum_buffer"])
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"the optimizer state in {source} does not fit this model: {shown(error)}"
-        ) from error

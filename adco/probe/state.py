@@ -112,11 +112,7 @@ def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None
     trunk: what the same file holds. Raises InputError where options or data are others.
     """
     source = trunk.source
-    for key in ("epoch", "state_dict", "optimizer"):
-        if key not in state:
-            raise InputError(
-                f"{source!r} has no {key!r}; to go on from it, it has to be a probe's checkpoint"
-            )
+    checkpoint.check_goes_on(state, source, "a probe's checkpoint")
     check_same_run(probe, state, source)
 
     # The heads, by their number. Published checkpoints have one, as fc.
@@ -125,18 +121,12 @@ def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None
     checkpoint.load_strictly(probe.model.heads, state.get("heads", fc), where)
 
     # Momentum and epoch. Rates and decay are those of this run.
-    own = probe.optimizer.state_dict()["param_groups"]
+    checkpoint.load_optimizer_(probe.optimizer, state["optimizer"], source)
     try:
-        theirs = state["optimizer"]
-        if [g["params"] for g in theirs["param_groups"]] != [g["params"] for g in own]:
-            raise ValueError("it is one of other parameters")
-        probe.optimizer.load_state_dict({"state": theirs["state"], "param_groups": own})
         probe.epoch = operator.index(state["epoch"])
         best_acc1 = float(state.get("best_acc1", "nan"))  # a tensor in some files
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"optimizer, epoch or best_acc1 in {source} do not fit this probe: {error}"
-        ) from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"epoch or best_acc1 in {source} is no number: {shown(error)}") from error
 
     # The scores so far.
     if "best" in state:
