@@ -2,7 +2,6 @@
 
 import csv
 import io
-from dataclasses import asdict
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,9 +11,7 @@ from adco.data.pictures import FolderPictures
 from adco.encoder import TrunkWeights
 from ops.files import json_bytes
 from ops.journal import Journal
-from ops.run_folder import provenance
 from VOC_CLF.dataset import CLASSES, IGNORED
-from VOC_CLF.options import VocConfig
 from VOC_CLF.scores import VocScore
 
 
@@ -66,24 +63,20 @@ def curves_png(
     return file.getvalue()
 
 
-def results_json(
-    config: VocConfig, trunk: TrunkWeights, data: dict, scored: str, result: VocScore
-) -> bytes:
+def results_json(journal: Journal, trunk: TrunkWeights, scored: str, result: VocScore) -> bytes:
     """Numbers in percent, with all that they depend on. null: no picture of the class to find."""
     results = {
         "dataset": "VOC2007",
-        "protocol": config.protocol,
+        "protocol": journal.about["config"]["protocol"],
         "scored_on": scored,
         "map": 100 * result.mean_ap,
         "map_11_point": 100 * result.mean_ap_11_point,
         "ap_per_image": 100 * result.per_image,
         "ap": dict(zip(CLASSES, (100 * result.area).tolist(), strict=True)),
         "ap_11_point": dict(zip(CLASSES, (100 * result.eleven_point).tolist(), strict=True)),
-        "num_pictures": data[scored]["pictures"],
-        "checkpoint": config.pretrained,
+        "num_pictures": journal.about["data"][scored]["pictures"],
+        "checkpoint": trunk.source,
         "checkpoint_sha256": trunk.sha256,
-        "data": data,
-        "config": asdict(config),
-        **provenance(),
+        **journal.about,
     }
     return json_bytes(results)

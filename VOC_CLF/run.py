@@ -57,7 +57,7 @@ def run(config: VocConfig) -> int:
         left = {
             "scores.csv": scores_csv(pictures, outputs),
             "precision_recall.png": curves_png(scored, pictures, outputs, result),
-            "results.json": results_json(config, trunk, data, scored, result),
+            "results.json": results_json(journal, trunk, scored, result),
         }
         journal.files.write({folder / name: content for name, content in left.items()})
         journal.files.check()

@@ -49,9 +49,10 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = lock_folder(folder)
+            # All that the numbers depend on, for results too.
+            self.about = {"config": config, "data": data, **provenance()}
             if config and not (folder / "config.json").exists():
-                content = {"config": config, "data": data, **provenance()}
-                write_whole(folder / "config.json", json_bytes(content))
+                write_whole(folder / "config.json", json_bytes(self.about))
             self.metrics.touch()
             if size is not None:
                 # Lines after the checkpoint are of steps that will be taken again.

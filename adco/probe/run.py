@@ -15,7 +15,7 @@ from ops.distributed import Flags, World
 from ops.errors import InputError
 from ops.files import json_bytes
 from ops.journal import Journal
-from ops.run_folder import new_run_folder, provenance
+from ops.run_folder import new_run_folder
 
 LOGISTIC_HOLDOUT = 0.1  # --head logistic never chooses on val
 
@@ -109,9 +109,7 @@ def report_outcome(outcome: Outcome, probe_run: ProbeRun) -> None:
         "num_train": len(probe_run.sets.train),
         "checkpoint": source,
         "checkpoint_sha256": probe_run.trunk.sha256 if probe_run.trunk else None,
-        "data": probe_run.data,
-        "config": asdict(config),
-        **provenance(),
+        **journal.about,
     }
     journal.files.write({journal.folder / "results.json": json_bytes(results)})
     journal.files.check()
