@@ -63,7 +63,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
     total = len(game.splits.train)
     rows = {
         "pictures": f"{total}; of {min(total, SAMPLE)} tried {num_broken} are broken",
-        **findings(config, world, game, start.progress, seconds),
+        **findings(config, game, start.progress, seconds),
         **memory_of_scores(game, config, world),
         "checkpoints": f"{num_files} of {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free",
     }
@@ -73,9 +73,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
     return 0
 
 
-def findings(
-    config: PretrainConfig, world: World, game: Game, progress: Progress, seconds: float
-) -> dict[str, str]:
+def findings(config: PretrainConfig, game: Game, progress: Progress, seconds: float) -> dict:
     """What the run is going to be, in words. seconds: of a step."""
     num_keys, steps_per_epoch = game.num_keys, len(game.loader)
     # Steps that are still to be taken.
@@ -86,8 +84,6 @@ def findings(
     whole = timedelta(seconds=round((startup + steps) * seconds))
     memory = peak_memory(game.device) / 1e9
     return {
-        "processes": f"{world.size} on {game.device.type} in {game.model.amp or torch.float32}, "
-        f"{num_keys // world.size} pictures each",
         "steps per epoch": f"{steps_per_epoch} of {num_keys} pictures",
         "adversaries": f"{config.cluster}, {game.bank.W.shape[1]} on this process",
         "start-up": f"{startup} steps, {startup / steps_per_epoch:.2f} passes over the pictures",

@@ -60,18 +60,17 @@ class CollapseWatch:
                 STARVED.format(steps=self.patience, mass=mass),
             ),
         }
-        return [text for sign, (present, text) in signs.items() if self._lasts(sign, present, step)]
-
-    def _lasts(self, sign: str, present: bool, step: int) -> bool:
-        if not present:
-            self.since.pop(sign, None)
-            return False
-        # Told once, when it has lasted without a break.
-        first = self.since.setdefault(sign, step)
-        if step - first < self.patience or sign in self.told:
-            return False
-        self.told.add(sign)
-        return True
+        # A sign is told once, when it has lasted without a break.
+        due = []
+        for sign, (present, text) in signs.items():
+            if not present:
+                self.since.pop(sign, None)
+            elif (
+                step - self.since.setdefault(sign, step) >= self.patience and sign not in self.told
+            ):
+                self.told.add(sign)
+                due.append(text)
+        return due
 
 
 class DropStreak:

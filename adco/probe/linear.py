@@ -1,6 +1,5 @@
 """Linear classifiers on a trunk, frozen or not: the training of `lincls.py --head linear`."""
 
-from contextlib import nullcontext
 from math import isfinite
 from typing import NamedTuple
 
@@ -54,9 +53,7 @@ class TrunkWithHeads(nn.Module):
         return self
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
-        with torch.no_grad() if self.frozen else nullcontext():
-            features = self.trunk(pictures)
-        features = self.dropout(features)
+        features = self.dropout(self.trunk(pictures))
         return [head(features) for head in self.heads]
 
 
@@ -292,7 +289,7 @@ class HeadTraining:
     def peak_table(self) -> list[dict]:
         """The best score of each learning rate, in percent, and its epoch."""
         return [
-            {"lr": lr, "acc1": peak.acc1, "acc5": peak.acc5, "epoch": epoch}
+            {"lr": lr, **peak.percent(), "epoch": epoch}
             for lr, (peak, epoch) in zip(self.lrs, self.peaks, strict=True)
         ]
 

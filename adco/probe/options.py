@@ -99,12 +99,9 @@ class ProbeConfig(RunOptions):
                 "nothing to score: give a checkpoint with --pretrained, or --pretrained random "
                 "for the baseline"
             )
-        self.check_rates()
-        self.check_head()
-
-    def check_rates(self):
         if len(set(self.lr_sweep)) < len(self.lr_sweep):
             raise InputError(f"lr_sweep={self.lr_sweep} names a learning rate twice")
+        self.check_head()
 
     def check_head(self):
         """Refuse combinations in which an option would have no effect."""

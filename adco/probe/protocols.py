@@ -62,16 +62,12 @@ def score_linear(run: ProbeRun) -> Outcome:
     probe.restore_best()
     best = probe.best
     accuracy = probe.score(sets.val, "val")[best.head] if sets.held_out else best.accuracy
-    table = probe.peak_table()
-    if len(table) > 1:
-        for row in table:
-            journal.say("lr {lr:<8g} best Acc@1 {acc1:.3f} in epoch {epoch}".format(**row))
     return Outcome(
         protocol="linear probe" if probe.frozen else "fine-tuning",
         accuracy=accuracy,
         chosen={"lr": probe.lrs[best.head], "epoch": best.epoch},
         chosen_on=HELD_OUT if sets.held_out else ON_VAL,
-        table=table,
+        table=probe.peak_table(),
     )
 
 
@@ -100,12 +96,7 @@ def score_knn(run: ProbeRun) -> Outcome:
     # With held-out pictures val is scored once, and they are neighbours too.
     if held_out is not None:
         (accuracy,) = score([train, held_out], val, ks=[config.knn_k[best]])
-    table = [
-        {"k": k, "acc1": of_k.acc1, "acc5": of_k.acc5}
-        for k, of_k in zip(config.knn_k, found, strict=True)
-    ]
-    for row in table:
-        run.journal.say("k {k:<4d} Acc@1 {acc1:.3f} Acc@5 {acc5:.3f}".format(**row))
+    table = [{"k": k, **of_k.percent()} for k, of_k in zip(config.knn_k, found, strict=True)]
     chosen_on = ON_VAL if held_out is None else HELD_OUT
     return Outcome("kNN", accuracy, {"k": config.knn_k[best]}, chosen_on, table)
 
@@ -117,9 +108,7 @@ def score_logistic(run: ProbeRun) -> Outcome:
 
     # Choose the cost of an error against that of large weights.
     cost, found = logistic.choose_cost(train, held_out, num_classes, world)
-    table = [{"cost": c, "acc1": of_c.acc1, "acc5": of_c.acc5} for c, of_c in found]
-    for row in table:
-        run.journal.say("C {cost:<8g} held out: Acc@1 {acc1:.3f}".format(**row))
+    table = [{"cost": c, **of_c.percent()} for c, of_c in found]
     if cost in (logistic.COSTS[0], logistic.COSTS[-1]):
         run.journal.warn(f"C {cost:g} is the end of the range tried")
 

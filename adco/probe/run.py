@@ -89,6 +89,9 @@ def introduce(probe_run: ProbeRun) -> None:
 def report_outcome(outcome: Outcome, probe_run: ProbeRun) -> None:
     """The result on the console and in results.json."""
     journal, config = probe_run.journal, probe_run.config
+    # A choice among one is none.
+    for row in outcome.table if len(outcome.table) > 1 else ():
+        journal.say(", ".join(f"{name} {value:g}" for name, value in row.items()))
     if outcome.chosen:
         found = ", ".join(f"{name} {value:g}" for name, value in outcome.chosen.items())
         journal.say(f"{found}: chosen on {outcome.chosen_on}")
@@ -100,8 +103,7 @@ def report_outcome(outcome: Outcome, probe_run: ProbeRun) -> None:
     results = {
         "dataset": config.dataset,
         "protocol": outcome.protocol,
-        "acc1": outcome.accuracy.acc1,
-        "acc5": outcome.accuracy.acc5,
+        **outcome.accuracy.percent(),
         **outcome.accuracy._asdict(),
         "chosen": outcome.chosen,
         "chosen_on": outcome.chosen_on,
