@@ -32,7 +32,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
     """
     # Everything that the run would do first.
     game = Game(config, world, device)
-    start = start_or_resume_(game, config, world, Flags(world))
+    start = start_or_resume_(game, Flags(world))
     num_broken = read_sample(game.splits.train, config)
     seconds = time_steps(game)
     state = pack(game.model, game.bank, game.optimizer, start.progress, config, start.data)
@@ -59,12 +59,12 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
         "workers": workers_per_process(config.workers, world.local_size) * world.local_size,
     }
     print(json.dumps(effective))
-    print("\n".join([describe(game, config, world), *start.warnings, start.note]).strip())
+    print("\n".join([describe(game), *start.warnings, start.note]).strip())
     total = len(game.splits.train)
     rows = {
         "pictures": f"{total}; of {min(total, SAMPLE)} tried {num_broken} are broken",
-        **findings(config, game, start.progress, seconds),
-        **memory_of_scores(game, config, world),
+        **findings(game, start.progress, seconds),
+        **memory_of_scores(game),
         "checkpoints": f"{num_files} of {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free",
     }
     for name, text in rows.items():
@@ -73,9 +73,9 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
     return 0
 
 
-def findings(config: PretrainConfig, game: Game, progress: Progress, seconds: float) -> dict:
+def findings(game: Game, progress: Progress, seconds: float) -> dict[str, str]:
     """What the run is going to be, in words. seconds: of a step."""
-    num_keys, steps_per_epoch = game.num_keys, len(game.loader)
+    config, num_keys, steps_per_epoch = game.config, game.num_keys, len(game.loader)
     # Steps that are still to be taken.
     startup = 0
     if config.ad_init and not progress.playing:
@@ -93,13 +93,13 @@ def findings(config: PretrainConfig, game: Game, progress: Progress, seconds: fl
     }
 
 
-def memory_of_scores(game: Game, config: PretrainConfig, world: World) -> dict[str, str]:
+def memory_of_scores(game: Game) -> dict[str, str]:
     """What a kNN score will hold, in words. Raises InputError where the GPU lacks the memory."""
     splits = game.splits
     if game.monitor != "knn":
         return {}  # the features of a sample
     num_pictures = len(splits.labelled) + len(splits.val)
-    held = bytes_held(num_pictures, game.model.encoder_q.inplanes, world)
+    held = bytes_held(num_pictures, game.model.encoder_q.inplanes, game.world)
     free = free_memory(game.device)
     if held > free:
         raise InputError(

@@ -42,6 +42,7 @@ class Game:
             raise InputError(
                 f"cluster={config.cluster}: expected {world.size}, one a process, or more"
             )
+        self.config, self.world = config, world
         torch.manual_seed(config.seed)
         tune(device, bool(config.tf32))
 
@@ -173,14 +174,14 @@ def training_recipes(config: PretrainConfig) -> list[Recipe]:
     return [full, full, *crops] if config.sym else [full, *crops]
 
 
-def describe(game: Game, config: PretrainConfig, world: World) -> str:
+def describe(game: Game) -> str:
     """What is trained on, and what meets what, for the log."""
-    splits = game.splits
-    val = f"val, held out of train (--val_split {config.val_split:g})" if game.held_out else "val"
+    splits, share = game.splits, game.config.val_split
+    val = f"val, held out of train (--val_split {share:g})" if game.held_out else "val"
     lines = introduction({"train": splits.train, val: splits.val})
     lines.append(
         f"{len(game.loader)} steps of {game.num_keys} an epoch, {len(game.plan)} term(s), "
-        f"{world.size} process(es) on {game.device.type} in {game.model.amp or torch.float32}"
+        f"{game.world.size} process(es) on {game.device.type} in {game.model.amp or torch.float32}"
     )
     if game.monitor == "rank":
         lines.append("score: effective rank of val's features (RankMe), without labels")

@@ -9,30 +9,26 @@ from adco.data.datasets import MOST_HELD_OUT, sample_of
 from adco.data.loader import share_of
 from adco.data.pictures import Pictures
 from adco.pretrain.game import Game
-from adco.pretrain.options import PretrainConfig
 from adco.probe.data import scoring_loader
 from adco.probe.features import Features, extract_features
 from adco.probe.knn import knn_accuracies
 from adco.probe.rank import effective_rank
-from ops.distributed import World
 
 # Of each kind of score: its name in a record, its title, its unit.
 SCORES = {"knn": ("accuracy", "kNN accuracy", " %"), "rank": ("rank", "effective rank", "")}
 
 
-def score_trunk(
-    game: Game, config: PretrainConfig, world: World, awaited: Callable[[Iterator, int], Iterator]
-) -> float | None:
+def score_trunk(game: Game, awaited: Callable[[Iterator, int], Iterator]) -> float | None:
     """Of the query encoder, in the way that the game's pictures allow: kNN accuracy in percent, or
     the effective rank; None where neither is taken.
 
     awaited: hands on the batches; called with as many in every process.
     """
-    splits, skip_broken = game.splits, config.bad_images == "skip"
+    config, world, splits = game.config, game.world, game.splits
 
     def features(pictures: Pictures, unit: bool = True) -> Features:
         """Those of this process's share of the pictures; unit: their directions alone."""
-        loader = scoring_loader(pictures, config, world, skip_broken)
+        loader = scoring_loader(pictures, config, world, config.bad_images == "skip")
         # Other processes may have one batch more.
         longest = ceil(ceil(len(pictures) / world.size) / config.images_per_process(world.size))
         batches, number = awaited(iter(loader), longest), len(share_of(pictures, world))

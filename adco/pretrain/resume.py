@@ -11,7 +11,7 @@ from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import KEPT, Progress, unpack_
 from ops import checkpoint
-from ops.distributed import Flags, World
+from ops.distributed import Flags
 from ops.errors import InputError, shown
 from ops.journal import Journal
 
@@ -39,14 +39,14 @@ class RunStart:
             journal.say(self.note)
 
 
-def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Flags) -> RunStart:
+def start_or_resume_(game: Game, flags: Flags) -> RunStart:
     """Fill the game's players from the checkpoint that --resume names; auto: from the newest whole
     one of this configuration. Where there is none they stay as they are: random, or of --init.
     """
-    data = game.splits.identity()
+    config, data = game.config, game.splits.identity()
     check_same_everywhere(data, flags)
     check_same_options(config, flags)
-    progress = Progress(config.start_epoch, **counts(game, config, world), best_of=game.monitor)
+    progress = Progress(config.start_epoch, **counts(game), best_of=game.monitor)
     start = RunStart(progress, data=data)
     start.note = "\n".join(game.beginning)
     if not config.resume:
@@ -54,7 +54,7 @@ def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Fl
     if config.resume == "auto":
         # One process looks: others might see another state of the same folder.
         path, state = None, None
-        if world.first:
+        if game.world.first:
             path, state, start.warnings = newest_with(config, log_folder(config), data)
         name = flags.gather(path and str(path))[0]
         if name is None:
@@ -77,7 +77,7 @@ def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Fl
         progress.best_acc = 0.0
         start.kept.pop("bad_pictures", None)
     start.warnings += progress.score_by(game.monitor)
-    start.warnings += progress.count_in(**counts(game, config, world))
+    start.warnings += progress.count_in(**counts(game))
     start.progress = progress
     if start.kept.get("scaler"):  # it is empty where the run was not in fp16
         game.scaler.load_state_dict(start.kept["scaler"])
@@ -85,12 +85,12 @@ def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Fl
     return start
 
 
-def counts(game: Game, config: PretrainConfig, world: World) -> dict[str, int]:
+def counts(game: Game) -> dict[str, int]:
     """In what the progress of a run is counted."""
     return dict(
         num_keys=game.num_keys,
         num_pictures=len(game.splits.train),
-        bn_size=game.num_keys // (world.size * config.accum_steps),
+        bn_size=game.num_keys // (game.world.size * game.config.accum_steps),
     )
 
 

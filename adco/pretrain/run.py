@@ -58,11 +58,11 @@ class Pretraining:
 
         # From nothing, or from a checkpoint.
         flags = Flags(world)
-        start = start_or_resume_(self.game, config, world, flags)
+        start = start_or_resume_(self.game, flags)
         self.progress, self.is_resumed = start.progress, start.source is not None
         self.meter_state = start.kept.get("meter")  # of an interrupted epoch
 
-        self.upkeep = Upkeep(self.game, config, world, flags, start, stop)
+        self.upkeep = Upkeep(self.game, flags, start, stop)
         self.journal = self.upkeep.journal
 
     # ---- before the first epoch
@@ -192,7 +192,7 @@ class Pretraining:
     def score(self) -> float | None:
         """kNN accuracy of the trunk in percent, or its effective rank; None: no score is taken."""
         kind = self.game.monitor
-        score = score_trunk(self.game, self.config, self.world, self.upkeep.scoring)
+        score = score_trunk(self.game, self.upkeep.scoring)
         if score is not None:
             (name, title, unit), epoch = SCORES[kind], self.progress.epoch
             self.journal.say(f" * {title} {score:.2f}{unit} after {epoch} epochs")

@@ -13,7 +13,7 @@ from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import RunStart, log_folder
 from adco.pretrain.saving import Checkpoints
 from adco.pretrain.state import pack
-from ops.distributed import Flags, World, broadcast_from_first_
+from ops.distributed import Flags, broadcast_from_first_
 from ops.errors import InputError, RunFailed
 from ops.journal import Journal
 from ops.run_folder import new_run_folder
@@ -39,15 +39,8 @@ class Requests(NamedTuple):
 class Upkeep:
     """Keeps a run healthy and its state on disk. Every process has one; the first one writes."""
 
-    def __init__(
-        self,
-        game: Game,
-        config: PretrainConfig,
-        world: World,
-        flags: Flags,
-        start: RunStart,
-        stop: StopRequest,
-    ):
+    def __init__(self, game: Game, flags: Flags, start: RunStart, stop: StopRequest):
+        config, world = game.config, game.world
         self.game, self.config, self.world, self.flags, self.stop = game, config, world, flags, stop
         self.progress, self.data = start.progress, start.data
         self.meter: EpochMeter | None = None  # inside an epoch
@@ -66,7 +59,7 @@ class Upkeep:
         if world.first:
             self.journal, self.saves = open_folder(config, start)
             self.journal.say(f"run folder: {self.journal.folder}")
-            self.journal.say(describe(game, config, world))
+            self.journal.say(describe(game))
             start.tell(self.journal)
 
     # ---- between two steps
