@@ -48,7 +48,7 @@ def train_linear_(config: VocConfig, model, voc: dict, device, journal: Journal)
     # Random views of train; a centre crop of each picture of val.
     views = VocTrainingViews(voc["train"], config.picture_size(), config.seed)
     batches = EpochBatches(len(views), config.batch_size, World(), config.seed)
-    train_loader = batch_loader(views, batches, num_workers(config))
+    train_loader = batch_loader(views, batches, workers_per_process(config.workers, 1))
     crops = VocEvalViews(voc["val"], partial(center_crop, size=config.picture_size()))
     val_loader = loader_in_order(config, crops)
 
@@ -114,8 +114,5 @@ def predict(model, loader, device) -> np.ndarray:
 
 def loader_in_order(config: VocConfig, views: Dataset) -> SignalSafeLoader:
     """Batches of all views, in the order of the list."""
-    return check_loader(views, config.batch_size, num_workers(config), World())
-
-
-def num_workers(config: VocConfig) -> int:
-    return workers_per_process(config.workers, local_size=1)
+    workers = workers_per_process(config.workers, local_size=1)
+    return check_loader(views, config.batch_size, workers, World())

@@ -35,8 +35,7 @@ def run(config: VocConfig) -> int:
     journal = Journal(folder, asdict(config), data)
     try:
         trunk.tell_left_out(journal.say)
-        for line in introduction(voc):
-            journal.say(line)
+        journal.say("\n".join(introduction(voc)))
         journal.say(
             f"{config.pretrained} on VOC2007, {scored} to score, protocol {config.protocol}, "
             f"{device.type}"

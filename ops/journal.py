@@ -168,9 +168,6 @@ class Journal:
             disable=silent,
         )  # fmt: skip
 
-    def advance(self) -> None:
-        self.bar.update()
-
     def progress(self, line: str, **shown: str) -> None:
         """The state of an epoch: beside the bar, or as a line of its own."""
         if self.bar.disable:
@@ -178,11 +175,8 @@ class Journal:
         else:
             self.bar.set_postfix(shown, refresh=False)
 
-    def close_bar(self) -> None:
-        self.bar.close()
-
     def close(self) -> None:
-        self.close_bar()
+        self.bar.close()
         if self.folder is not None:
             self.board.close()
             if self.tracker:

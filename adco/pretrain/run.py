@@ -94,9 +94,9 @@ class Pretraining:
                     loss, dropped = game.start_up(views, progress.startup_step)
                     self.upkeep.streak.count_(dropped)
                     progress.startup_step += 1
-                self.journal.advance()
+                self.journal.bar.update()
                 self.log_startup(loss, progress.startup_step, num_steps)
-        self.journal.close_bar()
+        self.journal.bar.close()
         # theta_k <- theta_q: both players begin the epochs with one encoder.
         game.model.copy_query_to_key()
 
@@ -136,10 +136,10 @@ class Pretraining:
                 progress.epoch_step += 1
 
             # Log. Nothing here waits for the device but log().
-            self.journal.advance()
+            self.journal.bar.update()
             if i % config.print_freq == 0 or i + 1 == num_steps:
                 self.log(i, num_steps)
-        self.journal.close_bar()
+        self.journal.bar.close()
 
     def log(self, i: int, num_steps: int) -> None:
         """One line and one record of step i. Waits for the device."""

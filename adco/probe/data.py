@@ -125,12 +125,9 @@ def window_start(length: int, size: int, rng: np.random.Generator) -> int:
 
 def probe_recipe(config: ProbeConfig) -> Recipe:
     """A crop and a flip; with --train_strong also the colours and the blur of pre-training."""
-    recipe = Recipe(config.image_size, config.view_min_scale(), flip_p=0.5 * config.flip)
-    if config.train_strong:
-        return recipe
-    return Recipe(
-        recipe.size, recipe.min_scale, jitter_p=0, gray_p=0, blur_p=0, flip_p=recipe.flip_p
-    )
+    plain = {} if config.train_strong else dict(jitter_p=0, gray_p=0, blur_p=0)
+    flip_p = 0.5 * config.flip
+    return Recipe(config.image_size, config.view_min_scale(), flip_p=flip_p, **plain)
 
 
 def scoring_loader(

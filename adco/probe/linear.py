@@ -177,14 +177,14 @@ class HeadTraining:
 
             # The log is a collective: every process comes here at the same steps.
             seconds += stopwatch.lap()
-            self.journal.advance()
+            self.journal.bar.update()
             if i % config.print_freq == 0 or i + 1 == num_steps:
                 self.check_losses(losses, pictures)
                 # Over the epoch in float64, which not every device can add in.
                 sums += sum_across_ranks_(losses, self.world).tolist()
                 losses.zero_()
                 self.log(i, num_steps, seconds / (i + 1), rates, sums, counts)
-        self.journal.close_bar()
+        self.journal.bar.close()
         self.epoch += 1
 
     def step(self, scores: list[Tensor], labels: Tensor, total: int) -> Tensor:

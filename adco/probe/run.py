@@ -70,8 +70,7 @@ def introduce(probe_run: ProbeRun) -> None:
     config, sets, journal = probe_run.config, probe_run.sets, probe_run.journal
     journal.say(f"run folder: {journal.folder}")
     source = config.resume or config.pretrained
-    for line in introduction(sets._asdict()):
-        journal.say(line)
+    journal.say("\n".join(introduction(sets._asdict())))
     journal.say(
         f"{config.arch} from {source}, {probe_run.world.size} process(es) on "
         f"{probe_run.device.type}"
