@@ -113,13 +113,11 @@ class BadPictures:
 
     def add(self, newly_broken: dict[str, str]) -> list[str]:
         """A sentence about each picture that has not been named before, in the order of names."""
-        fresh = {
-            name: newly_broken[name] for name in sorted(newly_broken) if name not in self.known
-        }
-        self.known |= fresh
+        fresh = sorted(newly_broken.keys() - self.known.keys())
+        self.known |= {name: newly_broken[name] for name in fresh}
         return [
-            f"broken picture {name}: {reason}; another one stands in for it"
-            for name, reason in fresh.items()
+            f"broken picture {name}: {self.known[name]}; another one stands in for it"
+            for name in fresh
         ]
 
     def complaint(self, folder: Path | None = None) -> str:

@@ -130,7 +130,10 @@ class Upkeep:
         )
         if requests.broken:
             self.note_bad_pictures()
-            self.stop_if_too_many_are_broken()
+            if complaint := self.bad_pictures.complaint(self.journal.folder):
+                self.save()
+                # In the words of the first process, which has the folder, and once it has written.
+                self.flags.raise_first(InputError(complaint))
         saves = requests.save or requests.stop or (requests.failed and steps)
         if saves or (steps and steps % CHECK_STEPS == 0):
             self.sync_and_check_ranks()
@@ -168,13 +171,6 @@ class Upkeep:
             for sentence in self.bad_pictures.add(newly_broken):
                 self.journal.warn(sentence)
 
-    def stop_if_too_many_are_broken(self) -> None:
-        complaint = self.bad_pictures.complaint(self.journal.folder) if self.world.first else ""
-        if complaint := self.flags.gather(complaint)[0]:
-            self.save()
-            self.flags.gather(None)  # no process ends before the first one has written
-            raise InputError(complaint)
-
     def stop_if_diverged(self, whole_epoch: bool = False) -> None:
         """Raise RunFailed on all processes, with the first one's message (it knows the saves).
 
@@ -182,7 +178,7 @@ class Upkeep:
         """
         last = self.saves.last if self.saves else None
         if complaint := self.streak.complaint(self.progress.where(), last, whole_epoch):
-            raise RunFailed(self.flags.gather(complaint)[0])
+            self.flags.raise_first(RunFailed(complaint))
 
     def check_health(self, values: dict[str, float]) -> None:
         """Read what was logged of this step: warn of a collapse, stop where it diverged."""
@@ -208,8 +204,7 @@ class Upkeep:
         # On every process: broken pictures, sums and the bank's columns come together here.
         self.note_bad_pictures()
         game = self.game
-        players = (game.model, game.bank, game.optimizer)
-        state = pack(*players, self.progress, self.config, self.data)
+        state = pack(game.model, game.bank, game.optimizer, self.progress, self.config, self.data)
         meter = self.meter.state() if self.meter else None
         if not self.world.first:
             return True
