@@ -11,7 +11,7 @@ from adco.data.datasets import MOST_HELD_OUT, Splits, hold_out
 from adco.data.pictures import ArrayPictures
 from adco.pretrain.game import scored_by
 from adco.pretrain.options import DATASET_PRESETS, PRESETS, PretrainConfig
-from adco.probe.rank import effective_rank
+from adco.probe.features import effective_rank
 from adco.report import ReportConfig, report_run
 from ops.arguments import parse
 from ops.distributed import World

@@ -10,9 +10,8 @@ from adco.data.loader import share_of
 from adco.data.pictures import Pictures
 from adco.pretrain.game import Game
 from adco.probe.data import scoring_loader
-from adco.probe.features import Features, extract_features
+from adco.probe.features import Features, effective_rank, extract_features
 from adco.probe.knn import knn_accuracies
-from adco.probe.rank import effective_rank
 
 # Of each kind of score: its name in a record, its title, its unit.
 SCORES = {"knn": ("accuracy", "kNN accuracy", " %"), "rank": ("rank", "effective rank", "")}
