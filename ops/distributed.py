@@ -130,10 +130,6 @@ class Flags:
         work.wait()  # raises what went wrong
         return sums.tolist()
 
-    def any_process(self, flag: bool) -> bool:
-        """Whether it holds on any process now, for which each waits."""
-        return self.exchange(int(flag)) != [0]
-
     def gather(self, thing) -> list:
         """What each process gives, plain values, in the order of the ranks. Waits for all."""
         if self.group is None:
@@ -163,7 +159,7 @@ def once_per_node(make, world: World):
         made = [make() if world.rank == first else None]
     except Exception as failure:
         error = failure
-    if flags.any_process(error is not None):
+    if flags.exchange(error is not None) != [0]:
         flags.raise_first(error)
     dist.broadcast_object_list(made, first, group=node)
     return made[0]

@@ -120,11 +120,11 @@ def newest_with(
     None, None, and a sentence about the damaged ones or, without such, about the newest run that
     was made otherwise.
     """
-    damaged, other = [], None
+    damaged, other = [], []
     runs = {path.parent for path in folder.rglob("checkpoint_*.pth.tar")}
     for run in sorted(runs, key=lambda run: (written_at(run), run.name), reverse=True):
         if differences := made_otherwise(run / "config.json", config, data):
-            other = other or f"{run} was made with {differences}: --resume PATH goes on from it"
+            other = other or [f"{run} was made with {differences}: --resume PATH goes on from it"]
             continue
         # Times do not tell the order in a folder: a copy may have changed them.
         for path in sorted(run.glob("checkpoint_*.pth.tar"), key=steps_in, reverse=True):
@@ -132,9 +132,7 @@ def newest_with(
                 return path, checkpoint.load(path), damaged
             except InputError as error:
                 damaged.append(f"passed over: {error}")
-    if damaged:
-        return None, None, damaged
-    return None, None, [other] if other else []
+    return None, None, damaged or other
 
 
 def written_at(run: Path) -> float:

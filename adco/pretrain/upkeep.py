@@ -196,7 +196,7 @@ class Upkeep:
     # ---- saving
 
     def save_if_older_than(self, minutes: float) -> None:
-        if self.flags.any_process(self.world.first and self.saves.age() > minutes):
+        if self.agree(None, save=self.world.first and self.saves.age() > minutes).save:
             self.save()
 
     def save(self, more_names: tuple[str, ...] = ()) -> bool:
