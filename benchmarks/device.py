@@ -2,13 +2,14 @@
 
 python3 -m benchmarks.device                   # the GPU of this machine, at most 8 minutes
 python3 -m benchmarks.device --arch resnet18 --batch_size 8 --cluster 16384   # a CPU
+python3 -m benchmarks.device --nproc 2 --batch_size 8   # what safety costs several processes
 """
 
 import gc
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,42 +17,72 @@ from pathlib import Path
 import torch
 
 from adco.data.loader import RENDERERS
-from benchmarks import measure, rounds, train, upkeep, views
+from adco.pretrain.game import Game
+from adco.pretrain.options import PretrainConfig
+from adco.pretrain.state import Progress, pack
+from adco.pretrain.upkeep import CHECK_STEPS
+from benchmarks import measure, rounds, train, views
+from ops import checkpoint
 from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
 from ops.device import tune
-from ops.distributed import ALONE, World
+from ops.distributed import ALONE, Flags, World, broadcast_from_first_
 from ops.errors import InputError, reported
 from ops.launch import launch
+from ops.options import ARCHITECTURES, ProcessOptions
+from ops.training import BufferSnapshot, check_finite, check_ranks_agree
 
 PRECISIONS = ("bf16", "fp16", "none")
+SAVE_SECONDS = 60 * PretrainConfig().save_minutes
 
 
 @dataclass(frozen=True)
-class DeviceBenchmark(upkeep.UpkeepBenchmark):
+class StepBenchmark(ProcessOptions):
+    """Time of real steps on views that are there."""
+
+    arch: str = option("resnet50", "encoder", choices=ARCHITECTURES)
+    batch_size: int = option(64, "N of each process", AT_LEAST_1)
+    image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
+    repeats: int = option(5, "times that each is taken", AT_LEAST_1)
+
+
+@dataclass(frozen=True)
+class DeviceBenchmark(StepBenchmark):
     """One table of one device: parity, steps, memory, the bank, the renderers, saving."""
 
-    batch_size: int = option(64, "N", AT_LEAST_1)
     cluster: int = option(65536, "K", AT_LEAST_1)
     repeats: int = option(7, "times that each is taken", AT_LEAST_1)
     minutes: float = option(8.0, "after which what is left is left out", POSITIVE)
 
 
-def rows(config: DeviceBenchmark, device: torch.device) -> Iterator[tuple[str, ...]]:
+def game_of(
+    config: StepBenchmark, world: World, device: torch.device, **more
+) -> tuple[Game, list[torch.Tensor], PretrainConfig]:
+    """A game, the views of one step, and the options they follow from. more: further options."""
+    options = PretrainConfig(
+        dataset="digits", arch=config.arch, image_size=config.image_size, workers=0,
+        global_batch_size=config.batch_size * world.size, **more,
+    )  # fmt: skip
+    game = Game(options, world, device)
+    return game, next(game.batches(0)), options
+
+
+def rows(config: DeviceBenchmark, world: World, device: torch.device) -> Iterator[tuple[str, ...]]:
     """(what, ms or number, images/s, GB at most), as they are measured."""
-    yield from parity(device)
-    for amp in PRECISIONS:
-        for compiled in (0, 1):
-            yield step_row(config, device, amp, compiled)
-    yield timed("published", config, device, published_way(config, device))
-    round_ = rounds.way("ours", config.batch_size, config.cluster, 128, device, ALONE)
-    yield timed("a round of the bank alone", config, device, round_)
-    data = views.jpeg(views.Image.fromarray(views.made_up().read(0)))
-    for name, renderer in RENDERERS.items():
-        way = partial(views.ours, renderer, 0, data)
-        seconds = measure.interleaved({"": way}, config.repeats, device)[""]
-        rate = 1 / measure.spread(seconds)[0]
-        yield f"two views of a JPEG, {name}", measure.milliseconds(seconds), f"{rate:.0f}", ""
-    yield from upkeep_rows(config, device)
+    if world.size == 1:
+        yield from parity(device)
+        for amp in PRECISIONS:
+            for compiled in (0, 1):
+                yield step_row(config, device, amp, compiled)
+        yield timed("published", config, device, published_way(config, device))
+        round_ = rounds.way("ours", config.batch_size, config.cluster, 128, device, ALONE)
+        yield timed("a round of the bank alone", config, device, round_)
+        data = views.jpeg(views.Image.fromarray(views.made_up().read(0)))
+        for name, renderer in RENDERERS.items():
+            way = partial(views.ours, renderer, 0, data)
+            seconds = measure.interleaved({"": way}, config.repeats, device)[""]
+            rate = 1 / measure.spread(seconds)[0]
+            yield f"two views of a JPEG, {name}", measure.milliseconds(seconds), f"{rate:.0f}", ""
+    yield from upkeep_rows(config, world, device)
 
 
 def parity(device: torch.device) -> Iterator[tuple[str, ...]]:
@@ -74,7 +105,7 @@ def step_row(
     name = f"step in {'float32' if amp == 'none' else amp}" + ", compiled" * compiled
     try:
         more = dict(amp=amp, compile=compiled, cluster=config.cluster)
-        game, batch, _ = upkeep.game_of(config, ALONE, device, 1, **more)
+        game, batch, _ = game_of(config, ALONE, device, 1, **more)
     except InputError as error:
         return name, str(error).partition(";")[0], "", ""
     return timed(name, config, device, lambda: game.play(batch))
@@ -94,22 +125,58 @@ def timed(name: str, config: DeviceBenchmark, device: torch.device, way) -> tupl
     return name, measure.milliseconds(seconds), f"{rate:.1f}", f"{memory:.2f}"
 
 
-def upkeep_rows(config: DeviceBenchmark, device: torch.device) -> Iterator[tuple[str, ...]]:
-    players = upkeep.game_of(config, ALONE, device, 1, cluster=config.cluster)
+def upkeep_rows(
+    config: DeviceBenchmark, world: World, device: torch.device
+) -> Iterator[tuple[str, ...]]:
+    """A step, and what comes between two steps so that a run is never lost."""
+    game, batch, options = game_of(config, world, device, cluster=config.cluster)
+    flags = Flags(world)
     with tempfile.TemporaryDirectory() as folder:
-        ways = upkeep.parts(*players, ALONE, Path(folder) / "checkpoint")
-        for name, turns in measure.interleaved(ways, config.repeats, device).items():
-            yield f"between steps: {name}", measure.milliseconds(turns), "", ""
+        path = Path(folder) / checkpoint.LAST
+
+        def guard():
+            buffers = BufferSnapshot(game.model)
+            _, dropped = check_finite(game.model, game.bank.W, game.bank.W[0, 0])
+            buffers.restore_if_(dropped)
+
+        def check():
+            broadcast_from_first_(game.model.buffers(), world)
+            check_ranks_agree(game.model.state_dict(), world)
+
+        def save():
+            state = pack(game.model, game.bank, game.optimizer, Progress(), options, {})
+            if world.first:
+                checkpoint.save(state, path)
+
+        ways: dict[str, Callable] = {
+            "step": lambda: game.play(batch),
+            "guard": guard,
+            "flags": lambda: flags.exchange(0, 0, 0, 0),
+            "check": check,
+            "save": save,
+        }
+        seconds = measure.interleaved(ways, config.repeats, device)
+    # At the default settings.
+    step = measure.spread(seconds["step"])[0]
+    periods = {"guard": step, "flags": step, "check": CHECK_STEPS * step, "save": SAVE_SECONDS}
+    yield "step", measure.milliseconds(seconds["step"]), "", ""
+    for name, period in periods.items():
+        share = measure.spread(seconds[name])[0] / period
+        times = measure.milliseconds(seconds[name])
+        yield f"between steps: {name}", times, f"{share:.3%} of the time", ""
 
 
-def run(config: DeviceBenchmark, _: World, device: torch.device) -> int:
+def run(config: DeviceBenchmark, world: World, device: torch.device) -> int:
     torch.zeros(1, device=device)
-    print(measure.describe(device))
-    print(f"{config.arch}, N {config.batch_size}, {config.image_size} px, K {config.cluster}\n")
-    measure.print_head("what", "ms, median and quartiles", "images/s", "GB at most")
+    if world.first:
+        print(measure.describe(device))
+        size = f"N {config.batch_size} on {world.size} process(es), {config.image_size} px"
+        print(f"{config.arch}, {size}, K {config.cluster}\n")
+        measure.print_head("what", "ms, median and quartiles", "images/s", "GB at most")
     end = time.monotonic() + 60 * config.minutes
-    for row in rows(config, device):
-        measure.print_row(*row)
+    for row in rows(config, world, device):
+        if world.first:
+            measure.print_row(*row)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()

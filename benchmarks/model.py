@@ -21,10 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adco.encoder import build_encoder
 from adco.fused import FEWEST_COLUMNS
-from adco.pretrain.options import PretrainConfig
 from benchmarks import measure
+from benchmarks.device import SAVE_SECONDS, StepBenchmark, game_of
 from benchmarks.rounds import way
-from benchmarks.upkeep import UpkeepBenchmark, game_of
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, option, parse, switch
 from ops.distributed import ALONE, World, gather_rows, sum_across_ranks_
 from ops.errors import reported
@@ -37,7 +36,6 @@ PIXEL = 2  # bytes of a number inside the encoders: bf16
 # Passes over 4 bytes in a step, counted in the code: of each weight, of each weight through the
 # buckets of DistributedDataParallel, of each of the D K numbers of the bank.
 WEIGHT_PASSES, BUCKET_PASSES, COLUMN_PASSES = 14, 4, 28
-SAVE_SECONDS = 60 * PretrainConfig().save_minutes
 BUCKET = 25 * 2**20  # bytes that DistributedDataParallel averages at once
 REMEDIES = {
     "bank": "a smaller K",
@@ -48,7 +46,7 @@ REMEDIES = {
 
 
 @dataclass(frozen=True)
-class ModelBenchmark(UpkeepBenchmark):
+class ModelBenchmark(StepBenchmark):
     """Time, bytes and memory of a step on many processes. Defaults: H100 nodes, assumed."""
 
     check: int = switch(0, "1: constants measured on this machine, beside real steps")

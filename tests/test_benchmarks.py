@@ -13,7 +13,6 @@ TINY = {
     "train": "--arch resnet10 --batch_size 2 --image_size 32 --cluster 64 --repeats 1",
     "views": "--pictures 1 --compared 2 --repeats 1",
     "device": "--arch resnet10 --batch_size 2 --image_size 32 --cluster 64 --minutes 0.1",
-    "upkeep": "--arch resnet10 --batch_size 2 --image_size 32 --repeats 1",
 }
 
 
