@@ -144,7 +144,7 @@ def upkeep_rows(
             check_ranks_agree(game.model.state_dict(), world)
 
         def save():
-            state = pack(game.model, game.bank, game.optimizer, Progress(), options, {})
+            state = pack(game.players, Progress(), options, {})
             if world.first:
                 checkpoint.save(state, path)
 

@@ -35,7 +35,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
     start = start_or_resume_(game, Flags(world))
     num_broken = read_sample(game.splits.train, config)
     seconds = time_steps(game)
-    state = pack(game.model, game.bank, game.optimizer, start.progress, config, start.data)
+    state = pack(game.players, start.progress, config, start.data)
     if not world.first:
         return 0
 

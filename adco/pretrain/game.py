@@ -76,6 +76,7 @@ class Game:
 
         # The adversaries, and the numbers of the game.
         self.bank = NegativeBank(config.cluster, config.moco_dim, config.seed).to(device)
+        self.players = (self.model, self.bank, self.optimizer)
         self.numbers = dict(
             moco_t=config.moco_t, mem_t=config.mem_t, memory_lr=config.memory_lr,
             memory_momentum=config.momentum, mem_wd=config.mem_wd, accum_steps=config.accum_steps,

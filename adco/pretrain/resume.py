@@ -70,7 +70,7 @@ def start_or_resume_(game: Game, flags: Flags) -> RunStart:
     state = state or checkpoint.load(start.source)
 
     source = str(start.source)
-    progress = unpack_(state, source, game.model, game.bank, game.optimizer, config.arch)
+    progress = unpack_(state, source, game.players, config.arch)
     start.kept = {key: state[key] for key in KEPT if state.get(key) is not None}
     if other := difference(state.get("data"), data):
         start.warnings.append(f"{source} was made of other data ({other}): its best score is void")

@@ -27,6 +27,9 @@ from ops.errors import InputError, shown
 KEPT = ("meter", "watch", "journal_size", "bad_pictures", "scaler")
 
 
+# Both encoders, the adversaries, and the encoders' optimizer.
+Players = tuple[AdCo, NegativeBank, Optimizer]
+
 # What changes with the numbers that a run is counted in.
 COUNTS = {
     "num_keys": "another number of pictures a step: steps and rates are no longer the same",
@@ -88,15 +91,12 @@ class Progress:
         return found
 
 
-def pack(
-    model: AdCo,
-    bank: NegativeBank,
-    optimizer: Optimizer,
-    progress: Progress,
-    config: PretrainConfig,
-    data: dict[str, dict] | None = None,
-) -> dict:
-    """Everything that a run needs to go on as if it had never stopped. data: its identity."""
+def pack(players: Players, progress: Progress, config: PretrainConfig, data=None) -> dict:
+    """Everything that a run needs to go on as if it had never stopped.
+
+    data: which pictures it is made of (adco.data.identity).
+    """
+    model, bank, optimizer = players
     return {
         "arch": config.arch,
         "state_dict": checkpoint.with_module(model.state_dict()),
@@ -109,13 +109,12 @@ def pack(
     }
 
 
-def unpack_(
-    state: dict, source: str, model: AdCo, bank: NegativeBank, optimizer: Optimizer, arch: str
-) -> Progress:
-    """Fill model, bank and optimizer from a checkpoint of ours, of the published AdCo or of MoCo.
+def unpack_(state: dict, source: str, players: Players, arch: str) -> Progress:
+    """Fill the players from a checkpoint of ours, of the published AdCo or of MoCo.
 
     Returns where the run stands; after a file of MoCo, which has no bank, before the start-up.
     """
+    model, bank, optimizer = players
     checkpoint.check_goes_on(state, source, "a pre-training checkpoint")
     if state.get("arch", arch) != arch:
         raise InputError(

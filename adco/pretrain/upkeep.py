@@ -204,7 +204,7 @@ class Upkeep:
         # On every process: broken pictures, sums and the bank's columns come together here.
         self.note_bad_pictures()
         game = self.game
-        state = pack(game.model, game.bank, game.optimizer, self.progress, self.config, self.data)
+        state = pack(game.players, self.progress, self.config, self.data)
         meter = self.meter.state() if self.meter else None
         if not self.world.first:
             return True
