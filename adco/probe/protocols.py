@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from adco.data.loader import share_of
+from adco.data.pictures import Pictures
 from adco.probe import logistic
 from adco.probe.data import ProbeRun, scoring_loader
 from adco.probe.features import Features, extract_features
@@ -14,12 +15,6 @@ from adco.probe.state import load_head_, save_probe, unpack_probe_
 from ops import checkpoint
 from ops.errors import InputError
 
-# On which pictures the best learning rate, epoch, k or cost was chosen.
-ON_VAL = (
-    "val, as published: the choice has seen the pictures it is scored on; --holdout 0.1 avoids it"
-)
-HELD_OUT = "a held-out part of train; val is scored once"
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -28,7 +23,6 @@ class Outcome:
     protocol: str
     accuracy: Accuracy
     chosen: dict = field(default_factory=dict)  # what was chosen: lr and epoch, k, or cost
-    chosen_on: str = ""
     table: list[dict] = field(default_factory=list)  # scores the choice was made by
 
 
@@ -66,7 +60,6 @@ def score_linear(run: ProbeRun) -> Outcome:
         protocol="linear probe" if probe.frozen else "fine-tuning",
         accuracy=accuracy,
         chosen={"lr": probe.lrs[best.head], "epoch": best.epoch},
-        chosen_on=HELD_OUT if sets.held_out else ON_VAL,
         table=probe.peak_table(),
     )
 
@@ -97,8 +90,7 @@ def score_knn(run: ProbeRun) -> Outcome:
     if held_out is not None:
         (accuracy,) = score([train, held_out], val, ks=[config.knn_k[best]])
     table = [{"k": k, **of_k.percent()} for k, of_k in zip(config.knn_k, found, strict=True)]
-    chosen_on = ON_VAL if held_out is None else HELD_OUT
-    return Outcome("kNN", accuracy, {"k": config.knn_k[best]}, chosen_on, table)
+    return Outcome("kNN", accuracy, {"k": config.knn_k[best]}, table)
 
 
 def score_logistic(run: ProbeRun) -> Outcome:
@@ -116,20 +108,18 @@ def score_logistic(run: ProbeRun) -> Outcome:
     classifier = logistic.zeros(num_classes, train.rows)
     logistic.fit_(classifier, [train, held_out], cost, world)
     accuracy = logistic.accuracy(classifier, val, world)
-    return Outcome("logistic regression", accuracy, {"cost": cost}, HELD_OUT, table)
+    return Outcome("logistic regression", accuracy, {"cost": cost}, table)
 
 
 def features_of(run: ProbeRun) -> list[Features | None]:
     """Directions of the features of this process's share of train, the held-out part and val."""
-    features = []
-    for pictures in (run.sets.train, run.sets.held_out, run.sets.val):
-        if pictures is None:
-            features.append(None)
-            continue
+
+    def features(pictures: Pictures) -> Features:
         loader = scoring_loader(pictures, run.config, run.world)
         number = len(share_of(pictures, run.world))
-        features.append(extract_features(run.encoder, loader, number, check=True))
-    return features
+        return extract_features(run.encoder, loader, number, check=True)
+
+    return [None if pictures is None else features(pictures) for pictures in run.sets]
 
 
 PROTOCOLS = {

@@ -17,6 +17,11 @@ from ops.files import json_bytes
 from ops.journal import Journal
 from ops.run_folder import new_run_folder
 
+# On which pictures the best learning rate, epoch, k or cost was chosen.
+ON_VAL = (
+    "val, as published: the choice has seen the pictures it is scored on; --holdout 0.1 avoids it"
+)
+HELD_OUT = "a held-out part of train; val is scored once"
 LOGISTIC_HOLDOUT = 0.1  # --head logistic never chooses on val
 
 
@@ -88,12 +93,13 @@ def introduce(probe_run: ProbeRun) -> None:
 def report_outcome(outcome: Outcome, probe_run: ProbeRun) -> None:
     """The result on the console and in results.json."""
     journal, config = probe_run.journal, probe_run.config
+    chosen_on = HELD_OUT if probe_run.sets.held_out else ON_VAL
     # A choice among one is none.
     for row in outcome.table if len(outcome.table) > 1 else ():
         journal.say(", ".join(f"{name} {value:g}" for name, value in row.items()))
     if outcome.chosen:
         found = ", ".join(f"{name} {value:g}" for name, value in outcome.chosen.items())
-        journal.say(f"{found}: chosen on {outcome.chosen_on}")
+        journal.say(f"{found}: chosen on {chosen_on}")
     journal.say(f" * {outcome.accuracy}")
     # Only the first process has a folder.
     if journal.folder is None:
@@ -105,7 +111,7 @@ def report_outcome(outcome: Outcome, probe_run: ProbeRun) -> None:
         **outcome.accuracy.percent(),
         **outcome.accuracy._asdict(),
         "chosen": outcome.chosen,
-        "chosen_on": outcome.chosen_on,
+        "chosen_on": chosen_on if outcome.chosen else "",
         "table": outcome.table,
         "num_train": len(probe_run.sets.train),
         "checkpoint": source,
