@@ -51,22 +51,21 @@ def start_or_resume_(game: Game, flags: Flags) -> RunStart:
     start.note = "\n".join(game.beginning)
     if not config.resume:
         return start
+    state = None
     if config.resume == "auto":
         # One process looks: others might see another state of the same folder.
-        path, state = None, None
         if game.world.first:
-            path, state, start.warnings = newest_with(config, log_folder(config), data)
-        name = flags.gather(path and str(path))[0]
-        if name is None:
+            start.source, state, start.warnings = newest_with(config, log_folder(config), data)
+        start.source = flags.gather(start.source)[0]
+        if start.source is None:
             if config.init and not game.beginning:
                 checkpoint.load(config.init)  # says that it is gone
             anew = f"no run with these options and data in {log_folder(config)}: starting anew"
             start.note = "\n".join([anew, *game.beginning])
             return start
-        start.source = Path(name)
         start.folder = start.source.parent  # the same run goes on in the same folder
     else:
-        start.source, state = Path(config.resume), None
+        start.source = Path(config.resume)
     state = state or checkpoint.load(start.source)
 
     source = str(start.source)
