@@ -90,17 +90,12 @@ def processes_here(config: ProcessOptions, kind: str) -> int:
 
 def rendezvous_url(config: ProcessOptions) -> str:
     """URL at which all processes meet. Node 0 opens it, so there it has to be free."""
-    # The address: given, a free port of this machine, or node 0.
-    if config.dist_url == "env://":
-        return config.dist_url
-    if config.dist_url:
-        url = config.dist_url
-    elif config.world_size == 1:
+    # The address: a free port of this machine, the one that is given, or node 0.
+    if config.world_size == 1 and not config.dist_url:
         return f"tcp://127.0.0.1:{free_port()}"
-    else:
-        url = f"tcp://{config.master_addr}:{config.master_port}"
-    port = urlparse(url).port
-    if config.rank == 0 and free_port(port) is None:
+    url = config.dist_url or f"tcp://{config.master_addr}:{config.master_port}"
+    port = urlparse(url).port  # None of env://
+    if config.rank == 0 and port and free_port(port) is None:
         raise InputError(
             f"port {port} of {url} is in use; choose another with --dist_url tcp://host:port"
         )

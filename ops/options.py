@@ -1,10 +1,10 @@
 """What every script can be told: devices and processes, and the names of data sets and encoders."""
 
 import json
+import re
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import ClassVar
-from urllib.parse import urlparse
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, option, switch
 from ops.errors import InputError
@@ -55,10 +55,8 @@ class ProcessOptions:
                 f"rank={self.rank}: expected the number of this node, 0 to {self.world_size - 1}, "
                 f"with {self.world_size} node(s)"
             )
-        if self.dist_url and not self.dist_url.startswith(("tcp://", "env://")):
+        if self.dist_url and not re.fullmatch(r"env://.*|tcp://.+:\d+/?", self.dist_url):
             raise InputError(f"dist_url={self.dist_url!r}: expected tcp://host:port or env://")
-        if (self.dist_url or "").startswith("tcp://") and urlparse(self.dist_url).port is None:
-            raise InputError(f"dist_url={self.dist_url!r} names no port; expected tcp://host:port")
 
 
 @dataclass(frozen=True)
