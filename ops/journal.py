@@ -162,10 +162,9 @@ class Journal:
     def open_bar(self, total: int, title: str, done: int = 0) -> None:
         """A progress bar where stderr is a terminal; elsewhere `progress` prints lines."""
         # Where nobody watches, lines are better than a bar.
-        silent = self.folder is None or not sys.stderr.isatty()
         self.bar = tqdm(
             total=total, initial=done, desc=title, unit="step", dynamic_ncols=True, leave=False,
-            disable=silent,
+            disable=self.folder is None or not sys.stderr.isatty(),
         )  # fmt: skip
 
     def progress(self, line: str, **shown: str) -> None:

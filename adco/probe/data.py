@@ -126,8 +126,8 @@ def window_start(length: int, size: int, rng: np.random.Generator) -> int:
 def probe_recipe(config: ProbeConfig) -> Recipe:
     """A crop and a flip; with --train_strong also the colours and the blur of pre-training."""
     plain = {} if config.train_strong else dict(jitter_p=0, gray_p=0, blur_p=0)
-    flip_p = 0.5 * config.flip
-    return Recipe(config.image_size, config.view_min_scale(), flip_p=flip_p, **plain)
+    min_scale = config.min_scale or (0.2 if config.train_strong else 0.08)
+    return Recipe(config.image_size, min_scale, flip_p=0.5 * config.flip, **plain)
 
 
 def scoring_loader(

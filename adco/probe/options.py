@@ -144,11 +144,6 @@ class ProbeConfig(RunOptions):
             return cosine(epoch, self.epochs, lr, self.final_lr)
         return steps(epoch, lr, self.schedule)
 
-    def view_min_scale(self) -> float:
-        if self.min_scale is not None:
-            return self.min_scale
-        return 0.2 if self.train_strong else 0.08
-
 
 # Defaults that differ from ImageNet's. An option that is given always wins.
 SMALL = dict(eval_crop=0, epochs=20, lr=1.0, min_scale=0.4)
