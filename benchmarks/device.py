@@ -105,7 +105,7 @@ def step_row(
     name = f"step in {'float32' if amp == 'none' else amp}" + ", compiled" * compiled
     try:
         more = dict(amp=amp, compile=compiled, cluster=config.cluster)
-        game, batch, _ = game_of(config, ALONE, device, 1, **more)
+        game, batch, _ = game_of(config, ALONE, device, **more)
     except InputError as error:
         return name, str(error).partition(";")[0], "", ""
     return timed(name, config, device, lambda: game.play(batch))

@@ -218,7 +218,7 @@ def step_of(c: ModelBenchmark, world: World, device: torch.device):
     """Real steps, to be called again and again with the same views; on one core a process."""
     torch.set_num_threads(1)
     more = dict(cluster=c.cluster, sym=c.sym, amp="bf16")
-    game, views, _ = game_of(c, world, device, world.size, **more)
+    game, views, _ = game_of(c, world, device, **more)
     return lambda: game.play(views)
 
 
