@@ -112,16 +112,15 @@ class Journal:
             self.tracker = None
             self.warn(f"wandb failed, the run goes on without it: {shown(error, 200)}")
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, stream=None) -> None:
+        """Print it on stdout, or on another stream."""
         if self.folder is not None:
             with suppress(OSError):  # a log on the full disk too, or a reader that has gone
-                tqdm.write(text, file=sys.stdout)
-                sys.stdout.flush()
+                tqdm.write(text, file=stream or sys.stdout)
+                (stream or sys.stdout).flush()
 
     def warn(self, text: str) -> None:
-        if self.folder is not None:
-            with suppress(OSError):
-                tqdm.write(f"WARNING: {text}", file=sys.stderr)
+        self.say(f"WARNING: {text}", sys.stderr)
 
     def record(self, kind: str, step: int, values: dict) -> None:
         """One JSON line {"kind", "step", values...}, and a TensorBoard scalar of each number."""
