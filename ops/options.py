@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import ClassVar
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, option, switch
-from ops.errors import InputError
+from ops.errors import InputError, shown
 
 # Names of --dataset, and of --arch (torchvision's; resnet10 is ours, one block a stage).
 DATASETS = ("ImageNet", "folder", "tar", "cifar10", "cifar100", "stl10", "digits")
@@ -131,3 +131,12 @@ class RunOptions(ProcessOptions, PictureOptions):
             for f in fields(self)
             if not f.metadata["may_change"] and f.name not in of_processes
         }
+
+
+def differences(theirs: dict, ours: dict) -> list[str]:
+    """What differs between the options of two runs, in words; only options that both have."""
+    return [
+        f"{name} was {shown(theirs[name])}, here it is {shown(value)}"
+        for name, value in ours.items()
+        if name in theirs and theirs[name] != value
+    ]

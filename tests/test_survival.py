@@ -350,17 +350,20 @@ def test_options_that_the_program_no_longer_has_or_did_not_have_yet_are_no_diffe
     kept["config"]["bn_splits"] = 4
     (run / "config.json").write_text(json.dumps(kept))
     path, _, (sentence,) = newest_with(CONFIG, tmp_path, {})
-    assert path is None and "bn_splits 4, here 1" in sentence
+    assert path is None and "bn_splits was 4, here it is 1" in sentence
 
 
 def test_other_options_are_named_where_there_is_no_run_with_these(tmp_path):
     run = run_in(tmp_path)
     path, _, (sentence,) = newest_with(replace(CONFIG, epochs=300, mem_t=0.05), tmp_path, {})
     assert path is None and str(run) in sentence
-    assert "epochs 200, here 300" in sentence and "mem_t 0.02, here 0.05" in sentence
+    assert (
+        "epochs was 200, here it is 300" in sentence
+        and "mem_t was 0.02, here it is 0.05" in sentence
+    )
     # A file of --init that is not there is no run without one.
     path, _, (sentence,) = newest_with(replace(CONFIG, init="gone.pth"), tmp_path, {})
-    assert path is None and "init_sha256 None, here 'of gone.pth'" in sentence
+    assert path is None and "init_sha256 was None, here it is 'of gone.pth'" in sentence
 
 
 def test_torchrun_is_taken_as_it_is_and_restarts_a_run_after_a_process_was_killed(

@@ -12,8 +12,9 @@ from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import KEPT, Progress, unpack_
 from ops import checkpoint
 from ops.distributed import Flags
-from ops.errors import InputError, shown
+from ops.errors import InputError
 from ops.journal import Journal
+from ops.options import differences
 
 # Options that this program no longer has, with what it does in their place.
 FORMER_OPTIONS = {"bn_splits": 1}
@@ -97,12 +98,11 @@ def check_same_options(config: PretrainConfig, flags: Flags) -> None:
     """Raise InputError where another process was started with options that give other numbers."""
     ours = config.changes_numbers()
     for rank, theirs in enumerate(flags.gather(ours)):
-        for name, value in ours.items():
-            if theirs[name] != value:
-                raise InputError(
-                    f"process {rank} was started with {name} {shown(theirs[name])}, another with "
-                    f"{shown(value)}; give the same options on all nodes"
-                )
+        if found := differences(theirs, ours):
+            raise InputError(
+                f"process {rank} was started with other options: {', '.join(found)}; give the same "
+                "on all nodes"
+            )
 
 
 def log_folder(config: PretrainConfig) -> Path:
@@ -122,8 +122,8 @@ def newest_with(
     damaged, other = [], []
     runs = {path.parent for path in folder.rglob("checkpoint_*.pth.tar")}
     for run in sorted(runs, key=lambda run: (written_at(run), run.name), reverse=True):
-        if differences := made_otherwise(run / "config.json", config, data):
-            other = other or [f"{run} was made with {differences}: --resume PATH goes on from it"]
+        if why := made_otherwise(run / "config.json", config, data):
+            other = other or [f"{run} was made otherwise ({why}): --resume PATH goes on from it"]
             continue
         # Times do not tell the order in a folder: a copy may have changed them.
         for path in sorted(run.glob("checkpoint_*.pth.tar"), key=steps_in, reverse=True):
@@ -174,12 +174,5 @@ def made_otherwise(path: Path, config: PretrainConfig, data: dict) -> str:
             ours["init_sha256"] = theirs["init_sha256"] if same else f"of {config.init}"
         other_data = difference(content.get("data"), data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "a configuration that cannot be read"  # none, torn, or of another program
-    differences = [
-        f"{name} {shown(theirs[name])}, here {shown(value)}"
-        for name, value in ours.items()
-        if theirs[name] != value
-    ]
-    if other_data:
-        differences.append(f"other data ({other_data})")
-    return ", ".join(differences)
+        return "its configuration cannot be read"  # none, torn, or of another program
+    return ", ".join(filter(None, [*differences(theirs, ours), other_data]))

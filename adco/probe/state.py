@@ -20,6 +20,7 @@ from adco.probe.metrics import Accuracy
 from adco.probe.options import RANDOM, ProbeConfig
 from ops import checkpoint
 from ops.errors import InputError, shown, some
+from ops.options import differences
 
 KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
@@ -92,14 +93,9 @@ def check_same_run(probe: HeadTraining, state: dict, source: str) -> None:
     theirs, ours = own_config(state), probe.config.changes_numbers()
     if "epochs" in theirs:
         theirs["epochs"] = max(theirs["epochs"], probe.config.epochs)
-    found = [
-        f"{name} was {shown(theirs[name])}, here it is {shown(value)}"
-        for name, value in ours.items()
-        if name in theirs and theirs[name] != value and name != "start_epoch"
-    ]
-    if data := difference(state.get("data"), probe.data):
-        found.append(data)
-    if found:
+    ours.pop("start_epoch")
+    other_data = difference(state.get("data"), probe.data)
+    if found := list(filter(None, [*differences(theirs, ours), other_data])):
         raise InputError(
             f"{source!r} cannot go on here: {', '.join(found)}; give the same options and data, or "
             "start anew with --pretrained"
