@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ops import checkpoint
 from ops.errors import RunFailed
-from ops.files import duplicate
+from ops.files import NOT_SAVED, duplicate
 from ops.journal import Journal
 
 
@@ -50,10 +50,7 @@ class Checkpoints:
                 path = self.folder / name
                 duplicate(self.last, path)
         except OSError as error:
-            self.journal.warn(
-                f"NOT SAVED: {path} could not be written ({error}). Training goes on and tries "
-                "again at the next save; make room, or restore the folder"
-            )
+            self.journal.warn(NOT_SAVED.format(path, error))
             return False
         finally:
             self.saved_at = time.monotonic()
