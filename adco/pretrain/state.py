@@ -123,15 +123,13 @@ def unpack_(state: dict, source: str, players: Players, arch: str) -> Progress:
     if not checkpoint.is_state_dict(state["state_dict"]):
         raise InputError(f"{source} holds no state_dict; expected tensors by their names")
     weights = checkpoint.without_module(state["state_dict"])
-    weights = {
-        name: value for name, value in weights.items() if not name.startswith("queue")
-    }  # MoCo's keys
+    # MoCo's file holds a queue of keys too.
+    weights = {n: tensor for n, tensor in weights.items() if not n.startswith("queue")}
     checkpoint.load_strictly(model, weights, source)
     checkpoint.load_optimizer_(optimizer, state["optimizer"], source)
     if "Memory_Bank" in state:
-        checkpoint.load_strictly(
-            bank, state["Memory_Bank"], f"the bank in {source} (--cluster, --moco_dim)"
-        )
+        where = f"the bank in {source} (--cluster, --moco_dim)"
+        checkpoint.load_strictly(bank, state["Memory_Bank"], where)
     model.num_shuffles = state.get("num_shuffles", 0)
     return read_progress(state, source)
 
