@@ -14,10 +14,11 @@ from ops.errors import InputError, shown, some
 from ops.options import ARCHITECTURES, STEMS
 
 
-def build_trunk(arch: str, stem: str = "imagenet") -> ResNet:
+def build_trunk(arch: str, stem: str = "imagenet", channels: int = 3) -> ResNet:
     """A ResNet with torchvision's parameter names, and a classifier `fc` still to be replaced.
 
     stem "small": a 3x3 first convolution without stride and no max-pool, for small pictures.
+    channels: C of the pictures [N, C, H, W].
     """
     if arch not in ARCHITECTURES:
         raise InputError(f"arch={arch!r}: expected one of {', '.join(ARCHITECTURES)}")
@@ -25,17 +26,21 @@ def build_trunk(arch: str, stem: str = "imagenet") -> ResNet:
         trunk = ResNet(BasicBlock, [1, 1, 1, 1])
     else:
         trunk = torchvision.models.get_model(arch)
+    if stem == "small" or channels != 3:
+        shape = {"imagenet": (7, 2, 3), "small": (3, 1, 1)}[stem]  # side, stride, padding
+        trunk.conv1 = nn.Conv2d(channels, 64, *shape, bias=False)
+        nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
     # The stem usual for CIFAR: the other one would leave 8 of 32 pixels a side.
     if stem == "small":
-        trunk.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
-        nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
         trunk.maxpool = nn.Identity()
     return trunk
 
 
-def build_encoder(arch: str, dim: int, mlp: bool, stem: str = "imagenet") -> ResNet:
+def build_encoder(
+    arch: str, dim: int, mlp: bool, stem: str = "imagenet", channels: int = 3
+) -> ResNet:
     """A trunk with the head fc = Linear(d, d), ReLU, Linear(d, dim); mlp False: Linear(d, dim)."""
-    encoder = build_trunk(arch, stem)
+    encoder = build_trunk(arch, stem, channels)
     width = encoder.fc.in_features  # d
     last = nn.Linear(width, dim)
     encoder.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), last) if mlp else last
@@ -43,7 +48,7 @@ def build_encoder(arch: str, dim: int, mlp: bool, stem: str = "imagenet") -> Res
 
 
 class Trunk(nn.Module):
-    """The part of an encoder below its head: pictures [N, 3, H, W] to features [N, d].
+    """The part of an encoder below its head: pictures [N, C, H, W] to features [N, d].
 
     Shares the encoder's weights.
     """
@@ -69,13 +74,14 @@ class TrunkWeights:
     sha256: str  # of the file
     arch: str
     stem: str = "imagenet"
+    channels: int = 3  # of the pictures it takes
     epoch: int | None = None  # epochs trained
     ours: bool = False  # whether this program made the file
     classes: list[str] | None = None  # of a classifier's rows, in files of ours
 
     def build(self) -> ResNet:
         """A ResNet with these weights and a fresh `fc`. Raises what load_into_ does."""
-        trunk = build_trunk(self.arch, self.stem)
+        trunk = build_trunk(self.arch, self.stem, self.channels)
         self.load_into_(trunk)
         return trunk
 
@@ -134,7 +140,8 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
     names = {name for name in names if not name.startswith("fc.") and not is_counter(name)}
     content = state.get("state_dict", state) if config else state
     weights, head, left_out = find_trunk(content, names, encoder, str(path))
-    stem, epoch = config.get("stem", state.get("stem")), str(state.get("epoch"))
+    stem, channels = (config.get(n, state.get(n)) for n in ("stem", "channels"))
+    epoch, channels = (str(number) for number in (state.get("epoch"), channels))
     return TrunkWeights(
         # A run with --channels_last saves its weights in that layout.
         {name: value.contiguous() for name, value in weights.items()},
@@ -144,6 +151,7 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
         sha256=checkpoint.sha256(path),
         arch=arch,
         stem=stem if stem in STEMS else "imagenet",
+        channels=int(channels) if channels.isdecimal() else 3,
         epoch=int(epoch) if epoch.isdecimal() else None,
         ours=bool(config) or state.get("licence") == "MIT",
         classes=state.get("classes") if config else None,

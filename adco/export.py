@@ -65,6 +65,11 @@ def export(config: ExportConfig) -> int:
             f"{config.checkpoint} has the stem for small pictures, which no {config.to} model has; "
             "use --to safetensors"
         )
+    if config.to in ("torchvision", "detectron2") and trunk.channels != 3:
+        raise InputError(
+            f"{config.checkpoint} takes pictures of {trunk.channels} channels, and {config.to}'s "
+            "models take 3; use --to timm (in_chans) or safetensors"
+        )
     if config.to == "timm" and trunk.arch == "resnet10":
         raise InputError("timm has no resnet10 of this kind; use --to torchvision or safetensors")
 
@@ -88,6 +93,7 @@ def header(trunk: TrunkWeights) -> dict[str, str]:
         "format": "pt",
         "arch": trunk.arch,
         "stem": trunk.stem,
+        "channels": str(trunk.channels),
         "epoch": "unknown" if trunk.epoch is None else str(trunk.epoch),
         "commit": provenance()["commit"] or "unknown",  # of the program that exported
         "licence": "MIT" if trunk.ours else "that of the checkpoint's authors",

@@ -23,6 +23,7 @@ class AdCo(nn.Module):
     seed: of the batch shuffles, which have to be the same on every process.
     amp: precision of the encoders' products; None: float32. Embeddings, objective and bank are
     float32 in any case.
+    channels: C of the pictures.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class AdCo(nn.Module):
         stem: str = "imagenet",
         seed: int = 0,
         amp: torch.dtype | None = None,
+        channels: int = 3,
     ):
         super().__init__()
-        self.encoder_q = build_encoder(arch, dim, mlp, stem)
+        self.encoder_q = build_encoder(arch, dim, mlp, stem, channels)
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.momentum = momentum
         self.amp = amp
@@ -45,7 +47,7 @@ class AdCo(nn.Module):
         self._ema = get_ema_multi_avg_fn(momentum)
 
     def forward(self, views: list[Tensor]) -> list[Tensor]:
-        """Query embeddings [N, D] of unit length, one forward pass per view [N, 3, H, W]."""
+        """Query embeddings [N, D] of unit length, one forward pass per view [N, C, H, W]."""
         return [self._embed(self.encoder_q, view) for view in views]
 
     @torch.no_grad()
@@ -84,7 +86,7 @@ class AdCo(nn.Module):
         return F.normalize(embedded, dim=1)
 
     def precision(self, view: Tensor) -> torch.dtype | None:
-        """In which the encoders take a view [N, 3, H, W]; None: float32."""
+        """In which the encoders take a view [N, C, H, W]; None: float32."""
         return self.amp if min(view.shape[-2:]) > TOO_SMALL_FOR_HALF else None
 
     def _draw_permutation(self, size: int) -> Tensor:
@@ -111,7 +113,7 @@ class AdCo(nn.Module):
 
 
 def micro_batches(view: Tensor, accum_steps: int) -> tuple[Tensor, ...]:
-    """Views [N, 3, H, W] as A views [N / A, 3, H, W]. Raises ValueError where N does not split."""
+    """Views [N, C, H, W] as A views [N / A, C, H, W]. Raises ValueError where N does not split."""
     if len(view) % accum_steps:
         raise ValueError(
             f"{len(view)} pictures do not split into {accum_steps} micro-batches; take a multiple "

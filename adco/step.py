@@ -62,7 +62,7 @@ def train_step(
 ) -> Round:
     """One step of both players from the same embeddings: theta descends, W ascends.
 
-    model: AdCo, bare or in DistributedDataParallel.  views: tensors [N, 3, H, W], as `plan`
+    model: AdCo, bare or in DistributedDataParallel.  views: tensors [N, C, H, W], as `plan`
     numbers them.  accum_steps: A, the micro-batches in which the N are taken.  scaler: for fp16.
     Train or eval mode is the caller's choice (pre-training: train).
     """

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from adco import AdCo, export
-from adco.encoder import Trunk, build_encoder
+from adco.encoder import Trunk, build_encoder, read_trunk
 from ops.checkpoint import with_module
 from tests.support.scripts import files_limited_to
 
@@ -185,6 +185,23 @@ def test_a_checkpoint_of_this_program_carries_its_licence_and_stem(small):
     with safe_open(exported(small, "safetensors"), "pt") as file:
         header = file.metadata()
     assert (header["licence"], header["stem"]) == ("MIT", "small")
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_an_encoder_of_more_channels_is_read_again_and_refused_where_nobody_could(
+    stem, tmp_path, capsys
+):
+    model = AdCo("resnet10", dim=8, stem=stem, channels=5)
+    (embedded,) = model([torch.randn(2, 5, 32, 32)])
+    assert embedded.shape == (2, 8)
+    source = tmp_path / "five.pth.tar"
+    config = f'{{"stem": "{stem}", "channels": 5}}'
+    state = {"arch": "resnet10", "state_dict": with_module(model.state_dict()), "config": config}
+    torch.save(state, source)
+    read = read_trunk(str(exported(source, "safetensors")))
+    assert (read.channels, read.stem) == (5, stem)
+    assert torch.equal(read.build().conv1.weight, model.encoder_q.conv1.weight)
+    assert "use --to" in refusal(capsys, source, tmp_path / "out", "--to=torchvision")
 
 
 def test_a_wrong_architecture_is_one_line_and_exit_code_2(source, capsys):
