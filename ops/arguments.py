@@ -104,8 +104,10 @@ def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSente
         add_help=False,
     )
     # The data folder may also come without a name: main_adco.py --sym=1 FOLDER.
-    if "data" in {f.name for f in options}:
-        parser.add_argument("positional_data", nargs="?", metavar="DATA", help="same as --data")
+    data = {f.name: f for f in options if not f.metadata.get("by_place")}.get("data")
+    if data is not None:
+        several = "*" if "nargs" in data.metadata["keywords"] else "?"
+        parser.add_argument("positional_data", nargs=several, metavar="DATA", help="same as --data")
     needed = group = parser.add_argument_group("what most people need") if first else parser
     groups = {}
     for f in options:
@@ -166,13 +168,21 @@ def parse(config_type, argv=None, presets=None):
     # The positional folder wins over --data.
     if "positional_data" in values:
         values["data"] = values.pop("positional_data")
+    # One folder is no list.
+    if isinstance(values.get("data"), list) and len(values["data"]) == 1:
+        (values["data"],) = values["data"]
     # Shells leave the ~ in --save_path=~/runs.
-    for name, value in values.items():
-        if isinstance(value, str) and value.startswith("~"):
-            values[name] = expanduser(value)
-    config = config_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    values = {
+        n: tuple(map(at_home, v)) if isinstance(v, list) else at_home(v) for n, v in values.items()
+    }
+    config = config_type(**values)
     check_intervals(config)
     return config
+
+
+def at_home(value):
+    """The value, with the home folder in place of a leading ~."""
+    return expanduser(value) if isinstance(value, str) else value
 
 
 def read_config(config_type, path: str, argv: list[str]) -> dict:
@@ -212,7 +222,7 @@ def data_first(config_type, argv: list[str]) -> list[str]:
     lists = {
         name
         for f in fields(config_type)
-        if get_args(f.type) or "nargs" in f.metadata.get("keywords", ())
+        if f.name != "data" and (get_args(f.type) or "nargs" in f.metadata.get("keywords", ()))
         for name in spellings(f)
     }
     in_list = False

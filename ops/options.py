@@ -80,6 +80,10 @@ class RunOptions(ProcessOptions, PictureOptions):
 
     data: str = option("data", "folder of the pictures (or positional)", may_change=True)
     download: int = switch(0, "1: fetch cifar10, cifar100 or stl10", may_change=True)
+    train_list: str = option(
+        "", "file that names the pictures to train on, one a line", names=("--list",),
+        may_change=True,
+    )  # fmt: skip
     eval_crop: int = switch(
         1, "scores on 1: the centre, Resize(256/224 S) and CenterCrop(S); 0: the whole, Resize(S)"
     )

@@ -114,6 +114,10 @@ class FilePictures:
     def open(self, index: int) -> BinaryIO:
         raise NotImplementedError
 
+    def place(self, name: str) -> Path | str:
+        """Where the picture of a name lies."""
+        return f"{self.root}/{name}"
+
     def read(self, index: int) -> np.ndarray:
         return self.with_file(index, lambda file: decode(file, self.decoding))
 
@@ -130,7 +134,7 @@ class FilePictures:
             except MemoryError:
                 raise  # not the picture's fault
             except Exception as error:  # decoders raise errors of all kinds
-                why, path = reason(error), f"{self.root}/{self.name(index)}"
+                why, path = reason(error), self.place(self.name(index))
                 if not self.is_outage(error):
                     advice = self.remedy
                     if isinstance(error, TooLarge):
@@ -177,17 +181,48 @@ class FilePictures:
 
 
 class FolderPictures(FilePictures):
-    """Pictures in files below a folder."""
+    """Pictures in files below a folder.
+
+    folders: or below several: the name of each picture begins with the key of its folder.
+    """
+
+    folders: dict[str, Path] | None = None
+
+    def place(self, name: str) -> Path:
+        key, _, below = name.partition("/")
+        return self.folders[key] / below if self.folders else self.root / name
 
     def path(self, index: int) -> Path:
-        return self.root / os.fsdecode(self.names[index])
+        return self.place(os.fsdecode(self.names[index]))
+
+    def name_of(self, path: str) -> str:
+        """The name that a picture at this absolute path has; any other text as it is."""
+        for key, folder in (self.folders or {"": self.root}).items():
+            for root in (os.path.abspath(folder), os.path.realpath(folder)):
+                if path.startswith(root + os.sep):
+                    return os.path.join(key, path[len(root) + 1 :])
+        return path
 
     def open(self, index: int) -> BinaryIO:
         return open(self.path(index), "rb")
 
     def is_outage(self, error: Exception) -> bool:
-        folder_is_gone = isinstance(error, FileNotFoundError) and not self.root.is_dir()
-        return folder_is_gone or super().is_outage(error)
+        folders = (self.folders or {"": self.root}).values()
+        gone = isinstance(error, FileNotFoundError) and not all(f.is_dir() for f in folders)
+        return gone or super().is_outage(error)
+
+
+def joined(parts: list[FolderPictures]) -> FolderPictures:
+    """The pictures of several folders; they are labelled where these have the same classes."""
+    names = [f"{number}/{name}" for number, part in enumerate(parts) for name in part.file_names()]
+    labels, classes = None, parts[0].classes
+    if classes and all(part.classes == classes for part in parts):
+        labels = np.concatenate([part.labels for part in parts])
+    left_out = sum((part.left_out for part in parts), Counter())
+    root, how = parts[0].root, parts[0].decoding
+    pictures = FolderPictures(root, names, labels, () if labels is None else classes, how, left_out)
+    pictures.folders = {str(number): part.root for number, part in enumerate(parts)}
+    return pictures
 
 
 def reason(error: Exception) -> str:

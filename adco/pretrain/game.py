@@ -12,6 +12,7 @@ from torch.amp import GradScaler
 from torch.optim import SGD
 
 from adco.data.datasets import Splits, hold_out, introduction, splits_of
+from adco.data.list_files import listed
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import Pictures
 from adco.data.shards import TarPictures
@@ -47,7 +48,7 @@ class Game:
 
         # Pictures, and which of their views are queries and keys.
         recipes = training_recipes(config)
-        found = splits_of(config, world, local_size)
+        found = listed(splits_of(config, world, local_size), config.train_list)
         self.splits, self.monitor = scored_by(config, found)
         self.held_out = self.splits is not found
         self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
