@@ -107,17 +107,22 @@ def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSente
     data = {f.name: f for f in options if not f.metadata.get("by_place")}.get("data")
     if data is not None:
         several = "*" if "nargs" in data.metadata["keywords"] else "?"
-        parser.add_argument("positional_data", nargs=several, metavar="DATA", help="same as --data")
+        same = dict(metavar="DATA", help="same as --data", type=expanduser)
+        parser.add_argument("positional_data", nargs=several, **same)
     needed = group = parser.add_argument_group("what most people need") if first else parser
     groups = {}
     for f in options:
         if f.metadata.get("by_place"):
-            parser.add_argument(f.name, metavar=f.name.upper(), help=f.metadata["help"])
+            named = dict(metavar=f.name.upper(), help=f.metadata["help"])
+            parser.add_argument(f.name, type=expanduser, **named)
             continue
         if heading := first and config_type.GROUPS.get(f.name):
             group = groups[heading] = groups.get(heading) or parser.add_argument_group(heading)
         # tuple[int, ...] is a list of whole numbers.
-        kind = {"type": get_args(f.type)[0], "nargs": "+"} if get_args(f.type) else {"type": f.type}
+        # Shells leave the ~ in --save_path=~/runs.
+        kind = {"type": expanduser if f.type is str else f.type}
+        if get_args(f.type):
+            kind = {"type": get_args(f.type)[0], "nargs": "+"}
         keywords = {**kind, **f.metadata["keywords"], "default": defaults.get(f.name, f.default)}
         shown = show_all or not first or f.name in first
         keywords["help"] = f.metadata["help"] if shown else SUPPRESS
@@ -171,18 +176,9 @@ def parse(config_type, argv=None, presets=None):
     # One folder is no list.
     if isinstance(values.get("data"), list) and len(values["data"]) == 1:
         (values["data"],) = values["data"]
-    # Shells leave the ~ in --save_path=~/runs.
-    values = {
-        n: tuple(map(at_home, v)) if isinstance(v, list) else at_home(v) for n, v in values.items()
-    }
-    config = config_type(**values)
+    config = config_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
     check_intervals(config)
     return config
-
-
-def at_home(value):
-    """The value, with the home folder in place of a leading ~."""
-    return expanduser(value) if isinstance(value, str) else value
 
 
 def read_config(config_type, path: str, argv: list[str]) -> dict:
