@@ -1,6 +1,6 @@
 """A run of `VOC_CLF/main.py`: read the encoder and the pictures, score, report."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from adco.data.datasets import introduction
@@ -27,7 +27,7 @@ def run(config: VocConfig) -> int:
     check_gpu(config.gpu, kind)
     device = own_device(kind, 0, config)
     trunk = read_trunk(config.pretrained, arch=config.arch)
-    model = trunk.build()
+    model = replace(trunk, channels=config.channels).build()
     voc = load_voc(config.data, decoding_of(config))
     split = voc.test or voc.val  # the one that is scored
     pictures = {part.name: part.pictures for part in voc if part}

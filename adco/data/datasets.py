@@ -59,10 +59,12 @@ def load_splits(
     """
     if not isinstance(data, str):
         return from_several(dataset, data, decoding, log_folder)
-    if dataset == "digits":
-        return embedded_digits()
-    if dataset in ("cifar10", "cifar100", "stl10"):
-        return from_torchvision(dataset, data, download)
+    if dataset in IN_MEMORY:
+        fetch = partial(from_torchvision, dataset, data, download)
+        splits = embedded_digits() if dataset == "digits" else fetch()
+        for pictures in splits:
+            pictures.channels = decoding.channels
+        return splits
     try:
         # Packed pictures are those of the folder, so any run of files may go on from them.
         if dataset == "tar" or "://" in data or (Path(data) / INDEX).is_file():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from adco.data.decoder import AS_STORED, ORIENTATION, Decoding, TooLarge, decode
+from adco.data.decoder import AS_STORED, ORIENTATION, Decoding, TooLarge, decode, with_channels
 from ops.errors import InputError, RunFailed, printable
 
 # What the operating system says where a disk, a network or the machine fails, and not a file.
@@ -30,11 +30,12 @@ class Pictures(Protocol):
 
     labels: np.ndarray | None
     classes: list[str]
+    channels: int  # C
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray:
-        """Picture `index`, uint8 [H, W, 3], RGB."""
+        """Picture `index`, uint8 [H, W, C]."""
 
     def name(self, index: int) -> str:
         """The picture's name in a message."""
@@ -106,7 +107,7 @@ class FilePictures:
         self.root, self.decoding, self.left_out = root, decoding, left_out or Counter()
         self.names = Names(names)
         self.labels = None if labels is None else np.array(labels)
-        self.classes = classes
+        self.classes, self.channels = classes, decoding.channels
 
     def __len__(self) -> int:
         return len(self.names)
@@ -236,11 +237,11 @@ def reason(error: Exception) -> str:
 
 
 class ArrayPictures:
-    """Pictures in memory: uint8 [n, H, W, 3], with the label of each or none."""
+    """Pictures in memory, arrays [H, W, C] or PIL images, with the label of each or none."""
 
-    def __init__(self, array: np.ndarray, labels=None, classes: list[str] = ()):
+    def __init__(self, array, labels=None, classes: list[str] = (), channels: int = 3):
         # A part shares the array, and has positions of its own in it.
-        self.array, self.positions = array, np.arange(len(array))
+        self.array, self.positions, self.channels = array, np.arange(len(array)), channels
         self.labels = None if labels is None else np.asarray(labels, np.int64)
         self.classes = classes
 
@@ -248,7 +249,10 @@ class ArrayPictures:
         return len(self.positions)
 
     def read(self, index: int) -> np.ndarray:
-        return self.array[self.positions[index]]
+        try:
+            return with_channels(self.array[self.positions[index]], self.channels)
+        except OSError as error:
+            raise BrokenPicture(f"picture {self.name(index)}: {error}", str(error)) from error
 
     def joined_names(self) -> str:
         return ""

@@ -60,7 +60,7 @@ class Game:
         precision = amp_dtype(config.amp, device)
         self.model = AdCo(
             config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem,
-            config.seed, precision,
+            config.seed, precision, config.channels,
         ).to(device, memory_format=self.layout)  # fmt: skip
         init = read_init(config)
         self.beginning = begin_with_(self.model, init) if init else []
@@ -87,7 +87,7 @@ class Game:
         return self.loader.batches.global_size
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[list[Tensor]]:
-        """Views [N, 3, S, S] of an epoch on the device, from batch `first` on.
+        """Views [N, C, S, S] of an epoch on the device, from batch `first` on.
 
         Epochs -1, -2, ... are the passes of the start-up.
         """
@@ -147,7 +147,9 @@ def build_loader(
             )
         batches.shuffle = partial(pictures.block_order, config.shuffle_block)
     workers = workers_per_process(config.workers, local_size)
-    check_shared_memory(images * sum(3 * r.size**2 for r in recipes), workers, local_size)
+    check_shared_memory(
+        images * sum(config.channels * r.size**2 for r in recipes), workers, local_size
+    )
     return TrainingLoader(views, batches, workers, pin_memory=device.type == "cuda")
 
 

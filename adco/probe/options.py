@@ -51,6 +51,10 @@ class ProbeConfig(RunOptions):
         None, "first layers; default: what the checkpoint says", choices=STEMS,
         follows=("pretrained", "resume"),
     )  # fmt: skip
+    channels: int = option(
+        None, "C of the pictures; default: what the checkpoint says", AT_LEAST_1,
+        follows=("pretrained", "resume"),
+    )  # fmt: skip
     head: str = option(
         "linear",
         "linear: trained on views by SGD; knn, logistic: on features extracted once",
