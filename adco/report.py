@@ -17,6 +17,7 @@ import numpy as np
 
 from adco.data.datasets import Splits, hold_out, load_splits
 from adco.data.decoder import Decoding
+from adco.data.list_files import listed
 from adco.data.loader import CheckViews, check_loader
 from adco.encoder import read_trunk
 from adco.pretrain.monitor import SCORES
@@ -149,6 +150,7 @@ def report_run(config: ReportConfig) -> None:
     how = {name: options[name] for name in Decoding._fields if name in options}
     decoding = Decoding(**{"max_megapixels": inf, **how})
     splits = load_splits(options["dataset"], config.data or options["data"], decoding=decoding)
+    splits = listed(splits, options.get("train_list", ""))
     if splits.val is None and options.get("val_split"):
         splits = hold_out(splits, options["val_split"], options["seed"])
     if splits.labelled is not None and checkpoint.is_file():

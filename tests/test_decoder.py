@@ -2,6 +2,7 @@
 
 import resource
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -248,6 +249,14 @@ def test_pages_that_pillow_wrote_are_channels_and_are_too_many_for_gray(tmp_path
     with pytest.raises(BrokenPicture, match="5 pages, not the 1 channel"):
         read(tmp_path / "x.tif", channels=1)
     assert (read(tmp_path / "x.tif") == pages[0][:, :, None]).all()  # as ever
+
+
+def test_without_tifffile_a_tiff_of_planes_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    Image.new("L", (9, 9)).save(tmp_path / "x.tif")
+    assert read(tmp_path / "x.tif", channels=1).shape == (9, 9, 1)
+    with pytest.raises(BrokenPicture, match="python3 -m pip install tifffile"):
+        read(tmp_path / "x.tif", channels=5)
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "gray.jpg", "x.npy", "deep.png"])
