@@ -5,7 +5,7 @@ It leaves a table on the console, scores.csv, precision_recall.png and results.j
 
 import csv
 import io
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ def run(config: VocConfig) -> int:
     kind = device_kind(config.device, config.choose)
     device = own_device(kind, 0, config)
     trunk = read_trunk(config.pretrained, arch=config.arch)
-    model = trunk.build()
+    model = replace(trunk, channels=config.channels).build()
     voc = load_voc(config.data, decoding_of(config))
     scored = "test" if "test" in voc else "val"
     data = identity(voc)

@@ -175,7 +175,8 @@ def load_strictly(module: nn.Module, state_dict: dict[str, Tensor], source: str)
     if any(faults.values()):
         found = "; ".join(f"{what}: {some(names, 2)}" for what, names in faults.items() if names)
         raise InputError(
-            f"{source} does not fit the model ({found}); check --arch, --stem, the head's options"
+            f"{source} does not fit the model ({found}); check --arch, --stem, --channels, the "
+            "head's options"
         )
     # As the module's own type holds them.
     broken = [n for n, value in state_dict.items() if not value.to(own[n].dtype).isfinite().all()]

@@ -69,6 +69,8 @@ class PictureOptions:
     max_megapixels: float = option(
         179.0, "a larger picture counts as broken", POSITIVE, may_change=True
     )
+    channels: int = option(3, "C of the pictures: 3 RGB, 1 gray, or others as they are", AT_LEAST_1)
+    ground: str = option("", "what shows behind transparency", choices=("", "white", "black"))
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class RunOptions(ProcessOptions, PictureOptions):
 
     data: str = option("data", "folder of the pictures (or positional)", may_change=True)
     download: int = switch(0, "1: fetch cifar10, cifar100 or stl10", may_change=True)
+    train_list: str = option("", "file: pictures to train on", names=("--list",), may_change=True)
     eval_crop: int = switch(
         1, "scores on 1: the centre, Resize(256/224 S) and CenterCrop(S); 0: the whole, Resize(S)"
     )

@@ -12,6 +12,7 @@ from torch.amp import GradScaler
 from torch.optim import SGD
 
 from adco.data.datasets import Splits, hold_out, introduction, splits_of
+from adco.data.list_files import listed
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import Pictures
 from adco.data.shards import TarPictures
@@ -48,7 +49,7 @@ class Game:
 
         # Pictures, and which of their views are queries and keys.
         recipes = training_recipes(config)
-        found = splits_of(config, world)
+        found = listed(splits_of(config, world), config.train_list)
         self.splits, self.monitor = scored_by(config, found)
         self.held_out = self.splits is not found
         self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
@@ -60,7 +61,7 @@ class Game:
         precision = amp_dtype(config.amp, device)
         self.model = AdCo(
             config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem,
-            config.seed, precision,
+            config.seed, precision, config.channels,
         ).to(device, memory_format=self.layout)  # fmt: skip
         init = read_init(config)
         self.beginning = begin_with_(self.model, init) if init else []
@@ -88,7 +89,7 @@ class Game:
         return self.loader.batches.global_size
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[list[Tensor]]:
-        """Views [N, 3, S, S] of an epoch on the device, from batch `first` on.
+        """Views [N, C, S, S] of an epoch on the device, from batch `first` on.
 
         Epochs -1, -2, ... are the passes of the start-up.
         """
@@ -148,7 +149,8 @@ def build_loader(
             )
         batches.shuffle = partial(pictures.block_order, config.shuffle_block)
     workers = workers_per_process(config.workers, world.local_size)
-    check_shared_memory(images * sum(3 * r.size**2 for r in recipes), workers, world.local_size)
+    size = images * sum(config.channels * r.size**2 for r in recipes)
+    check_shared_memory(size, workers, world.local_size)
     return TrainingLoader(views, batches, workers, pin_memory=device.type == "cuda")
 
 

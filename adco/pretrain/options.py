@@ -26,6 +26,9 @@ class PretrainConfig(RunOptions):
     }  # fmt: skip
 
     # Pictures
+    data: str = option(
+        "data", "folder of the pictures, or several (or positional)", may_change=True, nargs="+"
+    )
     dataset: str = option("ImageNet", "data set; digits come with the program", choices=DATASETS)
     shuffle_block: int = option(
         0, "tar: shards in random order, so many pictures shuffled at a time; 0: all", AT_LEAST_0

@@ -1,7 +1,6 @@
 """What a probe works on: labelled training views, a held-out part of train, and val."""
 
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from torchvision.models.resnet import ResNet
 from adco.data import pil_render
 from adco.data.datasets import share_of_each_class, splits_of
 from adco.data.decoder import decoding_of
-from adco.data.list_files import listed_part, load_places
+from adco.data.list_files import listed, load_places
 from adco.data.loader import CheckViews, check_loader
 from adco.data.pictures import Pictures
 from adco.data.views import Recipe, as_batch, draw_view, view_rng
@@ -56,7 +55,7 @@ def load_probe_sets(config: ProbeConfig, holdout: float, world: World = ALONE) -
         places = partial(load_places, config.data, config.train_list, decoding_of(config))
         splits = once_per_node(places, world)
     else:
-        splits = splits_of(config, world)
+        splits = listed(splits_of(config, world), config.train_list)
     train, val = splits.labelled, splits.val
     if train is None or val is None:
         raise InputError(
@@ -64,10 +63,8 @@ def load_probe_sets(config: ProbeConfig, holdout: float, world: World = ALONE) -
             "train and in val: train/CLASS/picture and val/CLASS/picture"
         )
 
-    # Of train, what a list names and the share asked for. Places205 has read its list above.
+    # Of train the share asked for.
     positions = np.arange(len(train))
-    if config.train_list and config.dataset not in PLACES:
-        positions = np.array(listed_part(train, Path(config.train_list)))
     if config.train_fraction < 1:
         labels = train.labels[positions]
         positions = positions[share_of_each_class(labels, config.train_fraction, config.seed)]

@@ -1,11 +1,12 @@
 """Features of the frozen trunk: every process has those of its own share of the pictures."""
 
+from collections.abc import Iterator
 from math import nan
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from adco.data.views import normalised
 from adco.encoder import Trunk
@@ -46,26 +47,35 @@ def blocks(*shares: Features):
 
 
 @torch.no_grad()
+def features_of(network: nn.Module, loader, check: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+    """(features [n, d] float32 on the network's device, labels [n]) of each batch of a loader of
+    (bytes, labels).
+
+    check: raise InputError where a feature is not finite.
+    """
+    device = next(network.parameters()).device
+    for pictures, labels in loader:
+        # The sum of their squares needs float32, whatever the network computes in.
+        features = network(normalised(pictures.to(device, non_blocking=True))).float()
+        if check:
+            check_features(features)
+        yield features, labels
+
+
 def extract_features(encoder, loader, number: int, *, unit=True, check=False) -> Features:
     """Trunk features of all pictures of a loader of (bytes, labels), BatchNorm in eval mode.
 
     number: of the pictures; there may be fewer, and batches may be empty, where broken ones are
-    left out.  unit: keep their directions.  check: raise InputError where one is not finite.
-    The encoder is left in its mode.
+    left out.  unit: keep their directions.  check: as features_of. The encoder is left in its mode.
     """
-    trunk, device = Trunk(encoder), encoder.conv1.weight.device
-    was_training = encoder.training
+    device, was_training = encoder.conv1.weight.device, encoder.training
     encoder.eval()
     # Rows in their final place from the start: to join batches takes the memory twice.
     dtype = torch.int16 if unit else torch.float32
     rows = torch.empty(number, encoder.inplanes, dtype=dtype, device=device)  # [n, d]
     labels = [torch.empty(0, dtype=torch.long, device=device)]  # there may be no batch
     end = 0
-    for pictures, numbers in loader:
-        # The sum of their squares needs float32, whatever the trunk computes in.
-        features = trunk(normalised(pictures.to(device, non_blocking=True))).float()
-        if check:
-            check_features(features)
+    for features, numbers in features_of(Trunk(encoder), loader, check):
         place, end = slice(end, end + len(features)), end + len(features)
         rows[place] = directions(features) if unit else features
         labels.append(numbers.to(device, non_blocking=True))

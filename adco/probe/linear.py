@@ -137,8 +137,8 @@ class HeadTraining:
         M = config.global_batch_size
         self.batches = EpochBatches(len(views), M, self.world, config.seed, least)
         workers = workers_per_process(config.workers, self.world.local_size)
-        batch = 3 * config.image_size**2 * self.batches.sizes[0] // self.world.size  # bytes
-        check_shared_memory(batch, workers, self.world.local_size)
+        size = train.channels * config.image_size**2 * self.batches.sizes[0] // self.world.size
+        check_shared_memory(size, workers, self.world.local_size)
         self.loader = batch_loader(views, self.batches, workers, self.device.type == "cuda")
         self.wrapped = wrap_encoder(self.model, self.world)
 

@@ -34,7 +34,6 @@ class ProbeConfig(RunOptions):
     randcrop: int = switch(0, "1: training views are crops at full resolution")
     train_strong: int = switch(0, "1: training views are those of pre-training")
     train_fraction: float = option(1.0, "share of each class's pictures to train on", SHARE)
-    train_list: str = option("", "file that names the pictures to train on", may_change=True)
     holdout: float = option(
         0.0, "share of train on which lr, epoch, k or C is chosen; 0: on val, as published", BELOW_1
     )
@@ -50,6 +49,10 @@ class ProbeConfig(RunOptions):
     )
     stem: str = option(
         None, "first layers; default: what the checkpoint says", choices=STEMS,
+        follows=("pretrained", "resume"),
+    )  # fmt: skip
+    channels: int = option(
+        None, "C of the pictures; default: what the checkpoint says", AT_LEAST_1,
         follows=("pretrained", "resume"),
     )  # fmt: skip
     head: str = option(

@@ -26,18 +26,19 @@ KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
 
 def read_encoder(config: ProbeConfig) -> tuple[ResNet, ProbeConfig, TrunkWeights | None]:
-    """The trunk to score, with a fresh `fc`, the configuration with its arch and stem, and what its
-    file holds; None for random weights.
+    """The trunk to score, with a fresh `fc`, the options with its arch, stem and channels, and what
+    its file holds; None for random weights.
     """
     # The baseline has no file that could name its architecture.
     if config.pretrained == RANDOM and not config.resume:
-        config = replace(config, arch=config.arch or "resnet50", stem=config.stem or "imagenet")
+        kind = dict(arch=config.arch or "resnet50", stem=config.stem or "imagenet")
+        kind["channels"] = config.channels or 3
         torch.manual_seed(config.seed)
-        return build_trunk(config.arch, config.stem), config, None
+        return build_trunk(**kind), replace(config, **kind), None
     found = read_trunk(config.resume or config.pretrained, arch=config.arch)
-    if config.stem:
-        found = replace(found, stem=config.stem)
-    return found.build(), replace(config, arch=found.arch, stem=found.stem), found
+    kind = {n: getattr(config, n) or getattr(found, n) for n in ("arch", "stem", "channels")}
+    found = replace(found, **kind)
+    return found.build(), replace(config, **kind), found
 
 
 def load_head_(head: nn.Linear, trunk: TrunkWeights, classes: list[str], warn) -> None:
