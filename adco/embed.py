@@ -39,7 +39,7 @@ from ops.arguments import AT_LEAST_0, AT_LEAST_1, argument, option, parse, switc
 from ops.checkpoint import load_strictly
 from ops.distributed import Flags, World, once_per_node
 from ops.errors import EXIT_STOPPED, InputError, RunFailed, reported, steady_streams
-from ops.files import partial_name, write_json
+from ops.files import json_bytes, partial_name, write_whole
 from ops.launch import device_kind, launch
 from ops.options import ARCHITECTURES, DATASETS, PictureOptions, ProcessOptions
 from ops.signals import StopRequest, WaitInterrupted
@@ -163,7 +163,7 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
         raise InputError(f"{str(parts.folder)!r} is of another {', '.join(other)}: remove it first")
     if world.first:
         print("\n".join(introduction({config.split: pictures})), flush=True)
-        write_json(note, decides)
+        write_whole(note, json_bytes(decides))
 
     workers = workers_per_process(config.workers, world.local_size)
     try:
@@ -186,7 +186,7 @@ def fill(parts: Parts, network, config: EmbedConfig, workers: int, world, flags,
     views = CheckViews(parts.pictures, config.image_size, True, whole=not config.eval_crop)
     views.labels = np.arange(len(views))  # which pictures have come
     missing = [b for b in range(len(parts.batches)) if not parts.path(b).exists()]
-    stopped = flags.any_process(False)  # all have looked
+    (stopped,) = flags.exchange(0)  # all have looked
     # A batch is the same pictures on any number of processes, so its rows are the same numbers.
     mine = missing[world.rank :: world.size]
     found = features_of(network, batch_loader(views, [parts.batches[b] for b in mine], workers))
