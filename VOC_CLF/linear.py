@@ -37,11 +37,11 @@ def linear_scores(
 ) -> np.ndarray:
     """[n, 20] sigmoid outputs on `split`, each of five crops, at the best epoch on val.
 
-    model: a ResNet, left with the fc of that epoch and, with bn_adapt, its BatchNorm statistics.
+    model: an encoder, left with the fc of that epoch and, with bn_adapt, its BatchNorm statistics.
     """
     # One layer for the 20 classes, in place of the head.
     torch.manual_seed(config.seed)
-    model.fc = nn.Linear(model.fc.in_features, len(CLASSES))
+    model.fc = nn.Linear(model.inplanes, len(CLASSES))
     nn.init.normal_(model.fc.weight, std=0.01)
     nn.init.zeros_(model.fc.bias)
     model.to(device)

@@ -90,7 +90,7 @@ def counts(game: Game, config: PretrainConfig, world: World) -> dict[str, int]:
     return dict(
         num_keys=game.num_keys,
         num_pictures=len(game.splits.train),
-        bn_size=game.num_keys // (world.size * config.accum_steps),
+        bn_size=game.model.has_batchnorm * game.num_keys // (world.size * config.accum_steps),
     )
 
 

@@ -175,27 +175,34 @@ def plain_optimizer_state(optimizer: Optimizer, initial_lr: float) -> dict:
     return {"state": momenta, "param_groups": groups}
 
 
+KINDS = {"betas", "trust_coeff"}  # what groups of AdamW, and of LARS, have and SGD's have not
+
+
 def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
-    """Load SGD's momentum, kept over the query encoder's parameters alone or over both encoders'.
+    """Load its momenta, kept over the query encoder's parameters alone or over both encoders'.
 
     The key encoder's come last and have no momentum, so the numbering is the same. Rates, decay and
     the kind of kernel stay those of this run.
     """
     own = optimizer.state_dict()["param_groups"]
     try:
-        (group,) = state["param_groups"]
-        if len(group["params"]) not in (len(own[0]["params"]), len(own[0]["params"]) // 2):
-            raise ValueError(f"{len(group['params'])} parameters for {len(own[0]['params'])}")
+        kind, here = (KINDS & groups[0].keys() for groups in (state["param_groups"], own))
+        if kind != here:
+            raise ValueError("it is another --optimizer's")
+        found, wanted = ([len(g["params"]) for g in x] for x in (state["param_groups"], own))
+        if found not in (wanted, [wanted[0] // 2]):
+            raise ValueError(f"{found} parameters for {wanted} (--decay_norms)")
         optimizer.load_state_dict({"state": state["state"], "param_groups": own})
         for parameter, kept in optimizer.state.items():
-            if kept.get("momentum_buffer") is not None:
+            # A count of steps has no shape.
+            for name in [n for n, x in kept.items() if torch.is_tensor(x) and n != "step"]:
                 # Laid out as the parameter: a fused step walks both in the order of memory.
                 laid_out = torch.empty_like(parameter, requires_grad=False)
-                if kept["momentum_buffer"].shape != parameter.shape:
-                    raise ValueError(f"momentum {tuple(kept['momentum_buffer'].shape)}")
-                if not kept["momentum_buffer"].isfinite().all():
+                if kept[name].shape != parameter.shape:
+                    raise ValueError(f"momentum {tuple(kept[name].shape)}")
+                if not kept[name].isfinite().all():
                     raise ValueError("momentum that is not finite")
-                kept["momentum_buffer"] = laid_out.copy_(kept["momentum_buffer"])
+                kept[name] = laid_out.copy_(kept[name])
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(
             f"the optimizer state in {source} does not fit this model: {shown(error)}"

@@ -51,7 +51,7 @@ def extract_features(encoder, loader, number: int, *, unit=True, check=False) ->
     left out.  unit: keep their directions.  check: raise InputError where one is not finite.
     The encoder is left in its mode.
     """
-    trunk, device = Trunk(encoder), encoder.conv1.weight.device
+    trunk, device = Trunk(encoder), next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
     # Rows in their final place from the start: to join batches takes the memory twice.

@@ -11,10 +11,9 @@ from dataclasses import asdict, replace
 
 import torch
 from torch import nn
-from torchvision.models.resnet import ResNet
 
 from adco.data.identity import difference, normal
-from adco.encoder import TrunkWeights, build_trunk, own_config, read_trunk
+from adco.encoder import Encoder, TrunkWeights, build_trunk, check_sides, own_config, read_trunk
 from adco.probe.linear import Best, HeadTraining
 from adco.probe.metrics import Accuracy
 from adco.probe.options import RANDOM, ProbeConfig
@@ -24,7 +23,7 @@ from ops.errors import InputError, shown, some
 KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
 
-def read_encoder(config: ProbeConfig) -> tuple[ResNet, ProbeConfig, TrunkWeights | None]:
+def read_encoder(config: ProbeConfig) -> tuple[Encoder, ProbeConfig, TrunkWeights | None]:
     """The trunk to score, with a fresh `fc`, the configuration with its arch and stem, and what its
     file holds; None for random weights.
     """
@@ -32,11 +31,14 @@ def read_encoder(config: ProbeConfig) -> tuple[ResNet, ProbeConfig, TrunkWeights
     if config.pretrained == RANDOM and not config.resume:
         config = replace(config, arch=config.arch or "resnet50", stem=config.stem or "imagenet")
         torch.manual_seed(config.seed)
-        return build_trunk(config.arch, config.stem), config, None
-    found = read_trunk(config.resume or config.pretrained, arch=config.arch)
-    if config.stem:
-        found = replace(found, stem=config.stem)
-    return found.build(), replace(config, arch=found.arch, stem=found.stem), found
+        trunk, found = build_trunk(config.arch, config.stem), None
+    else:
+        found = read_trunk(config.resume or config.pretrained, arch=config.arch)
+        if config.stem:
+            found = replace(found, stem=config.stem)
+        trunk, config = found.build(), replace(config, arch=found.arch, stem=found.stem)
+    check_sides(trunk, found.channels if found else 3, [config.image_size])
+    return trunk, config, found
 
 
 def load_head_(head: nn.Linear, trunk: TrunkWeights, classes: list[str], warn) -> None:
