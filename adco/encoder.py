@@ -6,7 +6,7 @@ features [N, inplanes] to the layer `fc`.
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 import torch
@@ -34,11 +34,12 @@ class Backbone(nn.Module):
         if name not in known:
             near = " or ".join(get_close_matches(name, known)) or "one of timm.list_models()"
             raise InputError(f"arch={arch}: timm {timm.__version__} has no such model; try {near}")
-        wanted = dict(num_classes=0, in_chans=channels)
+        self.args = {"in_chans": channels, "dynamic_img_size": True}
         try:  # positions that follow the size of the pictures, where a model has positions
-            self.trunk = timm.create_model(name, dynamic_img_size=True, **wanted)
+            self.trunk = timm.create_model(name, num_classes=0, **self.args)
         except TypeError:
-            self.trunk = timm.create_model(name, **wanted)
+            del self.args["dynamic_img_size"]
+            self.trunk = timm.create_model(name, num_classes=0, **self.args)
         for module in self.trunk.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = 0.0
@@ -57,6 +58,7 @@ class Backbone(nn.Module):
 
 
 Encoder = ResNet | Backbone
+RUN = ("data", "best_acc", "best_of", "best_acc1")  # what a run of ours says beside its options
 
 
 def build_trunk(arch: str, stem: str = "imagenet", channels: int = 3) -> Encoder:
@@ -159,6 +161,7 @@ class TrunkWeights:
     epoch: int | None = None  # epochs trained
     ours: bool = False  # whether this program made the file
     classes: list[str] | None = None  # of a classifier's rows, in files of ours
+    run: dict = field(default_factory=dict)  # of the run that made it: its options, data, scores
 
     def build(self) -> Encoder:
         """A trunk with these weights and an `fc` as build_trunk's. Raises what load_into_ does."""
@@ -241,6 +244,7 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
         epoch=int(epoch) if epoch.isdecimal() else None,
         ours=bool(config) or state.get("licence") == "MIT",
         classes=state.get("classes") if config else None,
+        run={"config": config} | {n: state[n] for n in RUN if n in state} if config else {},
     )
 
 
