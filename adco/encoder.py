@@ -41,10 +41,10 @@ class Backbone(nn.Module):
             del self.args["dynamic_img_size"]
             self.trunk = timm.create_model(name, num_classes=0, **self.args)
         for module in self.trunk.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.p = 0.0
-            if hasattr(module, "drop_prob"):
-                module.drop_prob = 0.0
+            rates = ["p"] * isinstance(module, nn.modules.dropout._DropoutNd)
+            for rate in (*rates, "drop_prob", "drop_rate"):
+                if isinstance(getattr(module, rate, None), float):
+                    setattr(module, rate, 0.0)
         self.arch, self.fc = arch, nn.Identity()
         self.inplanes = self.trunk.head_hidden_size
 

@@ -133,9 +133,11 @@ def test_unknown_names_and_sizes_are_one_sentence():
         check_sides(build_trunk(VIT), 3, [64, 65])
 
 
-def test_nothing_in_a_backbone_draws_at_random():
-    trunk = build_trunk("timm:edgenext_xx_small").train()
-    regularised = timm.create_model("edgenext_xx_small", drop_path_rate=0.1, num_classes=0)
+@pytest.mark.parametrize("name", ["edgenext_xx_small", "legacy_seresnet18"])
+def test_nothing_in_a_backbone_draws_at_random(name):
+    trunk = build_trunk(f"timm:{name}").train()
+    rates = {"drop_path_rate": 0.1} if name == "edgenext_xx_small" else {}
+    regularised = timm.create_model(name, num_classes=0, **rates)
     batch = pictures(2)
     assert torch.equal(trunk(batch), trunk(batch))
     assert not torch.equal(regularised(batch), regularised(batch))
@@ -152,9 +154,9 @@ def test_keys_are_shuffled_only_where_batchnorm_could_tell_them():
 
 def test_the_head_is_as_wide_and_as_deep_as_told():
     head = build_encoder(RESNET10, 8, mlp=2, mlp_width=16, mlp_bn=True).fc
-    names = [type(module).__name__ for module in head]
+    names, shapes = [type(module).__name__ for module in head], [(16, 512), (16, 16), (8, 16)]
     assert names == [*["Linear", "BatchNorm1d", "ReLU"] * 2, "Linear"]
-    assert [tuple(x.shape) for x in head.parameters() if x.ndim == 2] == [(16, 512), (16, 16), (8, 16)]
+    assert [tuple(x.shape) for x in head.parameters() if x.ndim == 2] == shapes
 
 
 def test_a_vit_is_trained_and_scored(tmp_path):
