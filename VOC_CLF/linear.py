@@ -11,11 +11,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from adco.data.loader import EpochBatches, batch_loader, check_loader
-from adco.encoder import Trunk
+from adco.encoder import Trunk, has_batchnorm
 from adco.probe.features import check_features
 from ops import checkpoint
 from ops.distributed import World
-from ops.errors import RunFailed
+from ops.errors import InputError, RunFailed
 from ops.journal import Journal
 from ops.schedule import cosine, set_rate
 from ops.workers import SignalSafeLoader, workers_per_process
@@ -39,6 +39,8 @@ def linear_scores(
 
     model: an encoder, left with the fc of that epoch and, with bn_adapt, its BatchNorm statistics.
     """
+    if config.bn_adapt and not has_batchnorm(model):
+        raise InputError("bn_adapt=1: this encoder has no BatchNorm; leave it out")
     # One layer for the 20 classes, in place of the head.
     torch.manual_seed(config.seed)
     model.fc = nn.Linear(model.inplanes, len(CLASSES))

@@ -6,8 +6,7 @@ from pathlib import Path
 from adco.data.datasets import introduction
 from adco.data.decoder import decoding_of
 from adco.data.identity import identity
-from adco.encoder import Encoder, TrunkWeights, check_sides, has_batchnorm, read_trunk
-from ops.errors import InputError
+from adco.encoder import check_sides, read_trunk
 from ops.journal import Journal
 from ops.launch import check_gpu, device_kind, own_device
 from ops.run_folder import new_run_folder
@@ -27,7 +26,9 @@ def run(config: VocConfig) -> int:
     kind = device_kind(config.device, config.choose)
     check_gpu(config.gpu, kind)
     device = own_device(kind, 0, config)
-    trunk, model = read_model(config)
+    trunk = read_trunk(config.pretrained, arch=config.arch)
+    model = trunk.build()
+    check_sides(model, trunk.channels, [config.picture_size()])
     voc = load_voc(config.data, decoding_of(config))
     split = voc.test or voc.val  # the one that is scored
     pictures = {part.name: part.pictures for part in voc if part}
@@ -67,13 +68,3 @@ def run(config: VocConfig) -> int:
     finally:
         journal.close()
     return 0
-
-
-def read_model(config: VocConfig) -> tuple[TrunkWeights, Encoder]:
-    """The trunk as its file holds it, and built. Raises InputError where it does not fit."""
-    trunk = read_trunk(config.pretrained, arch=config.arch)
-    model = trunk.build()
-    check_sides(model, trunk.channels, [config.picture_size()])
-    if config.bn_adapt and not has_batchnorm(model):
-        raise InputError(f"bn_adapt=1: {trunk.arch} has no BatchNorm; leave it out")
-    return trunk, model

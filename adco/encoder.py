@@ -30,9 +30,8 @@ class Backbone(nn.Module):
     def __init__(self, arch: str, channels: int):
         super().__init__()
         timm, name = optional("timm", f"arch={arch}"), arch.removeprefix(TIMM)
-        known = timm.list_models()
-        if name not in known:
-            near = " or ".join(get_close_matches(name, known)) or "one of timm.list_models()"
+        if name not in timm.list_models():
+            near = " or ".join(get_close_matches(name, timm.list_models())) or "timm.list_models()"
             raise InputError(f"arch={arch}: timm {timm.__version__} has no such model; try {near}")
         self.args = {"in_chans": channels, "dynamic_img_size": True}
         try:  # positions that follow the size of the pictures, where a model has positions
@@ -41,24 +40,21 @@ class Backbone(nn.Module):
             del self.args["dynamic_img_size"]
             self.trunk = timm.create_model(name, num_classes=0, **self.args)
         for module in self.trunk.modules():
-            rates = ["p"] * isinstance(module, nn.modules.dropout._DropoutNd)
-            for rate in (*rates, "drop_prob", "drop_rate"):
+            for rate in ("p", "drop_prob", "drop_rate"):
                 if isinstance(getattr(module, rate, None), float):
                     setattr(module, rate, 0.0)
         self.arch, self.fc = arch, nn.Identity()
         self.inplanes = self.trunk.head_hidden_size
+        # Layers that timm's own files have on top: a name, several, or none.
+        heads = self.trunk.pretrained_cfg.get("classifier") or []
+        self.heads = [heads] if isinstance(heads, str) else heads
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.fc(self.trunk(pictures))
 
-    def classifiers(self) -> list[str]:
-        """Names of the layers that timm's own files have on top of this trunk."""
-        names = self.trunk.pretrained_cfg.get("classifier") or ()
-        return [names] if isinstance(names, str) else list(names)
-
 
 Encoder = ResNet | Backbone
-RUN = ("data", "best_acc", "best_of", "best_acc1")  # what a run of ours says beside its options
+RUN = ("config", "data", "best_acc", "best_of", "best_acc1")  # what a run of ours says of itself
 
 
 def build_trunk(arch: str, stem: str = "imagenet", channels: int = 3) -> Encoder:
@@ -101,8 +97,8 @@ def build_encoder(
     width, layers = encoder.inplanes, []
     for _ in range(mlp):
         before, width = width, mlp_width or width
-        layers.append(nn.Linear(before, width, bias=not mlp_bn))
-        layers += [nn.BatchNorm1d(width)] * mlp_bn + [nn.ReLU()]
+        norm = [nn.BatchNorm1d(width)] * mlp_bn
+        layers += [nn.Linear(before, width, bias=not mlp_bn), *norm, nn.ReLU()]
     last = nn.Linear(width, dim)
     encoder.fc = nn.Sequential(*layers, last) if layers else last
     return encoder
@@ -114,20 +110,17 @@ def has_batchnorm(encoder: nn.Module) -> bool:
 
 @torch.no_grad()
 def check_sides(encoder: Encoder, channels: int, sides: Iterable[int]) -> None:
-    """Raise InputError where a model of timm does not take pictures of one of these sides."""
-    if isinstance(encoder, Backbone):
-        trunk, was_training = encoder.trunk.eval(), encoder.training
-        for side in sides:
-            try:
-                found = tuple(trunk(torch.zeros(1, channels, side, side)).shape)
-                if found != (1, encoder.inplanes):
-                    raise ValueError(f"it gives {found}, not (1, {encoder.inplanes})")
-            except (RuntimeError, AssertionError, ValueError) as error:
-                raise InputError(
-                    f"{encoder.arch} takes no pictures of {side} pixels "
-                    f"({one_line(str(error))}); choose other --image_size or --size_crops"
-                ) from error
-        encoder.train(was_training)
+    """Raise InputError where a model of timm does not take pictures of one of these sides. Leaves
+    it in eval mode.
+    """
+    for side in sides if isinstance(encoder, Backbone) else ():
+        try:
+            found = tuple(encoder.trunk.eval()(torch.zeros(1, channels, side, side)).shape)
+            if found != (1, encoder.inplanes):
+                raise ValueError(f"it gives {found}, not (1, {encoder.inplanes})")
+        except (RuntimeError, AssertionError, ValueError) as error:
+            why = f"{encoder.arch} takes no pictures of {side} pixels ({one_line(str(error))})"
+            raise InputError(f"{why}; choose other --image_size or --size_crops") from error
 
 
 class Trunk(nn.Module):
@@ -224,7 +217,7 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
     # Files of ours keep more beside their state_dict, such as the best weights of a probe.
     with torch.device("meta"):
         trunk = build_trunk(arch)
-    below, heads = ("trunk.", trunk.classifiers()) if arch.startswith(TIMM) else ("", ["fc"])
+    below, heads = ("trunk.", trunk.heads) if arch.startswith(TIMM) else ("", ["fc"])
     names = [name.removeprefix(below) for name in trunk.state_dict() if not is_counter(name)]
     names = {name: None for name in names if not name.startswith("fc.") or below}
     content = state.get("state_dict", state) if config else state
@@ -244,7 +237,7 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
         epoch=int(epoch) if epoch.isdecimal() else None,
         ours=bool(config) or state.get("licence") == "MIT",
         classes=state.get("classes") if config else None,
-        run={"config": config} | {n: state[n] for n in RUN if n in state} if config else {},
+        run={n: x for n, x in {**state, "config": config}.items() if n in RUN},
     )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from adco.data.identity import in_words
@@ -49,10 +50,10 @@ class ExportConfig:
     def __post_init__(self):
         if self.push and self.to != "hub":
             raise InputError(f"push={self.push!r} belongs to --to hub")
-        if self.to == "hub" and Path(self.out).exists():
-            raise InputError(f"out={self.out!r} exists; give the name of a new folder")
         if Path(self.out).is_dir():
-            raise InputError(f"out={self.out!r} is a folder; give the file to write")
+            raise InputError(
+                f"out={self.out!r} is a folder; give the file to write, or for hub a new one"
+            )
         if not Path(self.out).resolve().parent.is_dir():
             raise InputError(f"out={self.out!r}: its folder does not exist; make it first")
         if Path(self.out).resolve() == Path(self.checkpoint).resolve():
@@ -67,19 +68,22 @@ def export(config: ExportConfig) -> int:
     # Building the model checks that the weights are whole.
     trunk = read_trunk(config.checkpoint, config.encoder, config.arch)
     encoder = trunk.build().eval()
-    weights = {
-        name.removeprefix("trunk."): value
-        for name, value in encoder.state_dict().items()
-        if not name.startswith("fc.")
-    }
+    full = encoder.state_dict()
+    weights = {n.removeprefix("trunk."): full[n] for n in full if not n.startswith("fc.")}
     check_format(config.to, trunk, config.checkpoint)
 
     out = Path(config.out)
     try:
         if config.to == "hub":
             write_hub(encoder, weights, trunk, out)
+        elif config.to == "safetensors":
+            write_whole(out, save(weights, header(trunk)))
+        elif config.to == "onnx":
+            write_whole(out, onnx_file(encoder, trunk))
+        elif config.to == "detectron2":
+            write_whole(out, detectron2_pickle(weights))
         else:
-            write_whole(out, content_of(config.to, encoder, weights, trunk))
+            checkpoint.save(weights, out)
     except OSError as error:
         raise RunFailed(f"NOT SAVED: {config.out} could not be written ({error})") from error
     trunk.tell_left_out(print)
@@ -90,32 +94,13 @@ def export(config: ExportConfig) -> int:
 
 def check_format(to: str, trunk: TrunkWeights, source: str) -> None:
     """Raise InputError where the other program has no model for a trunk."""
-    if to not in ("safetensors", "onnx") and trunk.stem != "imagenet":
+    plain = trunk.channels == 3 and not trunk.arch.startswith(TIMM)
+    takes = trunk.stem == "imagenet" and (plain or to in ("timm", "hub"))
+    if not takes and to not in ("safetensors", "onnx"):
         raise InputError(
-            f"{source} has the stem for small pictures, which no {to} model has; use --to "
-            "safetensors or onnx"
+            f"{source} holds a {trunk.arch} of {trunk.channels} channels with the stem "
+            f"{trunk.stem!r}, which no {to} model has; use --to safetensors or onnx"
         )
-    if to in ("torchvision", "detectron2") and trunk.channels != 3:
-        raise InputError(
-            f"{source} takes pictures of {trunk.channels} channels, and {to}'s models take 3; use "
-            "--to timm (in_chans), hub, onnx or safetensors"
-        )
-    if to in ("torchvision", "detectron2") and trunk.arch.startswith(TIMM):
-        raise InputError(
-            f"{source} holds a {trunk.arch}, and {to} takes torchvision's ResNets; use --to timm, "
-            "hub, onnx or safetensors"
-        )
-
-
-def content_of(
-    to: str, encoder: Encoder, weights: dict[str, Tensor], trunk: TrunkWeights
-) -> bytes | memoryview:
-    """The bytes of the file."""
-    if to in ("torchvision", "timm"):
-        return checkpoint.content_of(weights)
-    if to == "safetensors":
-        return safetensors_file(weights, header(trunk))
-    return onnx_file(encoder, trunk) if to == "onnx" else detectron2_pickle(weights)
 
 
 def header(trunk: TrunkWeights) -> dict[str, str]:
@@ -131,95 +116,59 @@ def header(trunk: TrunkWeights) -> dict[str, str]:
     }
 
 
-def safetensors_file(weights: dict[str, Tensor], header: dict[str, str]) -> bytes:
-    from safetensors.torch import save
-
-    return save(weights, header)
-
-
 def onnx_file(encoder: Encoder, trunk: TrunkWeights) -> bytes:
-    """Trunk as ONNX: any number of pictures, of the side that they had in training, to features."""
+    """The trunk for any number of pictures, of the side that they had in training."""
     optional("onnxscript", "--to onnx")
-    side = image_size(trunk)
-    pictures = torch.zeros(2, trunk.channels, side, side)
     program = torch.onnx.export(
-        Trunk(encoder).eval(), (pictures,), dynamo=True, dynamic_shapes=[{0: "batch"}], verbose=False,
-        input_names=["pictures"], output_names=["features"],
+        Trunk(encoder).eval(), (torch.zeros(2, *input_size(trunk)),), dynamo=True, verbose=False,
+        dynamic_shapes=[{0: "batch"}], input_names=["pictures"], output_names=["features"],
     )  # fmt: skip
     return program.model_proto.SerializeToString()
 
 
-def image_size(trunk: TrunkWeights) -> int:
-    """Side of the pictures that a trunk was trained on."""
-    return trunk.run.get("config", {}).get("image_size", 224)
+def input_size(trunk: TrunkWeights) -> list[int]:
+    """[C, S, S] of the pictures that a trunk was trained on; S is 224 where nobody says it."""
+    return [trunk.channels, *[trunk.run.get("config", {}).get("image_size", 224)] * 2]
 
 
-def write_hub(encoder: Encoder, weights: dict[str, Tensor], trunk: TrunkWeights, out: Path) -> None:
-    """A folder as timm and the Hugging Face hub expect it: config.json, model.safetensors, and a
-    model card. Whole or not at all.
+def write_hub(encoder: Encoder, weights: dict, trunk: TrunkWeights, out: Path) -> None:
+    """A folder as timm and the Hugging Face hub expect it, whole or not at all: config.json,
+    model.safetensors, and a model card.
     """
     timm = optional("timm", "--to hub")
-    optional("huggingface_hub", "--to hub")
-    if isinstance(encoder, Backbone):
-        model, args = encoder.trunk, encoder.args
-    else:
-        # timm has no resnet10: it is a resnet18 of fewer blocks.
-        name, args = trunk.arch, {"in_chans": trunk.channels}
-        if name == "resnet10":
-            name, args = "resnet18", {**args, "layers": [1, 1, 1, 1]}
-        model = timm.create_model(name, num_classes=0, **args)
-        checkpoint.load_strictly(model, weights, f"timm's {name}")
-    size = image_size(trunk)
-    used = {"input_size": [trunk.channels, size, size], "crop_pct": 0.875}
+    args = encoder.args if isinstance(encoder, Backbone) else {"in_chans": trunk.channels}
+    name = trunk.arch.removeprefix(TIMM)
+    if name == "resnet10":  # which timm has as a resnet18 of fewer blocks
+        name, args = "resnet18", {**args, "layers": [1, 1, 1, 1]}
+    model = timm.create_model(name, num_classes=0, **args)
+    model.load_state_dict(weights)
+    seen = {"pretrained_cfg": {"input_size": input_size(trunk)}}
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         made = Path(folder) / "made"
-        timm.models.save_for_hf(
-            model, made, {"pretrained_cfg": used}, args, safe_serialization=True
-        )
-        (made / "README.md").write_text(model_card(trunk, model))
+        timm.models.save_for_hf(model, made, seen, args, safe_serialization=True)
+        # Private (timm 0.9 to 1.0), and what timm's own push_to_hf_hub writes its card with.
+        (made / "README.md").write_text(model_card(trunk, timm.models._hub.generate_readme))
         made.rename(out)
 
 
-def model_card(trunk: TrunkWeights, model) -> str:
-    """README.md of the folder, with what the hub reads at its head."""
-    run, licence = trunk.run, header(trunk)["licence"]
-    config = run.get("config", {})
-    scores = {run.get("best_of", ""): run.get("best_acc"), "linear probe": run.get("best_acc1")}
-    settings = {n: config[n] for n in SETTINGS if config.get(n) not in (None, "")}
-    lines = {
-        "Epochs": header(trunk)["epoch"],
-        "Data": "; ".join(f"{n}: {in_words(part)}" for n, part in run.get("data", {}).items()),
-        "Settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
-        "Scores": ", ".join(f"{n} {float(x):.2f}" for n, x in scores.items() if x),
-        "Licence": licence,
-        "Checkpoint": f"SHA-256 {trunk.sha256}",
+def model_card(trunk: TrunkWeights, generate_readme) -> str:
+    """README.md: what the hub reads, then data, settings, scores and licence, as far as known."""
+    config = trunk.run.get("config", {})
+    details = header(trunk) | {
+        "data": {part: in_words(kept) for part, kept in (trunk.run.get("data") or {}).items()},
+        "settings": {name: config[name] for name in SETTINGS if config.get(name) is not None},
+        "scores": {name: value for name, value in trunk.run.items() if name.startswith("best")},
+        "checkpoint": f"SHA-256 {trunk.sha256}",
     }
-    said = "\n".join(f"- {name}: {text or 'not known'}" for name, text in lines.items())
-    return CARD.format(licence="mit" if trunk.ours else "other", arch=trunk.arch, said=said)
+    said = "Pre-trained without labels by adversarial contrast (AdCo, arXiv:2011.08435)."
+    card = dict(license="mit" if trunk.ours else "other", description=said, details=details)
+    return generate_readme({**card, "tags": ["timm"]}, trunk.arch, "image-feature-extraction")
 
 
 SETTINGS = (
     "dataset", "image_size", "init", "epochs", "global_batch_size", "optimizer", "lr",
-    "weight_decay", "cluster", "moco_dim", "moco_m", "moco_t", "mem_t", "memory_lr", "mlp", "sym",
-    "multi_crop", "seed",
+    "weight_decay", "cluster", "moco_t", "mem_t", "memory_lr", "sym", "multi_crop", "seed",
 )  # fmt: skip
-CARD = """---
-library_name: timm
-license: {licence}
-pipeline_tag: image-feature-extraction
-tags: [timm, image-feature-extraction, self-supervised]
----
-# {arch}, pre-trained with AdCo
-
-Features without labels, by contrast with learnable adversaries (arXiv:2011.08435).
-
-{said}
-
-```python
-model = timm.create_model("hf-hub:USER/NAME", pretrained=True)  # or local-dir:FOLDER
-features = model.eval()(pictures)
-```
-"""
 
 
 def push(folder: Path, name: str) -> None:
@@ -229,11 +178,8 @@ def push(folder: Path, name: str) -> None:
         made = hub.HfApi().create_repo(name, exist_ok=True)
         hub.upload_folder(repo_id=made.repo_id, folder_path=folder)
     except Exception as error:  # not signed in, no network, no such user
-        raise RunFailed(
-            f"{folder} is written, but NOT PUSHED as {name} ({one_line(str(error))}); sign in "
-            f"(hf auth login), then: hf upload {name} {folder}"
-        ) from error
-    print(f"pushed as {made.repo_id}")
+        why = f"{folder} is written, but NOT PUSHED as {name} ({one_line(str(error))}); sign in"
+        raise RunFailed(f"{why} (hf auth login), then: hf upload {name} {folder}") from error
 
 
 def detectron2_pickle(weights: dict[str, Tensor]) -> bytes:

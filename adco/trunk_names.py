@@ -46,8 +46,12 @@ def find_trunk(
         )
 
     # Of several those in which nothing is missing or left over; they may be one under two names.
-    children = {name.split(".")[0] for name in wanted}
-    trunks = {prefix: trunk_below(prefix, tensors, children, heads) for prefix in kind}
+    children, tops = {name.split(".")[0] for name in wanted}, tuple(f"{head}." for head in heads)
+
+    def belongs(name: str) -> bool:
+        return name.split(".")[0] in children and not name.startswith(tops)
+
+    trunks = {prefix: trunk_below(prefix, tensors, belongs) for prefix in kind}
     whole = [p for p in kind if {n for n in trunks[p] if not is_counter(n)} == wanted] or kind
     prefix, *others = whole
     if any(not equal(trunks[prefix], trunks[other]) for other in others):
@@ -55,9 +59,9 @@ def find_trunk(
             f"{source!r} holds several trunks, below {some(whole, 3)!r}; save the one that is meant"
         )
     # In files of ours the head lies beside a trunk of timm.
-    tops = [f"{prefix.removesuffix('trunk.')}fc.", *(f"{prefix}{head}." for head in heads)]
-    head = {n[len(top) :]: t for top in tops for n, t in tensors.items() if n.startswith(top)}
-    return trunks[prefix], head, left_out(prefix, tensors, children, heads)
+    places = [f"{prefix.removesuffix('trunk.')}fc.", *(prefix + top for top in tops)]
+    head = {n[len(at) :]: t for at in places for n, t in tensors.items() if n.startswith(at)}
+    return trunks[prefix], head, left_out(prefix, tensors, belongs)
 
 
 def flattened(content: dict, above: str = "") -> dict[str, Tensor]:
@@ -76,31 +80,21 @@ def torchvisions_name(name: str) -> str:
     return BY_PLACE.get(first, first) + dot + rest
 
 
-def trunk_below(
-    prefix: str, tensors: dict[str, Tensor], children: set[str], heads: list[str]
-) -> dict[str, Tensor]:
+def trunk_below(prefix: str, tensors: dict[str, Tensor], belongs) -> dict[str, Tensor]:
     """Everything below the prefix that belongs to a trunk, under the names of its program."""
     below = {torchvisions_name(n[len(prefix) :]): n for n in tensors if n.startswith(prefix)}
-    return {name: tensors[n] for name, n in below.items() if of_trunk(name, children, heads)}
+    return {name: tensors[n] for name, n in below.items() if belongs(name)}
 
 
-def left_out(
-    prefix: str, tensors: dict[str, Tensor], children: set[str], heads: list[str]
-) -> Counter:
+def left_out(prefix: str, tensors: dict[str, Tensor], belongs) -> Counter:
     """How many tensors are not the trunk's, by the first word that tells their place from its."""
     counts, own = Counter(), prefix.split(".")
     for name in tensors:
         pairs = zip(name.split("."), own, strict=False)
         part = next((word for word, other in pairs if word != other), name)
-        of_prefix = name.startswith(prefix)
         rest = torchvisions_name(name[len(prefix) :])
-        counts[part] += not (of_prefix and of_trunk(rest, children, heads))
+        counts[part] += not (name.startswith(prefix) and belongs(rest))
     return +counts
-
-
-def of_trunk(name: str, children: set[str], heads: list[str]) -> bool:
-    """Whether a tensor lies in one of the trunk's children, and not in a head inside one."""
-    return name.split(".")[0] in children and not any(name.startswith(f"{h}.") for h in heads)
 
 
 def follows(prefix: str) -> bool:

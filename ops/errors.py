@@ -29,10 +29,8 @@ def optional(package: str, what: str):
     try:
         return import_module(package)
     except ImportError as error:
-        raise InputError(
-            f"{what} needs {package}, which is not installed ({error}); "
-            f"python3 -m pip install {package.split('.')[0]}"
-        ) from error
+        why = f"{what} needs {package}, which is not installed ({error}): python3 -m pip install"
+        raise InputError(f"{why} {package.split('.')[0]}") from error
 
 
 def one_line(text: str) -> str:

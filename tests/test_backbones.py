@@ -16,7 +16,8 @@ from tests.support.pictures import class_folders
 from tests.support.scripts import assert_refused, run_main
 
 timm = pytest.importorskip("timm")
-VIT, CONVNEXT, RESNET, RESNET10 = "timm:test_vit", "timm:test_convnext", "timm:resnet10t", "resnet10"
+VIT, CONVNEXT = "timm:test_vit", "timm:test_convnext"
+RESNET, RESNET10 = "timm:resnet10t", "resnet10"
 
 
 @cache
@@ -102,16 +103,19 @@ def test_the_hub_folder_has_a_model_card(tmp_path, capsys):
     assert stop.value.code == 70
     assert "NOT PUSHED as no one/at all" in capsys.readouterr().err
     card = (tmp_path / "hub" / "README.md").read_text()
-    assert "license: mit" in card and "lr 0.125" in card and "Epochs: 3" in card
+    assert "license: mit" in card and "lr: 0.125" in card and "**epoch:** 3" in card
     files = {path.name for path in (tmp_path / "hub").iterdir()}
     assert files == {"README.md", "config.json", "model.safetensors"}
-    assert_refused(run_main("adco/export.py", source, "hub", "--to=hub", cwd=tmp_path), "exists")
+    assert_refused(
+        run_main("adco/export.py", source, "hub", "--to=hub", cwd=tmp_path),
+        "is a folder; give the file to write",
+    )
 
 
 @pytest.mark.parametrize("to", ["torchvision", "detectron2"])
 def test_a_model_of_timm_is_refused_where_only_resnets_are_taken(to, tmp_path):
     source = saved(tmp_path / "run.pth", VIT)
-    assert_refused(run_main("adco/export.py", source, "out", "--to", to, cwd=tmp_path), "--to timm")
+    assert_refused(run_main("adco/export.py", source, "out", "--to", to, cwd=tmp_path), "use --to")
     assert not (tmp_path / "out").exists()
 
 

@@ -119,17 +119,18 @@ def build_optimizer(config: PretrainConfig, model: AdCo) -> Optimizer:
     Fused: one kernel for all parameters, and a dropped step is skipped on the device. timm's LARS
     is not: there the host waits for the device once a step, to read whether it is dropped.
     """
-    weights, decay = list(model.parameters()), config.weight_decay
-    groups = [{"params": weights}]
+    lr, momentum, decay = config.lr, config.momentum, config.weight_decay
+    groups = [{"params": list(model.parameters())}]
     if not config.decay_norms:
-        groups = [{"params": [p for p in weights if p.ndim > 1]}]
-        groups += [{"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0}]
+        flat = [p for p in model.parameters() if p.ndim <= 1]
+        deep = [p for p in model.parameters() if p.ndim > 1]
+        groups = [{"params": deep}, {"params": flat, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
-        return AdamW(groups, config.lr, (config.momentum, 0.999), weight_decay=decay, fused=True)
+        return AdamW(groups, lr, (momentum, 0.999), weight_decay=decay, fused=True)
     if config.optimizer == "lars":
-        Lars = optional("timm.optim", "--optimizer lars").Lars
-        return Lars(groups, config.lr, config.momentum, weight_decay=decay)
-    return SGD(groups, config.lr, config.momentum, weight_decay=decay, fused=True)
+        timm = optional("timm.optim", "--optimizer lars")
+        return timm.Lars(groups, lr, momentum, weight_decay=decay)
+    return SGD(groups, lr, momentum, weight_decay=decay, fused=True)
 
 
 def scored_by(config: PretrainConfig, splits: Splits) -> tuple[Splits, str]:
@@ -203,8 +204,7 @@ def describe(game: Game, config: PretrainConfig, world: World) -> str:
     )
     if not game.model.has_batchnorm:
         lines.append(
-            f"{config.arch} has no BatchNorm: keys are not shuffled, and --accum_steps changes "
-            "nothing but memory and rounding"
+            f"{config.arch} has no BatchNorm: no shuffles, --accum_steps saves memory only"
         )
     if game.monitor == "rank":
         lines.append("score: effective rank of val's features (RankMe), without labels")

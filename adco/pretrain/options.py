@@ -230,8 +230,6 @@ DATASET_PRESETS = {
     ),
 }  # fmt: skip
 # Rates for 256 pictures a step: of MoCo v3's ViTs, and of SimCLR.
-OPTIMIZER_PRESETS = {
-    "adamw": dict(lr=1.5e-4, lr_final=0.0, weight_decay=0.1),
-    "lars": dict(lr=0.3, lr_final=0.0, weight_decay=1e-6, decay_norms=0),
-}
-PRESETS = {"dataset": DATASET_PRESETS, "optimizer": OPTIMIZER_PRESETS}
+ADAMW = dict(lr=1.5e-4, lr_final=0.0, weight_decay=0.1)
+LARS = dict(lr=0.3, lr_final=0.0, weight_decay=1e-6, decay_norms=0)
+PRESETS = {"dataset": DATASET_PRESETS, "optimizer": {"adamw": ADAMW, "lars": LARS}}
