@@ -237,7 +237,7 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
         epoch=int(epoch) if epoch.isdecimal() else None,
         ours=bool(config) or state.get("licence") == "MIT",
         classes=state.get("classes") if config else None,
-        run={n: x for n, x in {**state, "config": config}.items() if n in RUN},
+        run={n: x for n, x in {**state, "config": config}.items() if config and n in RUN},
     )
 
 

@@ -51,9 +51,7 @@ class ExportConfig:
         if self.push and self.to != "hub":
             raise InputError(f"push={self.push!r} belongs to --to hub")
         if Path(self.out).is_dir():
-            raise InputError(
-                f"out={self.out!r} is a folder; give the file to write, or for hub a new one"
-            )
+            raise InputError(f"out={self.out!r} is a folder; give the file to write (hub: new)")
         if not Path(self.out).resolve().parent.is_dir():
             raise InputError(f"out={self.out!r}: its folder does not exist; make it first")
         if Path(self.out).resolve() == Path(self.checkpoint).resolve():

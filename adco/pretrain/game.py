@@ -203,9 +203,7 @@ def describe(game: Game, config: PretrainConfig, world: World) -> str:
         f"{world.size} process(es) on {game.device.type} in {game.model.amp or torch.float32}"
     )
     if not game.model.has_batchnorm:
-        lines.append(
-            f"{config.arch} has no BatchNorm: no shuffles, --accum_steps saves memory only"
-        )
+        lines.append(f"{config.arch} has no BatchNorm: no shuffles, --accum_steps saves memory")
     if game.monitor == "rank":
         lines.append("score: effective rank of val's features (RankMe), without labels")
         lines.append("checkpoint_best has the largest: a weaker sign than kNN accuracy")
