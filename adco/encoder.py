@@ -168,11 +168,8 @@ class TrunkWeights:
         Raises InputError naming keys that are missing, left over, of another shape or not finite.
         """
         # Old torchvision files lack batch counters, which a BatchNorm with a momentum never reads.
-        own = {
-            name: value
-            for name, value in trunk.state_dict().items()
-            if name.startswith("fc.") or is_counter(name)
-        }
+        full = trunk.state_dict()
+        own = {n: full[n] for n in full if n.startswith("fc.") or is_counter(n)}
         checkpoint.load_strictly(trunk, {**own, **self.weights}, self.source)
 
     def classifier(self) -> dict[str, Tensor]:
@@ -218,8 +215,8 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
     with torch.device("meta"):
         trunk = build_trunk(arch)
     below, heads = ("trunk.", trunk.heads) if arch.startswith(TIMM) else ("", ["fc"])
-    names = [name.removeprefix(below) for name in trunk.state_dict() if not is_counter(name)]
-    names = {name: None for name in names if not name.startswith("fc.") or below}
+    own = (name for name in trunk.state_dict() if not (name.startswith("fc.") or is_counter(name)))
+    names = dict.fromkeys(name.removeprefix(below) for name in own)
     content = state.get("state_dict", state) if config else state
     weights, head, left_out = find_trunk(content, names.keys(), heads, encoder, str(path))
     stem, channels = (config.get(n, state.get(n)) for n in ("stem", "channels"))

@@ -70,18 +70,17 @@ def export(config: ExportConfig) -> int:
     weights = {n.removeprefix("trunk."): full[n] for n in full if not n.startswith("fc.")}
     check_format(config.to, trunk, config.checkpoint)
 
-    out = Path(config.out)
+    out, plain = Path(config.out), lambda: checkpoint.content_of(weights)
+    contents = {
+        "safetensors": lambda: save(weights, header(trunk)),
+        "onnx": lambda: onnx_file(encoder, trunk),
+        "detectron2": lambda: detectron2_pickle(weights),
+    }
     try:
         if config.to == "hub":
             write_hub(encoder, weights, trunk, out)
-        elif config.to == "safetensors":
-            write_whole(out, save(weights, header(trunk)))
-        elif config.to == "onnx":
-            write_whole(out, onnx_file(encoder, trunk))
-        elif config.to == "detectron2":
-            write_whole(out, detectron2_pickle(weights))
         else:
-            checkpoint.save(weights, out)
+            write_whole(out, contents.get(config.to, plain)())
     except OSError as error:
         raise RunFailed(f"NOT SAVED: {config.out} could not be written ({error})") from error
     trunk.tell_left_out(print)
@@ -92,9 +91,8 @@ def export(config: ExportConfig) -> int:
 
 def check_format(to: str, trunk: TrunkWeights, source: str) -> None:
     """Raise InputError where the other program has no model for a trunk."""
-    plain = trunk.channels == 3 and not trunk.arch.startswith(TIMM)
-    takes = trunk.stem == "imagenet" and (plain or to in ("timm", "hub"))
-    if not takes and to not in ("safetensors", "onnx"):
+    plain = to in ("timm", "hub") or (trunk.channels == 3 and not trunk.arch.startswith(TIMM))
+    if to not in ("safetensors", "onnx") and not (plain and trunk.stem == "imagenet"):
         raise InputError(
             f"{source} holds a {trunk.arch} of {trunk.channels} channels with the stem "
             f"{trunk.stem!r}, which no {to} model has; use --to safetensors or onnx"

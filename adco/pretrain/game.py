@@ -120,11 +120,10 @@ def build_optimizer(config: PretrainConfig, model: AdCo) -> Optimizer:
     is not: there the host waits for the device once a step, to read whether it is dropped.
     """
     lr, momentum, decay = config.lr, config.momentum, config.weight_decay
-    groups = [{"params": list(model.parameters())}]
+    groups = [{"params": [p for p in model.parameters() if p.ndim > 1 or config.decay_norms]}]
     if not config.decay_norms:
         flat = [p for p in model.parameters() if p.ndim <= 1]
-        deep = [p for p in model.parameters() if p.ndim > 1]
-        groups = [{"params": deep}, {"params": flat, "weight_decay": 0.0}]
+        groups.append({"params": flat, "weight_decay": 0.0})
     if config.optimizer == "adamw":
         return AdamW(groups, lr, (momentum, 0.999), weight_decay=decay, fused=True)
     if config.optimizer == "lars":
