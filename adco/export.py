@@ -138,9 +138,12 @@ def write_hub(encoder: Encoder, weights: dict, trunk: TrunkWeights, out: Path) -
         name, args = "resnet18", {**args, "layers": [1, 1, 1, 1]}
     model = timm.create_model(name, num_classes=0, **args)
     model.load_state_dict(weights)
-    seen = {"pretrained_cfg": {"input_size": input_size(trunk)}}
+    # A ViT's positions are for timm's size: with another one some versions would resample them.
+    fixed = model.pretrained_cfg.get("fixed_input_size")
+    size = [trunk.channels, *model.pretrained_cfg["input_size"][1:]] if fixed else input_size(trunk)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         made = Path(folder) / "made"
+        seen = {"pretrained_cfg": {"input_size": size}}
         timm.models.save_for_hf(model, made, seen, args, safe_serialization=True)
         # Private (timm 0.9 to 1.0), and what timm's own push_to_hf_hub writes its card with.
         (made / "README.md").write_text(model_card(trunk, timm.models._hub.generate_readme))
@@ -162,7 +165,7 @@ def model_card(trunk: TrunkWeights, generate_readme) -> str:
 
 
 SETTINGS = (
-    "dataset", "image_size", "init", "epochs", "global_batch_size", "optimizer", "lr",
+    "dataset", "image_size", "init_sha256", "epochs", "global_batch_size", "optimizer", "lr",
     "weight_decay", "cluster", "moco_t", "mem_t", "memory_lr", "sym", "multi_crop", "seed",
 )  # fmt: skip
 
