@@ -94,12 +94,13 @@ def build_encoder(
     is followed by BatchNorm, which takes the place of its bias.
     """
     encoder = build_trunk(arch, stem, channels)
-    width, layers = encoder.inplanes, []
+    before, layers = encoder.inplanes, []
+    width = (mlp and mlp_width) or before
+    last = nn.Linear(width, dim)  # drawn first: a seed gives the weights that it always gave
     for _ in range(mlp):
-        before, width = width, mlp_width or width
         norm = [nn.BatchNorm1d(width)] * mlp_bn
         layers += [nn.Linear(before, width, bias=not mlp_bn), *norm, nn.ReLU()]
-    last = nn.Linear(width, dim)
+        before = width
     encoder.fc = nn.Sequential(*layers, last) if layers else last
     return encoder
 
