@@ -38,6 +38,7 @@ __version__ = "0.1.0"
 HOMES = {
     "AdCo": "adco.model",
     "NegativeBank": "adco.negatives",
+    "startup_step": "adco.step",
     "train_step": "adco.step",
     "view_plan": "adco.plan",
 }

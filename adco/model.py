@@ -20,6 +20,8 @@ class AdCo(nn.Module):
     """Both encoders, encoder_q.* and encoder_k.* in the state dict.
 
     Calling the model embeds queries, so that DistributedDataParallel sees all that has a gradient.
+    arch: a name, or an encoder of one's own that ends in the embedding [N, D]; dim, mlp, stem and
+    channels then say nothing.
     seed: of the batch shuffles, which have to be the same on every process.
     amp: precision of the encoders' products; None: float32. Embeddings, objective and bank are
     float32 in any case.
@@ -28,7 +30,7 @@ class AdCo(nn.Module):
 
     def __init__(
         self,
-        arch: str = "resnet50",
+        arch: str | nn.Module = "resnet50",
         dim: int = 128,
         momentum: float = 0.999,
         mlp: int = True,
@@ -40,7 +42,9 @@ class AdCo(nn.Module):
         mlp_bn: bool = False,
     ):
         super().__init__()
-        self.encoder_q = build_encoder(arch, dim, mlp, stem, channels, mlp_width, mlp_bn)
+        own = isinstance(arch, nn.Module)
+        head = (mlp, stem, channels, mlp_width, mlp_bn)
+        self.encoder_q = arch if own else build_encoder(arch, dim, *head)
         self.has_batchnorm = has_batchnorm(self.encoder_q)
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.momentum = momentum

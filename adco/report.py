@@ -126,8 +126,7 @@ def table(run: Path, records: dict[str, list[dict]], init: str = "") -> str:
             rows.append((f"{title}, {begun}", f"{scores[0][name]:.1f}{unit}"))
         if scores:
             rows.append((f"{title}, pre-trained", f"{scores[-1][name]:.1f}{unit}"))
-    rows.append(("checkpoint", str(run / LAST)))
-    rows.append(("log folder", str(run)))
+    rows += [("checkpoint", str(run / LAST)), ("log folder", str(run))]
     rows += [("picture", str(path)) for path in sorted(run.glob("*.png"))]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -131,11 +131,7 @@ def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSente
 def spellings(f) -> list[str]:
     """Every name of an option, in both spellings: --moco_t and --moco-t."""
     names = [f"--{f.name}", *f.metadata["names"]]
-    return list(dict.fromkeys(n for name in names for n in (name, dashed(name))))
-
-
-def dashed(name: str) -> str:
-    return "--" + name[2:].replace("_", "-") if name.startswith("--") else name
+    return list(dict.fromkeys(n for name in names for n in (name, name.replace("_", "-"))))
 
 
 def parse(config_type, argv=None, presets=None):

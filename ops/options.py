@@ -1,14 +1,13 @@
 """What every script can be told: devices and processes, and the names of data sets and encoders."""
 
 import json
-import os
+import re
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import ClassVar
-from urllib.parse import urlparse
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, option, switch
-from ops.errors import InputError
+from ops.errors import InputError, shown
 
 # Names of --dataset, and of --arch (torchvision's; resnet10 is ours, one block a stage).
 DATASETS = ("ImageNet", "folder", "tar", "cifar10", "cifar100", "stl10", "digits")
@@ -67,10 +66,8 @@ class ProcessOptions:
                 f"rank={self.rank}: expected the number of this node, 0 to {self.world_size - 1}, "
                 f"with {self.world_size} node(s)"
             )
-        if self.dist_url and not self.dist_url.startswith(("tcp://", "env://")):
+        if self.dist_url and not re.fullmatch(r"env://.*|tcp://.+:\d+/?", self.dist_url):
             raise InputError(f"dist_url={self.dist_url!r}: expected tcp://host:port or env://")
-        if (self.dist_url or "").startswith("tcp://") and urlparse(self.dist_url).port is None:
-            raise InputError(f"dist_url={self.dist_url!r} names no port; expected tcp://host:port")
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,10 @@ class RunOptions(ProcessOptions, PictureOptions):
         }
 
 
-def choose_gpus(config) -> None:
-    """Carry out --choose. To be called before torch is imported."""
-    if config.choose is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = config.choose
+def differences(theirs: dict, ours: dict) -> list[str]:
+    """What differs between the options of two runs, in words; only options that both have."""
+    return [
+        f"{name} was {shown(theirs[name])}, here it is {shown(value)}"
+        for name, value in ours.items()
+        if name in theirs and theirs[name] != value
+    ]

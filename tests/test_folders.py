@@ -167,7 +167,7 @@ def test_a_run_of_other_data_is_not_taken_up_and_one_that_moved_is(tmp_path):
     other = shutil.copytree(first, tmp_path / "other")
     (other / "train/red/red_0.png").rename(other / "train/azure/red_0.png")
     ended = run_main("main_adco.py", *words, "--data", other, cwd=tmp_path)
-    assert "other data (train was 24 pictures in 3 classes" in ended.stderr
+    assert "made otherwise (train was 24 pictures in 3 classes" in ended.stderr
     assert len(list(tmp_path.rglob("metrics.jsonl"))) == 2
     moved = first.rename(tmp_path / "moved")
     steps = len(records(run, "train"))

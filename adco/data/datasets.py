@@ -33,16 +33,16 @@ class Splits(NamedTuple):
         return identity.identity({"train": self.train, "val": self.val})
 
 
-def splits_of(config, world: World = ALONE, local_size: int = 1) -> Splits:
+def splits_of(config, world: World = ALONE) -> Splits:
     """The pictures that the options of a run name (ops.options.RunOptions).
 
-    Files are listed once a node. local_size: processes on this node.
+    Files are listed once a node.
     """
     load = partial(
         load_splits, config.dataset, config.data, bool(config.download), decoding_of(config),
         log_folder=Path(config.save_path) / config.log_path,
     )  # fmt: skip
-    return load() if config.dataset in IN_MEMORY else once_per_node(load, world, local_size)
+    return load() if config.dataset in IN_MEMORY else once_per_node(load, world)
 
 
 def load_splits(

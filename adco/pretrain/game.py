@@ -38,11 +38,12 @@ class Game:
     monitor: which score is taken, knn, rank or none. held_out: whether val is a part of train.
     """
 
-    def __init__(self, config: PretrainConfig, world: World, device: torch.device, local_size: int):
+    def __init__(self, config: PretrainConfig, world: World, device: torch.device):
         if config.cluster < world.size:
             raise InputError(
                 f"cluster={config.cluster}: expected {world.size}, one a process, or more"
             )
+        self.config, self.world = config, world
         torch.manual_seed(config.seed)
         tune(device, bool(config.tf32))
         recipes = training_recipes(config)
@@ -67,14 +68,15 @@ class Game:
         self.scaler = GradScaler(device.type, enabled=precision is torch.float16)
 
         # Pictures, and which of their views are queries and keys.
-        found = splits_of(config, world, local_size)
+        found = splits_of(config, world)
         self.splits, self.monitor = scored_by(config, found)
         self.held_out = self.splits is not found
         self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
-        self.loader = build_loader(config, self.splits.train, recipes, world, device, local_size)
+        self.loader = build_loader(config, self.splits.train, recipes, world, device)
 
         # The adversaries, and the numbers of the game.
         self.bank = NegativeBank(config.cluster, config.moco_dim, config.seed).to(device)
+        self.players = (self.model, self.bank, self.optimizer)
         self.numbers = dict(
             moco_t=config.moco_t, mem_t=config.mem_t, memory_lr=config.memory_lr,
             memory_momentum=config.momentum, mem_wd=config.mem_wd, accum_steps=config.accum_steps,
@@ -150,7 +152,7 @@ def scored_by(config: PretrainConfig, splits: Splits) -> tuple[Splits, str]:
 
 
 def build_loader(
-    config: PretrainConfig, pictures: Pictures, recipes: list[Recipe], world, device, local_size
+    config: PretrainConfig, pictures: Pictures, recipes: list[Recipe], world: World, device
 ) -> TrainingLoader:
     """The batches of N views of this process, and the loader processes that make them."""
     images = config.images_per_process(world.size)  # N
@@ -164,8 +166,8 @@ def build_loader(
                 f"shuffle_block={config.shuffle_block}: expected packed pictures (adco.pack)"
             )
         batches.shuffle = partial(pictures.block_order, config.shuffle_block)
-    workers = workers_per_process(config.workers, local_size)
-    check_shared_memory(images * sum(3 * r.size**2 for r in recipes), workers, local_size)
+    workers = workers_per_process(config.workers, world.local_size)
+    check_shared_memory(images * sum(3 * r.size**2 for r in recipes), workers, world.local_size)
     return TrainingLoader(views, batches, workers, pin_memory=device.type == "cuda")
 
 
@@ -192,17 +194,17 @@ def training_recipes(config: PretrainConfig) -> list[Recipe]:
     return [full, full, *crops] if config.sym else [full, *crops]
 
 
-def describe(game: Game, config: PretrainConfig, world: World) -> str:
+def describe(game: Game) -> str:
     """What is trained on, and what meets what, for the log."""
-    splits = game.splits
-    val = f"val, held out of train (--val_split {config.val_split:g})" if game.held_out else "val"
+    splits, share = game.splits, game.config.val_split
+    val = f"val, held out of train (--val_split {share:g})" if game.held_out else "val"
     lines = introduction({"train": splits.train, val: splits.val})
     lines.append(
         f"{len(game.loader)} steps of {game.num_keys} an epoch, {len(game.plan)} term(s), "
-        f"{world.size} process(es) on {game.device.type} in {game.model.amp or torch.float32}"
+        f"{game.world.size} process(es) on {game.device.type} in {game.model.amp or torch.float32}"
     )
     if not game.model.has_batchnorm:
-        lines.append(f"{config.arch} has no BatchNorm: no shuffles, --accum_steps saves memory")
+        lines.append(f"{game.config.arch} has no BatchNorm: no shuffle, --accum_steps saves memory")
     if game.monitor == "rank":
         lines.append("score: effective rank of val's features (RankMe), without labels")
         lines.append("checkpoint_best has the largest: a weaker sign than kNN accuracy")

@@ -99,12 +99,9 @@ class ProbeConfig(RunOptions):
                 "nothing to score: give a checkpoint with --pretrained, or --pretrained random "
                 "for the baseline"
             )
-        self.check_rates()
-        self.check_head()
-
-    def check_rates(self):
         if len(set(self.lr_sweep)) < len(self.lr_sweep):
             raise InputError(f"lr_sweep={self.lr_sweep} names a learning rate twice")
+        self.check_head()
 
     def check_head(self):
         """Refuse combinations in which an option would have no effect."""
@@ -146,11 +143,6 @@ class ProbeConfig(RunOptions):
         if self.cos:
             return cosine(epoch, self.epochs, lr, self.final_lr)
         return steps(epoch, lr, self.schedule)
-
-    def view_min_scale(self) -> float:
-        if self.min_scale is not None:
-            return self.min_scale
-        return 0.2 if self.train_strong else 0.08
 
 
 # Defaults that differ from ImageNet's. An option that is given always wins.
