@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 
 from adco.data.loader import EpochBatches, batch_loader, check_loader
 from adco.data.pictures import FolderPictures
-from adco.encoder import Trunk
+from adco.encoder import Trunk, has_batchnorm
 from adco.probe.features import check_features
 from ops import checkpoint
 from ops.distributed import World
-from ops.errors import RunFailed
+from ops.errors import InputError, RunFailed
 from ops.journal import Journal
 from ops.schedule import cosine, set_rate
 from ops.workers import SignalSafeLoader, workers_per_process
@@ -30,11 +30,13 @@ def linear_scores(
 ) -> np.ndarray:
     """[n, 20] sigmoid outputs on `scored`, each of five crops, at the best epoch on val.
 
-    model: a ResNet, left with the fc of that epoch and, with bn_adapt, its BatchNorm statistics.
+    model: an encoder, left with the fc of that epoch and, with bn_adapt, its BatchNorm statistics.
     """
+    if config.bn_adapt and not has_batchnorm(model):
+        raise InputError("bn_adapt=1: this encoder has no BatchNorm; leave it out")
     # One layer for the 20 classes, in place of the head.
     torch.manual_seed(config.seed)
-    model.fc = nn.Linear(model.fc.in_features, len(CLASSES))
+    model.fc = nn.Linear(model.inplanes, len(CLASSES))
     nn.init.normal_(model.fc.weight, std=0.01)
     nn.init.zeros_(model.fc.bias)
     model.to(device)

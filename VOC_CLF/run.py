@@ -16,7 +16,7 @@ from adco.data.datasets import introduction
 from adco.data.decoder import decoding_of
 from adco.data.identity import identity
 from adco.data.pictures import FolderPictures
-from adco.encoder import TrunkWeights, read_trunk
+from adco.encoder import TrunkWeights, check_sides, read_trunk
 from ops.files import json_bytes
 from ops.journal import Journal
 from ops.launch import device_kind, own_device
@@ -37,6 +37,7 @@ def run(config: VocConfig) -> int:
     device = own_device(kind, 0, config)
     trunk = read_trunk(config.pretrained, arch=config.arch)
     model = replace(trunk, channels=config.channels).build()
+    check_sides(model, config.channels, [config.picture_size()])
     voc = load_voc(config.data, decoding_of(config))
     scored = "test" if "test" in voc else "val"
     data = identity(voc)

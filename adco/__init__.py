@@ -10,7 +10,7 @@ Dimension key, used in every file:
 A map of the code, in reading order. The method:
     plan        which views are queries and keys: a training mode is a list of terms
     model       both encoders: moving average, shuffled BatchNorm (encoder, trunk_names: the
-                ResNets, and where they lie in files)
+                backbones, and where they lie in files)
     objective   the two losses and their gradients, derived and defined on one page
     step        one training step: keys, losses, both players move, or neither does
     fused       the losses as they run, chunk by chunk (negatives: W, v and their ascent)

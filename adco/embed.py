@@ -22,7 +22,6 @@ from types import ModuleType
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models.resnet import ResNet
 from tqdm import tqdm
 
 from adco.data.datasets import introduction, load_splits
@@ -31,7 +30,7 @@ from adco.data.folder import read_folder
 from adco.data.identity import check_same_everywhere, identity
 from adco.data.loader import CheckViews, batch_loader
 from adco.data.pictures import ArrayPictures, BrokenPicture, FolderPictures
-from adco.encoder import Trunk, TrunkWeights, read_trunk
+from adco.encoder import Encoder, Trunk, TrunkWeights, check_sides, read_trunk
 from adco.probe.features import features_of
 from adco.probe.options import PROBE_PRESETS
 from adco.probe.parts import WRITERS, Parts
@@ -53,7 +52,7 @@ DECIDING = ("of", "image_size", "eval_crop", "batch_size", "channels", "exif", "
 class EmbedConfig(ProcessOptions, PictureOptions):
     """Write the features of pictures to a file, in the order of their names."""
 
-    checkpoint: str = argument("checkpoint of any program that uses torchvision's ResNets")
+    checkpoint: str = argument("checkpoint of any program, with a ResNet or a model of timm")
     data: str = argument("folder of the pictures, or what --data is for --dataset")
     out: str = argument("new file: .npz, .csv or .parquet")
     of: str = option("trunk", "what gives the features", choices=("trunk", "head"))
@@ -80,13 +79,13 @@ class EmbedConfig(ProcessOptions, PictureOptions):
 def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, workers=0) -> np.ndarray:
     """Features of pictures, float32 [n, d], in their order.
 
-    model: a checkpoint, an AdCo or a ResNet, whose trunk or head is taken; or any other module that
+    model: a checkpoint, an AdCo or one of its encoders, whose trunk or head is taken; or any other module that
     takes [N, C, H, W].  pictures: a folder (all below it, in the order of their names), files, or
     arrays [H, W, C] of whole numbers and PIL images.  Raises InputError, also for a broken picture.
     """
     if isinstance(model, (str, os.PathLike)):
         model = network_of(read_trunk(os.fspath(model)), of).to(device_kind("auto"))
-    encoder = getattr(model, "encoder_q", model if isinstance(model, ResNet) else None)
+    encoder = getattr(model, "encoder_q", model if isinstance(model, Encoder) else None)
     network = model = encoder or model
     if encoder is not None and of == "trunk":
         network = Trunk(encoder)
@@ -109,12 +108,14 @@ def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, worker
         model.train(was_training)
 
 
-def network_of(trunk: TrunkWeights, of: str) -> nn.Module:
+def network_of(trunk: TrunkWeights, of: str, sides=()) -> nn.Module:
     """Pictures [N, C, H, W] to features [N, d]: a file's trunk, or with the head that it has on it.
 
-    Raises InputError where it has none.
+    sides: of the pictures. Raises InputError where it has none, or does not take such pictures.
     """
-    network = Trunk(trunk.build())
+    encoder = trunk.build()
+    check_sides(encoder, trunk.channels, sides)
+    network = Trunk(encoder)
     if of == "trunk":
         return network
     head, layers = trunk.classifier() or trunk.head, nn.Sequential()
@@ -142,7 +143,8 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     """
     trunk = read_trunk(config.checkpoint, arch=config.arch)
     config = replace(config, channels=config.channels or trunk.channels)
-    network = network_of(replace(trunk, channels=config.channels), config.of).eval().to(device)
+    network = network_of(replace(trunk, channels=config.channels), config.of, [config.image_size])
+    network.eval().to(device)
     load = partial(load_splits, config.dataset, config.data, False, decoding_of(config))
     pictures = getattr(once_per_node(load, world), config.split)
     if pictures is None:

@@ -195,28 +195,35 @@ def check_goes_on(state: dict, source: str, kind: str) -> None:
             raise InputError(f"{source} has no {key!r}; to go on from it, it has to be {kind}")
 
 
+KINDS = {"betas", "trust_coeff"}  # what groups of AdamW, and of LARS, have and SGD's have not
+
+
 def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
-    """Load SGD's momentum. Rates, decay and the kind of kernel stay those of this run.
+    """Load an optimizer's momenta. Rates, decay and the kind of kernel stay those of this run.
 
     Of two encoders it may be kept over the parameters of the query encoder alone: the key encoder's
     come last and have none, so the numbering is the same. Raises InputError where it does not fit.
     """
     own = optimizer.state_dict()["param_groups"]
     try:
+        kind, here = (KINDS & groups[0].keys() for groups in (state["param_groups"], own))
+        if kind != here:
+            raise ValueError("it is another --optimizer's")
         for group, ours in zip(state["param_groups"], own, strict=True):
             theirs, number = len(group["params"]), len(ours["params"])
             if theirs not in (number, number // 2):
                 raise ValueError(f"{theirs} parameters for {number}")
         optimizer.load_state_dict({"state": state["state"], "param_groups": own})
         for parameter, kept in optimizer.state.items():
-            if kept.get("momentum_buffer") is not None:
+            # A count of steps has no shape.
+            for name in [n for n, x in kept.items() if torch.is_tensor(x) and n != "step"]:
                 # Laid out as the parameter: a fused step walks both in the order of memory.
                 laid_out = torch.empty_like(parameter, requires_grad=False)
-                if kept["momentum_buffer"].shape != parameter.shape:
-                    raise ValueError(f"momentum {tuple(kept['momentum_buffer'].shape)}")
-                if not kept["momentum_buffer"].isfinite().all():
+                if kept[name].shape != parameter.shape:
+                    raise ValueError(f"momentum {tuple(kept[name].shape)}")
+                if not kept[name].isfinite().all():
                     raise ValueError("momentum that is not finite")
-                kept["momentum_buffer"] = laid_out.copy_(kept["momentum_buffer"])
+                kept[name] = laid_out.copy_(kept[name])
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(
             f"the optimizer state in {source} does not fit this model: {shown(error)}"

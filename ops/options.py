@@ -13,7 +13,17 @@ from ops.errors import InputError, shown
 DATASETS = ("ImageNet", "folder", "tar", "cifar10", "cifar100", "stl10", "digits")
 STEMS = ("imagenet", "small")
 DEVICES = ("auto", "cuda", "cpu", "mps")
-ARCHITECTURES = (
+TIMM = "timm:"  # before the name of a model of timm
+
+
+class Architectures(tuple):
+    """The names of --arch. Which models timm has is known where one is built."""
+
+    def __contains__(self, name) -> bool:
+        return super().__contains__(name) or str(name).startswith(TIMM)
+
+
+ARCHITECTURES = Architectures((
     "resnet10",
     "resnet18",
     "resnet34",
@@ -24,7 +34,8 @@ ARCHITECTURES = (
     "resnext101_32x8d",
     "wide_resnet50_2",
     "wide_resnet101_2",
-)
+    "timm:NAME",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)

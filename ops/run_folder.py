@@ -17,7 +17,7 @@ except ImportError:  # Windows: no locks
     fcntl = None
 
 LOCK = "run.lock"
-PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "tensorboardX")
+PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "timm", "tensorboardX")
 
 
 def new_run_folder(parent: Path) -> Path:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 from adco.data.datasets import Splits, hold_out, introduction, splits_of
 from adco.data.list_files import listed
@@ -17,6 +17,7 @@ from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import Pictures
 from adco.data.shards import TarPictures
 from adco.data.views import Recipe, normalised
+from adco.encoder import check_sides
 from adco.model import AdCo
 from adco.negatives import NegativeBank
 from adco.plan import view_plan
@@ -25,7 +26,7 @@ from adco.pretrain.options import PretrainConfig
 from adco.step import Round, startup_step, train_step
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World
-from ops.errors import InputError
+from ops.errors import InputError, optional
 from ops.training import wrap_encoder
 from ops.workers import check_shared_memory, workers_per_process
 
@@ -46,34 +47,34 @@ class Game:
         self.config, self.world = config, world
         torch.manual_seed(config.seed)
         tune(device, bool(config.tf32))
-
-        # Pictures, and which of their views are queries and keys.
         recipes = training_recipes(config)
-        found = listed(splits_of(config, world), config.train_list)
-        self.splits, self.monitor = scored_by(config, found)
-        self.held_out = self.splits is not found
-        self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
-        self.loader = build_loader(config, self.splits.train, recipes, world, device)
 
-        # The encoders, and the layout of their filters and of the views.
+        # The encoders, and the layout of their filters and of the views. They come before the
+        # pictures are looked for: a model may take no views of these sizes.
         self.device = device
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         precision = amp_dtype(config.amp, device)
         self.model = AdCo(
-            config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem,
-            config.seed, precision, config.channels,
-        ).to(device, memory_format=self.layout)  # fmt: skip
+            config.arch, config.moco_dim, config.moco_m, config.mlp, config.stem, config.seed,
+            precision, config.channels, config.mlp_width, bool(config.mlp_bn),
+        )  # fmt: skip
+        sides = {recipe.size for recipe in recipes}
+        check_sides(self.model.encoder_q, config.channels, sides)
+        self.model.to(device, memory_format=self.layout)
         init = read_init(config)
         self.beginning = begin_with_(self.model, init) if init else []
         if config.compile:
             compile_(self.model.children(), device)
         self.wrapped = wrap_encoder(self.model, world)  # in DDP, where there are several processes
-
-        # Both encoders, as in the published checkpoints; the key encoder has no gradient and stays.
-        # Fused: one kernel for all parameters, and a dropped step is skipped on the device.
-        weights, decay = self.model.parameters(), config.weight_decay
-        self.optimizer = SGD(weights, config.lr, config.momentum, weight_decay=decay, fused=True)
+        self.optimizer = build_optimizer(config, self.model)
         self.scaler = GradScaler(device.type, enabled=precision is torch.float16)
+
+        # Pictures, and which of their views are queries and keys.
+        found = listed(splits_of(config, world), config.train_list)
+        self.splits, self.monitor = scored_by(config, found)
+        self.held_out = self.splits is not found
+        self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
+        self.loader = build_loader(config, self.splits.train, recipes, world, device)
 
         # The adversaries, and the numbers of the game.
         self.bank = NegativeBank(config.cluster, config.moco_dim, config.seed).to(device)
@@ -114,6 +115,25 @@ class Game:
             moco_t=self.numbers["moco_t"], accum_steps=self.numbers["accum_steps"],
             scaler=self.scaler,
         )  # fmt: skip
+
+
+def build_optimizer(config: PretrainConfig, model: AdCo) -> Optimizer:
+    """That of both encoders, as in the published checkpoints; the key encoder has no gradient.
+
+    Fused: one kernel for all parameters, and a dropped step is skipped on the device. timm's LARS
+    is not: there the host waits for the device once a step, to read whether it is dropped.
+    """
+    lr, momentum, decay = config.lr, config.momentum, config.weight_decay
+    groups = [{"params": [p for p in model.parameters() if p.ndim > 1 or config.decay_norms]}]
+    if not config.decay_norms:
+        flat = [p for p in model.parameters() if p.ndim <= 1]
+        groups.append({"params": flat, "weight_decay": 0.0})
+    if config.optimizer == "adamw":
+        return AdamW(groups, lr, (momentum, 0.999), weight_decay=decay, fused=True)
+    if config.optimizer == "lars":
+        timm = optional("timm.optim", "--optimizer lars")
+        return timm.Lars(groups, lr, momentum, weight_decay=decay)
+    return SGD(groups, lr, momentum, weight_decay=decay, fused=True)
 
 
 def scored_by(config: PretrainConfig, splits: Splits) -> tuple[Splits, str]:
@@ -186,6 +206,8 @@ def describe(game: Game) -> str:
         f"{len(game.loader)} steps of {game.num_keys} an epoch, {len(game.plan)} term(s), "
         f"{game.world.size} process(es) on {game.device.type} in {game.model.amp or torch.float32}"
     )
+    if not game.model.has_batchnorm:
+        lines.append(f"{game.config.arch} has no BatchNorm: no shuffle, --accum_steps saves memory")
     if game.monitor == "rank":
         lines.append("score: effective rank of val's features (RankMe), without labels")
         lines.append("checkpoint_best has the largest: a weaker sign than kNN accuracy")

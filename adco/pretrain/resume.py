@@ -90,7 +90,9 @@ def counts(game: Game) -> dict[str, int]:
     return dict(
         num_keys=game.num_keys,
         num_pictures=len(game.splits.train),
-        bn_size=game.num_keys // (game.world.size * game.config.accum_steps),
+        bn_size=game.model.has_batchnorm
+        * game.num_keys
+        // (game.world.size * game.config.accum_steps),
     )
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.models.resnet import ResNet
 
 from adco.data import pil_render
 from adco.data.datasets import share_of_each_class, splits_of
@@ -16,7 +15,7 @@ from adco.data.list_files import listed, load_places
 from adco.data.loader import CheckViews, check_loader
 from adco.data.pictures import Pictures
 from adco.data.views import Recipe, as_batch, draw_view, view_rng
-from adco.encoder import TrunkWeights
+from adco.encoder import Encoder, TrunkWeights
 from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import ALONE, World, once_per_node
 from ops.errors import InputError
@@ -39,7 +38,7 @@ class ProbeRun(NamedTuple):
     """What every protocol works on."""
 
     config: ProbeConfig
-    encoder: ResNet
+    encoder: Encoder
     sets: ProbeSets
     world: World
     device: torch.device

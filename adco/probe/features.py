@@ -68,7 +68,7 @@ def extract_features(encoder, loader, number: int, *, unit=True, check=False) ->
     number: of the pictures; there may be fewer, and batches may be empty, where broken ones are
     left out.  unit: keep their directions.  check: as features_of. The encoder is left in its mode.
     """
-    device, was_training = encoder.conv1.weight.device, encoder.training
+    device, was_training = next(encoder.parameters()).device, encoder.training
     encoder.eval()
     # Rows in their final place from the start: to join batches takes the memory twice.
     dtype = torch.int16 if unit else torch.float32

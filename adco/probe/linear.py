@@ -7,12 +7,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import ResNet
 
 from adco.data.loader import EpochBatches, batch_loader, share_of
 from adco.data.pictures import Pictures
 from adco.data.views import normalised
-from adco.encoder import Trunk
+from adco.encoder import Encoder, Trunk
 from adco.probe.data import ProbeRun, ProbeViews, probe_recipe, scoring_loader
 from adco.probe.features import Features, blocks, check_features, extract_features
 from adco.probe.metrics import Accuracy, accuracies, best_index, count_right
@@ -30,7 +29,7 @@ class TrunkWithHeads(nn.Module):
     """
 
     def __init__(
-        self, encoder: ResNet, num_classes: int, num_heads: int, dropout: float, frozen: bool
+        self, encoder: Encoder, num_classes: int, num_heads: int, dropout: float, frozen: bool
     ):
         super().__init__()
         self.trunk = Trunk(encoder)
@@ -38,9 +37,9 @@ class TrunkWithHeads(nn.Module):
         self.frozen = frozen
         self.dropout = nn.Dropout(dropout)
         # Equal starts and one dropout mask: heads differ by their learning rate alone.
-        start = nn.init.normal_(torch.empty(num_classes, encoder.fc.in_features), std=0.01)
+        start = nn.init.normal_(torch.empty(num_classes, encoder.inplanes), std=0.01)
         self.heads = nn.ModuleList(
-            nn.Linear(encoder.fc.in_features, num_classes) for _ in range(num_heads)
+            nn.Linear(encoder.inplanes, num_classes) for _ in range(num_heads)
         )
         for head in self.heads:
             head.weight.data.copy_(start)
@@ -108,7 +107,7 @@ class HeadTraining:
         )
 
     def trunk_weights(self) -> dict[str, Tensor]:
-        """The trunk, BatchNorm statistics included, under torchvision's names."""
+        """The trunk, BatchNorm statistics included, under the names of build_trunk."""
         return {n: t for n, t in self.encoder.state_dict().items() if n.split(".")[0] != "fc"}
 
     def trunk_checksums(self) -> dict[str, int]:

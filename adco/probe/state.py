@@ -11,10 +11,9 @@ from dataclasses import asdict, replace
 
 import torch
 from torch import nn
-from torchvision.models.resnet import ResNet
 
 from adco.data.identity import difference, normal
-from adco.encoder import TrunkWeights, build_trunk, own_config, read_trunk
+from adco.encoder import Encoder, TrunkWeights, build_trunk, check_sides, own_config, read_trunk
 from adco.probe.linear import Best, HeadTraining
 from adco.probe.metrics import Accuracy
 from adco.probe.options import RANDOM, ProbeConfig
@@ -25,7 +24,7 @@ from ops.options import differences
 KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
 
-def read_encoder(config: ProbeConfig) -> tuple[ResNet, ProbeConfig, TrunkWeights | None]:
+def read_encoder(config: ProbeConfig) -> tuple[Encoder, ProbeConfig, TrunkWeights | None]:
     """The trunk to score, with a fresh `fc`, the options with its arch, stem and channels, and what
     its file holds; None for random weights.
     """
@@ -34,11 +33,14 @@ def read_encoder(config: ProbeConfig) -> tuple[ResNet, ProbeConfig, TrunkWeights
         kind = dict(arch=config.arch or "resnet50", stem=config.stem or "imagenet")
         kind["channels"] = config.channels or 3
         torch.manual_seed(config.seed)
-        return build_trunk(**kind), replace(config, **kind), None
-    found = read_trunk(config.resume or config.pretrained, arch=config.arch)
-    kind = {n: getattr(config, n) or getattr(found, n) for n in ("arch", "stem", "channels")}
-    found = replace(found, **kind)
-    return found.build(), replace(config, **kind), found
+        trunk, found = build_trunk(**kind), None
+    else:
+        found = read_trunk(config.resume or config.pretrained, arch=config.arch)
+        kind = {n: getattr(config, n) or getattr(found, n) for n in ("arch", "stem", "channels")}
+        found = replace(found, **kind)
+        trunk = found.build()
+    check_sides(trunk, kind["channels"], [config.image_size])
+    return trunk, replace(config, **kind), found
 
 
 def load_head_(head: nn.Linear, trunk: TrunkWeights, classes: list[str], warn) -> None:
