@@ -79,9 +79,10 @@ class EmbedConfig(ProcessOptions, PictureOptions):
 def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, workers=0) -> np.ndarray:
     """Features of pictures, float32 [n, d], in their order.
 
-    model: a checkpoint, an AdCo or one of its encoders, whose trunk or head is taken; or any other module that
-    takes [N, C, H, W].  pictures: a folder (all below it, in the order of their names), files, or
-    arrays [H, W, C] of whole numbers and PIL images.  Raises InputError, also for a broken picture.
+    model: a checkpoint, an AdCo or one of its encoders, whose trunk or head is taken; or any other
+    module that takes [N, C, H, W].  pictures: a folder (all below it, in the order of their names),
+    files, or arrays [H, W, C] of whole numbers and PIL images.  Raises InputError, also for a
+    broken picture.
     """
     if isinstance(model, (str, os.PathLike)):
         model = network_of(read_trunk(os.fspath(model)), of).to(device_kind("auto"))
