@@ -1,6 +1,6 @@
 """Pre-trained encoders through torch.hub.
 
-model = torch.hub.load("/path/to/this/folder", "adco_resnet50", source="local", weights="FILE")
+model = torch.hub.load("/path/to/this/folder", "adco_encoder", source="local", weights="FILE")
 """
 
 import sys
@@ -10,11 +10,17 @@ dependencies = ["torch", "torchvision"]
 
 
 def adco_resnet50(weights: str, encoder: str = "query"):
-    """A ResNet-50 in eval mode, without its head: pictures [N, 3, H, W] to features [N, 2048].
+    """A ResNet-50: adco_encoder where the file holds one. Raises InputError where it does not."""
+    return adco_encoder(weights, encoder, "resnet50")
 
-    weights: a checkpoint of this program, the published AdCo, MoCo, torchvision, and others.
+
+def adco_encoder(weights: str, encoder: str = "query", arch: str | None = None):
+    """An encoder in eval mode, without its head: pictures [N, C, H, W] to features [N, d].
+
+    weights: a checkpoint of this program, the published AdCo, MoCo, torchvision, timm, and others.
     encoder: query or key, where the file holds both.
-    Raises InputError, a ValueError, where the file is no ResNet-50.
+    arch: where the file does not name it (resnet50), or timm:NAME.
+    Raises InputError, a ValueError, where the file holds no such encoder.
     """
     # Here, since torch.hub checks `dependencies` after it has imported this file.
     from torch import nn
@@ -22,7 +28,7 @@ def adco_resnet50(weights: str, encoder: str = "query"):
     with own_modules():
         from adco.encoder import read_trunk
 
-        model = read_trunk(weights, encoder, "resnet50").build()
+        model = read_trunk(weights, encoder, arch).build()
     model.fc = nn.Identity()
     return model.eval()
 

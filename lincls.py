@@ -12,13 +12,11 @@ import sys
 from adco.probe.options import PROBE_PRESETS, ProbeConfig
 from ops.arguments import parse
 from ops.errors import reported, steady_streams
-from ops.options import choose_gpus
 
 
 def main(argv=None, program: str = "lincls.py") -> int:
     with reported(program):
         config = parse(ProbeConfig, argv, PROBE_PRESETS)
-        choose_gpus(config)
         from adco.probe.run import run  # torch is imported here: a bad flag is answered before
         from ops.launch import launch
 

@@ -18,11 +18,9 @@ def main(argv=None, program: str = "main_adco.py") -> int:
     from adco.pretrain.options import PRESETS, PretrainConfig
     from ops.arguments import parse
     from ops.errors import reported
-    from ops.options import choose_gpus
 
     with reported(program):
         config = parse(PretrainConfig, argv, PRESETS)
-        choose_gpus(config)
         from adco.pretrain.run import run  # torch is imported here: a bad flag is answered before
         from ops.launch import launch
 

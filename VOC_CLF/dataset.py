@@ -7,7 +7,6 @@ of the class are difficult ones.
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -34,21 +33,11 @@ MEAN = (0.4573, 0.4388, 0.4073)  # of VOC2007, RGB in [0, 1]
 STD = (0.2675, 0.2638, 0.2777)
 
 
-class VocSplit(NamedTuple):
-    name: str
-    ids: list[str]  # "000005", ...
-    pictures: FolderPictures
-    labels: np.ndarray  # [n, 20] int8
+def load_voc(data: str, decoding: Decoding = AS_STORED) -> dict[str, FolderPictures]:
+    """train, val and, where its archive is there too, test of VOC2007 below `data`/VOCdevkit.
 
-
-class Voc(NamedTuple):
-    train: VocSplit
-    val: VocSplit
-    test: VocSplit | None  # None: only the archive of train and val is there
-
-
-def load_voc(data: str, decoding: Decoding = AS_STORED) -> Voc:
-    """The splits of VOC2007 below `data`/VOCdevkit. Raises InputError naming what is missing."""
+    Raises InputError naming what is missing.
+    """
     root = Path(data) / "VOCdevkit" / "VOC2007"
     needed = ("Annotations", "ImageSets/Main", "JPEGImages")
     absent = [name for name in needed if not os.path.isdir(root / name)]
@@ -57,17 +46,13 @@ def load_voc(data: str, decoding: Decoding = AS_STORED) -> Voc:
             f"{str(root)!r} has no {', '.join(absent)}; expected --data to hold "
             "VOCdevkit/VOC2007 as its archives unpack"
         )
-    # The pictures of test come in an archive of their own, which may not be there.
     has_test = (root / "ImageSets/Main/test.txt").is_file()
     present = set(read_folder(root / "JPEGImages").names)
-
-    def split(name: str) -> VocSplit:
-        return read_split(root, name, present, decoding)
-
-    return Voc(split("train"), split("val"), split("test") if has_test else None)
+    names = ("train", "val", "test") if has_test else ("train", "val")
+    return {name: read_split(root, name, present, decoding) for name in names}
 
 
-def read_split(root: Path, name: str, present: set[str], decoding: Decoding) -> VocSplit:
+def read_split(root: Path, name: str, present: set[str], decoding: Decoding) -> FolderPictures:
     """The pictures that ImageSets/Main/<name>.txt lists, with labels from their annotations.
 
     present: names of the pictures that exist.
@@ -86,13 +71,11 @@ def read_split(root: Path, name: str, present: set[str], decoding: Decoding) -> 
                 f"{str(root / folder)!r} lacks the {what} of {some(missing)}, which {name}.txt "
                 "lists; unpack the archive again"
             )
-    labels = np.array([read_labels(root / "Annotations" / f"{i}.xml") for i in ids])
+    labels = np.array([read_labels(notes / f"{i}.xml") for i in ids])
     if not (labels == 1).any():
         raise InputError(f"no picture of {str(listing)!r} shows an object of the 20 classes")
-    pictures = FolderPictures(
-        root / "JPEGImages", [f"{i}.jpg" for i in ids], labels, CLASSES, decoding
-    )
-    return VocSplit(name, ids, pictures, labels)
+    files = [f"{i}.jpg" for i in ids]
+    return FolderPictures(root / "JPEGImages", files, labels, CLASSES, decoding)
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -130,41 +113,41 @@ def read_text(path: Path) -> str:
 class VocTrainingViews(Dataset):
     """(random view [3, S, S], labels [20] of 0 and 1) of each picture, in whole batches."""
 
-    def __init__(self, split: VocSplit, size: int, seed: int):
-        self.split, self.size, self.seed = split, size, seed
+    def __init__(self, pictures: FolderPictures, size: int, seed: int):
+        self.pictures, self.size, self.seed = pictures, size, seed
 
     def __len__(self) -> int:
-        return len(self.split.ids)
+        return len(self.pictures)
 
     def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """[n, 3, S, S] and labels [n, 20], for pairs (epoch, index)."""
         views = [
             training_view(
-                Image.fromarray(self.split.pictures.read(index)),
+                Image.fromarray(self.pictures.read(index)),
                 self.size,
                 view_rng(self.seed, epoch, index, view=0),
             )
             for epoch, index in positions
         ]
         # A class whose objects are all difficult trains as absent.
-        labels = self.split.labels[[index for _, index in positions]]
+        labels = self.pictures.labels[[index for _, index in positions]]
         return torch.stack(views), torch.from_numpy(labels == 1).float()
 
 
 class VocEvalViews(Dataset):
     """(view(picture), labels [20] int8) of each picture, in whole batches."""
 
-    def __init__(self, split: VocSplit, view):
-        self.split, self.view = split, view
+    def __init__(self, pictures: FolderPictures, view):
+        self.pictures, self.view = pictures, view
 
     def __len__(self) -> int:
-        return len(self.split.ids)
+        return len(self.pictures)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Views [n, ...] and labels [n, 20], for indices."""
-        pictures = map(self.split.pictures.read, indices)
+        pictures = map(self.pictures.read, indices)
         views = [self.view(Image.fromarray(pixels)) for pixels in pictures]
-        return torch.stack(views), torch.from_numpy(self.split.labels[list(indices)])
+        return torch.stack(views), torch.from_numpy(self.pictures.labels[list(indices)])
 
 
 def training_view(picture: Image.Image, size: int, rng: np.random.Generator) -> Tensor:

@@ -11,52 +11,47 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from adco.data.loader import EpochBatches, batch_loader, check_loader
-from adco.encoder import Trunk
+from adco.data.pictures import FolderPictures
+from adco.encoder import Trunk, has_batchnorm
 from adco.probe.features import check_features
 from ops import checkpoint
 from ops.distributed import World
-from ops.errors import RunFailed
+from ops.errors import InputError, RunFailed
 from ops.journal import Journal
 from ops.schedule import cosine, set_rate
 from ops.workers import SignalSafeLoader, workers_per_process
-from VOC_CLF.dataset import (
-    CLASSES,
-    Voc,
-    VocEvalViews,
-    VocSplit,
-    VocTrainingViews,
-    center_crop,
-    five_crops,
-)
+from VOC_CLF.dataset import CLASSES, VocEvalViews, VocTrainingViews, center_crop, five_crops
 from VOC_CLF.options import VocConfig
 from VOC_CLF.scores import voc_score
 
 
 def linear_scores(
-    config: VocConfig, model, voc: Voc, split: VocSplit, device, journal: Journal
+    config: VocConfig, model, voc: dict[str, FolderPictures], scored: str, device, journal: Journal
 ) -> np.ndarray:
-    """[n, 20] sigmoid outputs on `split`, each of five crops, at the best epoch on val.
+    """[n, 20] sigmoid outputs on `scored`, each of five crops, at the best epoch on val.
 
-    model: a ResNet, left with the fc of that epoch and, with bn_adapt, its BatchNorm statistics.
+    model: an encoder, left with the fc of that epoch and, with bn_adapt, its BatchNorm statistics.
     """
+    if config.bn_adapt and not has_batchnorm(model):
+        raise InputError("bn_adapt=1: this encoder has no BatchNorm; leave it out")
     # One layer for the 20 classes, in place of the head.
     torch.manual_seed(config.seed)
-    model.fc = nn.Linear(model.fc.in_features, len(CLASSES))
+    model.fc = nn.Linear(model.inplanes, len(CLASSES))
     nn.init.normal_(model.fc.weight, std=0.01)
     nn.init.zeros_(model.fc.bias)
     model.to(device)
     train_linear_(config, model, voc, device, journal)
-    crops = VocEvalViews(split, partial(five_crops, size=config.picture_size()))
+    crops = VocEvalViews(voc[scored], partial(five_crops, size=config.picture_size()))
     return predict(model, loader_in_order(config, crops), device)
 
 
-def train_linear_(config: VocConfig, model, voc: Voc, device, journal: Journal) -> None:
+def train_linear_(config: VocConfig, model, voc: dict, device, journal: Journal) -> None:
     """Train fc, and leave the model as it was after the epoch with the best mAP on val."""
     # Random views of train; a centre crop of each picture of val.
-    views = VocTrainingViews(voc.train, config.picture_size(), config.seed)
+    views = VocTrainingViews(voc["train"], config.picture_size(), config.seed)
     batches = EpochBatches(len(views), config.batch_size, World(), config.seed)
-    train_loader = batch_loader(views, batches, num_workers(config))
-    crops = VocEvalViews(voc.val, partial(center_crop, size=config.picture_size()))
+    train_loader = batch_loader(views, batches, workers_per_process(config.workers, 1))
+    crops = VocEvalViews(voc["val"], partial(center_crop, size=config.picture_size()))
     val_loader = loader_in_order(config, crops)
 
     # The rate falls to 0 in 12 epochs and rises again, as published.
@@ -67,7 +62,7 @@ def train_linear_(config: VocConfig, model, voc: Voc, device, journal: Journal) 
         set_rate(optimizer, lr)
         batches.epoch = epoch
         loss = train_epoch(model, train_loader, optimizer, bool(config.bn_adapt), device)
-        mean_ap = 100 * voc_score(predict(model, val_loader, device), voc.val.labels).mean_ap
+        mean_ap = 100 * voc_score(predict(model, val_loader, device), voc["val"].labels).mean_ap
         journal.say(f"epoch {epoch}: lr {lr:.5f}, loss {loss:.4f}, val mAP {mean_ap:.2f}")
         journal.record("epoch", epoch, {"lr": lr, "loss": loss, "val_map": mean_ap})
         # The whole model is kept: with bn_adapt its BatchNorm statistics move too.
@@ -121,8 +116,5 @@ def predict(model, loader, device) -> np.ndarray:
 
 def loader_in_order(config: VocConfig, views: Dataset) -> SignalSafeLoader:
     """Batches of all views, in the order of the list."""
-    return check_loader(views, config.batch_size, num_workers(config), World())
-
-
-def num_workers(config: VocConfig) -> int:
-    return workers_per_process(config.workers, local_size=1)
+    workers = workers_per_process(config.workers, local_size=1)
+    return check_loader(views, config.batch_size, workers, World())

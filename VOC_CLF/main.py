@@ -13,14 +13,12 @@ if __name__ == "__main__":
 
 from ops.arguments import parse
 from ops.errors import reported, steady_streams
-from ops.options import choose_gpus
 from VOC_CLF.options import VocConfig
 
 
 def main(argv=None, program: str = "VOC_CLF/main.py") -> int:
     with reported(program):
         config = parse(VocConfig, argv)
-        choose_gpus(config)
         # Imports torch: a wrong option is answered before that.
         from VOC_CLF.run import run
 

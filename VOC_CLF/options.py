@@ -19,6 +19,7 @@ class VocConfig(PictureOptions):
     GROUPS: ClassVar = PictureOptions.GROUPS | {"arch": "protocol", "log_path": "the run"}
 
     data: str = option("data", "folder that holds VOCdevkit/VOC2007")
+    channels: int = option(3, "the pictures are RGB", choices=(3,))
     pretrained: str = option("", "checkpoint of the encoder (AdCo, MoCo or torchvision names)")
     arch: str = option(None, "where the file does not say", names=("-a",), choices=ARCHITECTURES)
     protocol: str = option("linear", "a linear layer, or SVMs", choices=("linear", "svm"))

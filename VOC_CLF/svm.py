@@ -5,9 +5,10 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from adco.data.loader import CheckViews
+from adco.data.pictures import FolderPictures
 from adco.probe.features import extract_features, unit_rows
 from ops.journal import Journal
-from VOC_CLF.dataset import CLASSES, Voc, VocSplit
+from VOC_CLF.dataset import CLASSES
 from VOC_CLF.linear import loader_in_order
 from VOC_CLF.options import VocConfig
 
@@ -16,19 +17,19 @@ FOLDS = 3
 
 
 def svm_scores(
-    config: VocConfig, model, voc: Voc, split: VocSplit, device, journal: Journal
+    config: VocConfig, model, voc: dict[str, FolderPictures], scored: str, device, journal: Journal
 ) -> np.ndarray:
-    """[n, 20] distances from each class's plane, for the pictures of `split`.
+    """[n, 20] distances from each class's plane, for the pictures of `scored`.
 
     Trains on train and val together, or on train alone where val is what is scored.
     """
     # Features once, of all pictures.
     model.to(device)
-    splits = [voc.train] if split is voc.val else [voc.train, voc.val]
+    splits = [voc[name] for name in ("train", "val") if name != scored]
     extracted = [features(config, model, each) for each in splits]
     x = np.concatenate(extracted)
     labels = np.concatenate([each.labels for each in splits]) == 1
-    queries = features(config, model, split)
+    queries = features(config, model, voc[scored])
     journal.say(f"{len(x)} pictures to train on, features of width {x.shape[1]}")
 
     # One class against all others.
@@ -44,10 +45,10 @@ def svm_scores(
     return scores
 
 
-def features(config: VocConfig, model, split: VocSplit) -> np.ndarray:
+def features(config: VocConfig, model, pictures: FolderPictures) -> np.ndarray:
     """[n, d] trunk features of unit length, of the view that ImageNet scores are computed on."""
-    loader = loader_in_order(config, CheckViews(split.pictures, config.picture_size()))
-    found = extract_features(model, loader, len(split.pictures), check=True)
+    loader = loader_in_order(config, CheckViews(pictures, config.picture_size()))
+    found = extract_features(model, loader, len(pictures), check=True)
     return unit_rows(found.rows).cpu().numpy()
 
 

@@ -10,7 +10,7 @@ Dimension key, used in every file:
 A map of the code, in reading order. The method:
     plan        which views are queries and keys: a training mode is a list of terms
     model       both encoders: moving average, shuffled BatchNorm (encoder, trunk_names: the
-                ResNets, and where they lie in files)
+                backbones, and where they lie in files)
     objective   the two losses and their gradients, derived and defined on one page
     step        one training step: keys, losses, both players move, or neither does
     fused       the losses as they run, chunk by chunk (negatives: W, v and their ascent)
@@ -23,8 +23,8 @@ What stands around it:
                 stay; upkeep: what happens between steps; saving, state, resume:
                 checkpoints; meter, health: means, warnings; monitor: scores; dry_run
     probe/      lincls.py. options; run; protocols: the ways to score a trunk (linear, knn,
-                logistic on features); data; state: checkpoints
-    export, report, pack   python3 -m adco.export, adco.report, adco.pack
+                logistic on features); data; state: checkpoints; parts: features in files
+    export, embed, report, pack   python3 -m adco.export, adco.embed, adco.report, adco.pack
     commands    what pip installs: adco-pretrain and so on
     ../ops/     the plumbing, which knows nothing of the method: options, launch, distributed,
                 checkpoint (names, reading, writing), journal (the log), schedule (curves)
@@ -38,6 +38,7 @@ __version__ = "0.1.0"
 HOMES = {
     "AdCo": "adco.model",
     "NegativeBank": "adco.negatives",
+    "embed": "adco.embed",
     "startup_step": "adco.step",
     "train_step": "adco.step",
     "view_plan": "adco.plan",
@@ -48,5 +49,6 @@ __all__ = list(HOMES)
 def __getattr__(name: str):
     """A public name, imported when it is first used: options need no torch (PEP 562)."""
     if name in HOMES:
-        return getattr(import_module(HOMES[name]), name)
+        home = import_module(HOMES[name])
+        return globals().get(name, getattr(home, name))  # adco.embed is a module, to be called
     raise AttributeError(f"module 'adco' has no attribute {name!r}")

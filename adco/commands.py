@@ -35,6 +35,12 @@ def export() -> int:
     return begin(main)
 
 
+def embed() -> int:
+    from adco.embed import main
+
+    return begin(main)
+
+
 def report() -> int:
     from adco.report import main
 

@@ -1,7 +1,13 @@
-"""Encoders: a torchvision ResNet that ends in a projection head; trunk weights in and out."""
+"""Encoders: a trunk that ends in a projection head; trunk weights in and out.
+
+A trunk is a torchvision ResNet or, as timm:NAME, a model of timm inside a Backbone. Both give
+features [N, inplanes] to the layer `fc`.
+"""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import torch
 import torchvision
@@ -10,18 +16,60 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from adco.trunk_names import find_trunk, is_counter
 from ops import checkpoint
-from ops.errors import InputError, shown, some
-from ops.options import ARCHITECTURES, STEMS
+from ops.errors import InputError, one_line, optional, shown, some
+from ops.options import ARCHITECTURES, STEMS, TIMM
 
 
-def build_trunk(arch: str, stem: str = "imagenet", channels: int = 3) -> ResNet:
-    """A ResNet with torchvision's parameter names, and a classifier `fc` still to be replaced.
+class Backbone(nn.Module):
+    """A timm model as `trunk`, under a head `fc` still to be set.
+
+    Built without dropout and without drop path: nothing in it draws at random, so a run that goes
+    on takes the steps of one that never stopped.
+    """
+
+    def __init__(self, arch: str, channels: int):
+        super().__init__()
+        timm, name = optional("timm", f"arch={arch}"), arch.removeprefix(TIMM)
+        if name not in timm.list_models():
+            near = " or ".join(get_close_matches(name, timm.list_models())) or "timm.list_models()"
+            raise InputError(f"arch={arch}: timm {timm.__version__} has no such model; try {near}")
+        self.args = {"in_chans": channels, "dynamic_img_size": True}
+        try:  # positions that follow the size of the pictures, where a model has positions
+            self.trunk = timm.create_model(name, num_classes=0, **self.args)
+        except TypeError:
+            del self.args["dynamic_img_size"]
+            self.trunk = timm.create_model(name, num_classes=0, **self.args)
+        for module in self.trunk.modules():
+            for rate in ("p", "drop_prob", "drop_rate"):
+                if isinstance(getattr(module, rate, None), float):
+                    setattr(module, rate, 0.0)
+        self.arch, self.fc = arch, nn.Identity()
+        self.inplanes = self.trunk.head_hidden_size
+        # Layers that timm's own files have on top: a name, several, or none.
+        heads = self.trunk.pretrained_cfg.get("classifier") or []
+        self.heads = [heads] if isinstance(heads, str) else heads
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.fc(self.trunk(pictures))
+
+
+Encoder = ResNet | Backbone
+RUN = ("config", "data", "best_acc", "best_of", "best_acc1")  # what a run of ours says of itself
+
+
+def build_trunk(arch: str, stem: str = "imagenet", channels: int = 3) -> Encoder:
+    """A ResNet with torchvision's parameter names and a classifier, or a Backbone with none, whose
+    `fc` is still to be replaced.
 
     stem "small": a 3x3 first convolution without stride and no max-pool, for small pictures.
     channels: C of the pictures [N, C, H, W].
     """
     if arch not in ARCHITECTURES:
         raise InputError(f"arch={arch!r}: expected one of {', '.join(ARCHITECTURES)}")
+    if arch.startswith(TIMM):
+        if stem != "imagenet":
+            raise InputError(f"stem={stem}: {arch} has first layers of its own; --stem imagenet")
+        return Backbone(arch, channels)
     if arch == "resnet10":
         trunk = ResNet(BasicBlock, [1, 1, 1, 1])
     else:
@@ -37,14 +85,43 @@ def build_trunk(arch: str, stem: str = "imagenet", channels: int = 3) -> ResNet:
 
 
 def build_encoder(
-    arch: str, dim: int, mlp: bool, stem: str = "imagenet", channels: int = 3
-) -> ResNet:
-    """A trunk with the head fc = Linear(d, d), ReLU, Linear(d, dim); mlp False: Linear(d, dim)."""
+    arch: str, dim: int, mlp: int, stem: str = "imagenet", channels: int = 3,
+    mlp_width: int | None = None, mlp_bn: bool = False,
+) -> Encoder:  # fmt: skip
+    """A trunk with the head fc = Linear(d, d), ReLU, Linear(d, dim); mlp 0: Linear(d, dim).
+
+    mlp: number of hidden layers.  mlp_width: of each of them, d by default.  mlp_bn: whether each
+    is followed by BatchNorm, which takes the place of its bias.
+    """
     encoder = build_trunk(arch, stem, channels)
-    width = encoder.fc.in_features  # d
-    last = nn.Linear(width, dim)
-    encoder.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), last) if mlp else last
+    before, layers = encoder.inplanes, []
+    width = (mlp and mlp_width) or before
+    last = nn.Linear(width, dim)  # drawn first: a seed gives the weights that it always gave
+    for _ in range(mlp):
+        norm = [nn.BatchNorm1d(width)] * mlp_bn
+        layers += [nn.Linear(before, width, bias=not mlp_bn), *norm, nn.ReLU()]
+        before = width
+    encoder.fc = nn.Sequential(*layers, last) if layers else last
     return encoder
+
+
+def has_batchnorm(encoder: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules())
+
+
+@torch.no_grad()
+def check_sides(encoder: Encoder, channels: int, sides: Iterable[int]) -> None:
+    """Raise InputError where a model of timm does not take pictures of one of these sides. Leaves
+    it in eval mode.
+    """
+    for side in sides if isinstance(encoder, Backbone) else ():
+        try:
+            found = tuple(encoder.trunk.eval()(torch.zeros(1, channels, side, side)).shape)
+            if found != (1, encoder.inplanes):
+                raise ValueError(f"it gives {found}, not (1, {encoder.inplanes})")
+        except (RuntimeError, AssertionError, ValueError) as error:
+            why = f"{encoder.arch} takes no pictures of {side} pixels ({one_line(str(error))})"
+            raise InputError(f"{why}; choose other --image_size or --size_crops") from error
 
 
 class Trunk(nn.Module):
@@ -53,9 +130,9 @@ class Trunk(nn.Module):
     Shares the encoder's weights.
     """
 
-    def __init__(self, encoder: ResNet):
+    def __init__(self, encoder: Encoder):
         super().__init__()
-        # torchvision's ResNet applies its children in this order.
+        # An encoder applies its children in this order.
         below_head = (module for name, module in encoder.named_children() if name != "fc")
         self.layers = nn.Sequential(*below_head)
 
@@ -65,10 +142,10 @@ class Trunk(nn.Module):
 
 @dataclass(frozen=True)
 class TrunkWeights:
-    """A trunk read from a checkpoint: torchvision's names, no head."""
+    """A trunk read from a checkpoint: the names of build_trunk, no head."""
 
     weights: dict[str, Tensor]
-    head: dict[str, Tensor]  # what the file has as `fc` of this trunk
+    head: dict[str, Tensor]  # what the file has on top of this trunk
     left_out: dict[str, int]  # number of the file's other tensors, by their part of it
     source: str  # the file
     sha256: str  # of the file
@@ -78,24 +155,22 @@ class TrunkWeights:
     epoch: int | None = None  # epochs trained
     ours: bool = False  # whether this program made the file
     classes: list[str] | None = None  # of a classifier's rows, in files of ours
+    run: dict = field(default_factory=dict)  # of the run that made it: its options, data, scores
 
-    def build(self) -> ResNet:
-        """A ResNet with these weights and a fresh `fc`. Raises what load_into_ does."""
+    def build(self) -> Encoder:
+        """A trunk with these weights and an `fc` as build_trunk's. Raises what load_into_ does."""
         trunk = build_trunk(self.arch, self.stem, self.channels)
         self.load_into_(trunk)
         return trunk
 
-    def load_into_(self, trunk: ResNet) -> None:
-        """Give a ResNet these weights; its `fc` stays.
+    def load_into_(self, trunk: Encoder) -> None:
+        """Give an encoder these weights; its `fc` stays.
 
         Raises InputError naming keys that are missing, left over, of another shape or not finite.
         """
         # Old torchvision files lack batch counters, which a BatchNorm with a momentum never reads.
-        own = {
-            name: value
-            for name, value in trunk.state_dict().items()
-            if name.startswith("fc.") or is_counter(name)
-        }
+        full = trunk.state_dict()
+        own = {n: full[n] for n in full if n.startswith("fc.") or is_counter(n)}
         checkpoint.load_strictly(trunk, {**own, **self.weights}, self.source)
 
     def classifier(self) -> dict[str, Tensor]:
@@ -116,7 +191,8 @@ class TrunkWeights:
 
 
 def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> TrunkWeights:
-    """The trunk in a checkpoint of any program that uses torchvision's ResNets, and safetensors.
+    """The trunk in a checkpoint of any program that uses torchvision's ResNets or models of timm,
+    and in safetensors.
 
     encoder: query or key, where the file holds both.
     arch: of a file that does not name its own; resnet50 by default.
@@ -126,6 +202,8 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
 
     # What the file says of itself.
     named, config = state.get("arch"), own_config(state)
+    if arch == f"{TIMM}{named}":  # in a file of timm
+        named = arch
     if named and named not in ARCHITECTURES:
         raise InputError(
             f"{path} holds a {shown(named)}; this program reads {', '.join(ARCHITECTURES)}"
@@ -136,15 +214,17 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
 
     # Files of ours keep more beside their state_dict, such as the best weights of a probe.
     with torch.device("meta"):
-        names = build_trunk(arch).state_dict()
-    names = {name for name in names if not name.startswith("fc.") and not is_counter(name)}
+        trunk = build_trunk(arch)
+    below, heads = ("trunk.", trunk.heads) if arch.startswith(TIMM) else ("", ["fc"])
+    own = (name for name in trunk.state_dict() if not (name.startswith("fc.") or is_counter(name)))
+    names = dict.fromkeys(name.removeprefix(below) for name in own)
     content = state.get("state_dict", state) if config else state
-    weights, head, left_out = find_trunk(content, names, encoder, str(path))
+    weights, head, left_out = find_trunk(content, names.keys(), heads, encoder, str(path))
     stem, channels = (config.get(n, state.get(n)) for n in ("stem", "channels"))
     epoch, channels = (str(number) for number in (state.get("epoch"), channels))
     return TrunkWeights(
         # A run with --channels_last saves its weights in that layout.
-        {name: value.contiguous() for name, value in weights.items()},
+        {below + name: value.contiguous() for name, value in weights.items()},
         head=head,
         left_out=left_out,
         source=str(path),
@@ -155,6 +235,7 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
         epoch=int(epoch) if epoch.isdecimal() else None,
         ours=bool(config) or state.get("licence") == "MIT",
         classes=state.get("classes") if config else None,
+        run={n: x for n, x in {**state, "config": config}.items() if config and n in RUN},
     )
 
 

@@ -2,7 +2,9 @@
 
 torchvision  a state dict for torchvision.models.resnet50() with fc = nn.Identity()
 timm         the same, for timm.create_model("resnet50", num_classes=0, checkpoint_path=OUT)
-safetensors  the same names in a file without pickle; its header says what they are
+hub          a folder for timm.create_model("local-dir:OUT", pretrained=True), with a model card
+safetensors  the names of torchvision or timm, without pickle; the header says what they are
+onnx         pictures to features, for onnxruntime and others
 detectron2   the pickle that detectron2 reads, with its names
 """
 
@@ -11,38 +13,45 @@ import io
 import pickle
 import re
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors.torch import save
 from torch import Tensor
 
-from adco.encoder import TrunkWeights, read_trunk
+from adco.data.identity import in_words
+from adco.encoder import Backbone, Encoder, Trunk, TrunkWeights, read_trunk
 from ops import checkpoint
 from ops.arguments import argument, option, parse
-from ops.errors import InputError, RunFailed, reported, steady_streams
+from ops.errors import InputError, RunFailed, one_line, optional, reported, steady_streams
 from ops.files import write_whole
-from ops.options import ARCHITECTURES
+from ops.options import ARCHITECTURES, TIMM
 from ops.run_folder import provenance
 
-FORMATS = ("torchvision", "timm", "safetensors", "detectron2")
+FORMATS = ("torchvision", "timm", "hub", "safetensors", "onnx", "detectron2")
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     """Take the encoder out of a checkpoint, without its head, in the form another program reads."""
 
-    checkpoint: str = argument("checkpoint of any program that uses torchvision's ResNets")
-    out: str = argument("file to write")
+    checkpoint: str = argument("checkpoint of any program, with a ResNet or a model of timm")
+    out: str = argument("file to write; hub: the folder")
     to: str = option("torchvision", "which program is to read it", choices=FORMATS)
     encoder: str = option("query", "which encoder", choices=("query", "key"))
     arch: str = option(
         None, "architecture, where the file does not name it (resnet50)", choices=ARCHITECTURES
     )
+    push: str = option("", "hub: upload the folder to this repository, USER/NAME")
 
     def __post_init__(self):
+        if self.push and self.to != "hub":
+            raise InputError(f"push={self.push!r} belongs to --to hub")
         if Path(self.out).is_dir():
-            raise InputError(f"out={self.out!r} is a folder; give the file to write")
+            raise InputError(f"out={self.out!r} is a folder; give the file to write (hub: new)")
         if not Path(self.out).resolve().parent.is_dir():
             raise InputError(f"out={self.out!r}: its folder does not exist; make it first")
         if Path(self.out).resolve() == Path(self.checkpoint).resolve():
@@ -56,35 +65,38 @@ def export(config: ExportConfig) -> int:
     """
     # Building the model checks that the weights are whole.
     trunk = read_trunk(config.checkpoint, config.encoder, config.arch)
-    full = trunk.build().state_dict()
-    weights = {name: full[name] for name in full if not name.startswith("fc.")}
+    encoder = trunk.build().eval()
+    full = encoder.state_dict()
+    weights = {n.removeprefix("trunk."): full[n] for n in full if not n.startswith("fc.")}
+    check_format(config.to, trunk, config.checkpoint)
 
-    # What the other program has no model for.
-    if config.to != "safetensors" and trunk.stem != "imagenet":
-        raise InputError(
-            f"{config.checkpoint} has the stem for small pictures, which no {config.to} model has; "
-            "use --to safetensors"
-        )
-    if config.to in ("torchvision", "detectron2") and trunk.channels != 3:
-        raise InputError(
-            f"{config.checkpoint} takes pictures of {trunk.channels} channels, and {config.to}'s "
-            "models take 3; use --to timm (in_chans) or safetensors"
-        )
-    if config.to == "timm" and trunk.arch == "resnet10":
-        raise InputError("timm has no resnet10 of this kind; use --to torchvision or safetensors")
-
-    if config.to in ("torchvision", "timm"):
-        content = checkpoint.content_of(weights)
-    elif config.to == "safetensors":
-        content = safetensors_file(weights, header(trunk))
-    else:
-        content = detectron2_pickle(weights)
+    out, plain = Path(config.out), lambda: checkpoint.content_of(weights)
+    contents = {
+        "safetensors": lambda: save(weights, header(trunk)),
+        "onnx": lambda: onnx_file(encoder, trunk),
+        "detectron2": lambda: detectron2_pickle(weights),
+    }
     try:
-        write_whole(Path(config.out), content)
+        if config.to == "hub":
+            write_hub(encoder, weights, trunk, out)
+        else:
+            write_whole(out, contents.get(config.to, plain)())
     except OSError as error:
         raise RunFailed(f"NOT SAVED: {config.out} could not be written ({error})") from error
     trunk.tell_left_out(print)
+    if config.push:
+        push(out, config.push)
     return len(weights)
+
+
+def check_format(to: str, trunk: TrunkWeights, source: str) -> None:
+    """Raise InputError where the other program has no model for a trunk."""
+    plain = to in ("timm", "hub") or (trunk.channels == 3 and not trunk.arch.startswith(TIMM))
+    if to not in ("safetensors", "onnx") and not (plain and trunk.stem == "imagenet"):
+        raise InputError(
+            f"{source} holds a {trunk.arch} of {trunk.channels} channels with the stem "
+            f"{trunk.stem!r}, which no {to} model has; use --to safetensors or onnx"
+        )
 
 
 def header(trunk: TrunkWeights) -> dict[str, str]:
@@ -100,10 +112,73 @@ def header(trunk: TrunkWeights) -> dict[str, str]:
     }
 
 
-def safetensors_file(weights: dict[str, Tensor], header: dict[str, str]) -> bytes:
-    from safetensors.torch import save
+def onnx_file(encoder: Encoder, trunk: TrunkWeights) -> bytes:
+    """The trunk for any number of pictures, of the side that they had in training."""
+    optional("onnxscript", "--to onnx")
+    program = torch.onnx.export(
+        Trunk(encoder).eval(), (torch.zeros(2, *input_size(trunk)),), dynamo=True, verbose=False,
+        dynamic_shapes=[{0: "batch"}], input_names=["pictures"], output_names=["features"],
+    )  # fmt: skip
+    return program.model_proto.SerializeToString()
 
-    return save(weights, header)
+
+def input_size(trunk: TrunkWeights) -> list[int]:
+    """[C, S, S] of the pictures that a trunk was trained on; S is 224 where nobody says it."""
+    return [trunk.channels, *[trunk.run.get("config", {}).get("image_size", 224)] * 2]
+
+
+def write_hub(encoder: Encoder, weights: dict, trunk: TrunkWeights, out: Path) -> None:
+    """A folder as timm and the Hugging Face hub expect it, whole or not at all: config.json,
+    model.safetensors, and a model card.
+    """
+    timm = optional("timm", "--to hub")
+    args = encoder.args if isinstance(encoder, Backbone) else {"in_chans": trunk.channels}
+    name = trunk.arch.removeprefix(TIMM)
+    if name == "resnet10":  # which timm has as a resnet18 of fewer blocks
+        name, args = "resnet18", {**args, "layers": [1, 1, 1, 1]}
+    model = timm.create_model(name, num_classes=0, **args)
+    model.load_state_dict(weights)
+    # A ViT's positions are for timm's size: with another one some versions would resample them.
+    fixed = model.pretrained_cfg.get("fixed_input_size")
+    size = [trunk.channels, *model.pretrained_cfg["input_size"][1:]] if fixed else input_size(trunk)
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        made = Path(folder) / "made"
+        seen = {"pretrained_cfg": {"input_size": size}}
+        timm.models.save_for_hf(model, made, seen, args, safe_serialization=True)
+        # Private (timm 0.9 to 1.0), and what timm's own push_to_hf_hub writes its card with.
+        (made / "README.md").write_text(model_card(trunk, timm.models._hub.generate_readme))
+        made.rename(out)
+
+
+def model_card(trunk: TrunkWeights, generate_readme) -> str:
+    """README.md: what the hub reads, then data, settings, scores and licence, as far as known."""
+    config = trunk.run.get("config", {})
+    details = header(trunk) | {
+        "data": {part: in_words(kept) for part, kept in (trunk.run.get("data") or {}).items()},
+        "settings": {name: config[name] for name in SETTINGS if config.get(name) is not None},
+        "scores": {name: value for name, value in trunk.run.items() if name.startswith("best")},
+        "checkpoint": f"SHA-256 {trunk.sha256}",
+    }
+    said = "Pre-trained without labels by adversarial contrast (AdCo, arXiv:2011.08435)."
+    card = dict(license="mit" if trunk.ours else "other", description=said, details=details)
+    return generate_readme({**card, "tags": ["timm"]}, trunk.arch, "image-feature-extraction")
+
+
+SETTINGS = (
+    "dataset", "image_size", "init_sha256", "epochs", "global_batch_size", "optimizer", "lr",
+    "weight_decay", "cluster", "moco_t", "mem_t", "memory_lr", "sym", "multi_crop", "seed",
+)  # fmt: skip
+
+
+def push(folder: Path, name: str) -> None:
+    """Upload the folder to the Hugging Face hub. Raises RunFailed where that cannot be done."""
+    try:
+        hub = optional("huggingface_hub", "--push")
+        made = hub.HfApi().create_repo(name, exist_ok=True)
+        hub.upload_folder(repo_id=made.repo_id, folder_path=folder)
+    except Exception as error:  # not signed in, no network, no such user
+        why = f"{folder} is written, but NOT PUSHED as {name} ({one_line(str(error))}); sign in"
+        raise RunFailed(f"{why} (hf auth login), then: hf upload {name} {folder}") from error
 
 
 def detectron2_pickle(weights: dict[str, Tensor]) -> bytes:

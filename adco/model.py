@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from adco.encoder import build_encoder
+from adco.encoder import build_encoder, has_batchnorm
 from ops.distributed import current_world, exchange_rows
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -25,7 +25,7 @@ class AdCo(nn.Module):
     seed: of the batch shuffles, which have to be the same on every process.
     amp: precision of the encoders' products; None: float32. Embeddings, objective and bank are
     float32 in any case.
-    channels: C of the pictures.
+    channels: C of the pictures.  mlp, mlp_width, mlp_bn: the head's, as in build_encoder.
     """
 
     def __init__(
@@ -33,15 +33,19 @@ class AdCo(nn.Module):
         arch: str | nn.Module = "resnet50",
         dim: int = 128,
         momentum: float = 0.999,
-        mlp: bool = True,
+        mlp: int = True,
         stem: str = "imagenet",
         seed: int = 0,
         amp: torch.dtype | None = None,
         channels: int = 3,
+        mlp_width: int | None = None,
+        mlp_bn: bool = False,
     ):
         super().__init__()
         own = isinstance(arch, nn.Module)
-        self.encoder_q = arch if own else build_encoder(arch, dim, mlp, stem, channels)
+        head = (mlp, stem, channels, mlp_width, mlp_bn)
+        self.encoder_q = arch if own else build_encoder(arch, dim, *head)
+        self.has_batchnorm = has_batchnorm(self.encoder_q)
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.momentum = momentum
         self.amp = amp
@@ -66,10 +70,11 @@ class AdCo(nn.Module):
 
         BatchNorm statistics over the same pictures would tell a query which key belongs to it.
         """
-        # Alone with one batch there is nothing to shuffle.
+        # Alone with one batch, or without BatchNorm, there is nothing to shuffle.
         world = current_world()
-        if world.size * accum_steps == 1:
-            return self._embed(self.encoder_k, view)
+        if world.size * accum_steps == 1 or not self.has_batchnorm:
+            parts = micro_batches(view, accum_steps)
+            return torch.cat([self._embed(self.encoder_k, part) for part in parts])
         # The same permutation on every process: who encodes which picture.
         permutation = self._draw_permutation(len(view) * world.size)
         # In the precision of the first layer: there are fewer bytes to move.

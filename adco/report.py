@@ -17,6 +17,7 @@ import numpy as np
 
 from adco.data.datasets import Splits, hold_out, load_splits
 from adco.data.decoder import Decoding
+from adco.data.list_files import listed
 from adco.data.loader import CheckViews, check_loader
 from adco.encoder import read_trunk
 from adco.pretrain.monitor import SCORES
@@ -101,9 +102,9 @@ def draw_neighbours(splits: Splits, checkpoint: Path, size: int, whole: bool, pa
         *shape, figsize=(shape[1], shape[0]), layout="constrained", squeeze=False
     )
     for row, query, found in zip(axes, queries, nearest, strict=True):
-        row[0].imshow(splits.val.read(query))
+        row[0].imshow(shown(splits.val.read(query)), cmap="gray")
         for axis, index in zip(row[1:], found, strict=True):
-            axis.imshow(splits.labelled.read(index))
+            axis.imshow(shown(splits.labelled.read(index)), cmap="gray")
             same = splits.labelled.labels[index] == splits.val.labels[query]
             for spine in axis.spines.values():
                 spine.set(color="tab:green" if same else "tab:red", linewidth=2)
@@ -112,6 +113,11 @@ def draw_neighbours(splits: Splits, checkpoint: Path, size: int, whole: bool, pa
     figure.suptitle("test picture, and its nearest training pictures")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def shown(pixels: np.ndarray) -> np.ndarray:
+    """The first three channels of [H, W, C] as RGB; where there are fewer, the first as gray."""
+    return pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]
 
 
 def table(run: Path, records: dict[str, list[dict]], init: str = "") -> str:
@@ -126,8 +132,7 @@ def table(run: Path, records: dict[str, list[dict]], init: str = "") -> str:
             rows.append((f"{title}, {begun}", f"{scores[0][name]:.1f}{unit}"))
         if scores:
             rows.append((f"{title}, pre-trained", f"{scores[-1][name]:.1f}{unit}"))
-    rows.append(("checkpoint", str(run / LAST)))
-    rows.append(("log folder", str(run)))
+    rows += [("checkpoint", str(run / LAST)), ("log folder", str(run))]
     rows += [("picture", str(path)) for path in sorted(run.glob("*.png"))]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -141,8 +146,10 @@ def report_run(config: ReportConfig) -> None:
     draw_curves(records, run / "curves.png")
     checkpoint = run / LAST
     # The data set is the one that the run was given.
-    decoding = Decoding(bool(options.get("exif")), options.get("max_megapixels", inf))
+    how = {name: options[name] for name in Decoding._fields if name in options}
+    decoding = Decoding(**{"max_megapixels": inf, **how})
     splits = load_splits(options["dataset"], config.data or options["data"], decoding=decoding)
+    splits = listed(splits, options.get("train_list", ""))
     if splits.val is None and options.get("val_split"):
         splits = hold_out(splits, options["val_split"], options["seed"])
     if splits.labelled is not None and checkpoint.is_file():

@@ -1,7 +1,8 @@
-"""Where a ResNet trunk lies in a file of any program: the prefix under which its names are."""
+"""Where a trunk lies in a file of any program: the prefix under which its names are."""
 
 import re
 from collections import Counter
+from collections.abc import KeysView
 
 import torch
 from torch import Tensor
@@ -18,12 +19,12 @@ LEAST_NAMES = 10  # fewer are no trunk: one block has names of their kind too
 
 
 def find_trunk(
-    content: dict, wanted: set[str], encoder: str, source: str
+    content: dict, wanted: KeysView[str], heads: list[str], encoder: str, source: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Counter]:
-    """The trunk in a file's dictionaries, under torchvision's names; what the file has as its `fc`;
-    the number of its other tensors, by their part of the file.
+    """The trunk in a file's dictionaries, under torchvision's or timm's names; what the file has on
+    top of it; the number of its other tensors, by their part of the file.
 
-    wanted: names of the trunk's tensors, batch counters aside.
+    wanted: names of the trunk's tensors, batch counters aside.  heads: names of layers on top.
     encoder: key takes one that follows another (momentum, teacher, ...), query one that does not.
     Raises InputError where there is none of this kind, or more than one.
     """
@@ -39,21 +40,28 @@ def find_trunk(
     kind = [prefix for prefix in every if follows(prefix) == (encoder == "key")]
     if not kind:
         raise InputError(
-            f"{source!r} holds no weights of a {encoder} encoder; expected a ResNet's tensors "
-            f"(conv1.weight, ...) below any prefix, found {some(every or [*tensors], 3)!r}"
+            f"{source!r} holds no weights of a {encoder} encoder; expected the tensors of --arch "
+            f"({next(iter(wanted))}, ...) below any prefix, found {some(every or [*tensors], 3)!r}"
             + ("; adco.export --encoder takes the other one" if every else "")
         )
 
     # Of several those in which nothing is missing or left over; they may be one under two names.
-    trunks = {prefix: trunk_below(prefix, tensors) for prefix in kind}
+    children, tops = {name.split(".")[0] for name in wanted}, tuple(f"{head}." for head in heads)
+
+    def belongs(name: str) -> bool:
+        return name.split(".")[0] in children and not name.startswith(tops)
+
+    trunks = {prefix: trunk_below(prefix, tensors, belongs) for prefix in kind}
     whole = [p for p in kind if {n for n in trunks[p] if not is_counter(n)} == wanted] or kind
     prefix, *others = whole
     if any(not equal(trunks[prefix], trunks[other]) for other in others):
         raise InputError(
             f"{source!r} holds several trunks, below {some(whole, 3)!r}; save the one that is meant"
         )
-    head = {n[len(prefix) + 3 :]: t for n, t in tensors.items() if n.startswith(f"{prefix}fc.")}
-    return trunks[prefix], head, left_out(prefix, tensors)
+    # In files of ours the head lies beside a trunk of timm.
+    places = [f"{prefix.removesuffix('trunk.')}fc.", *(prefix + top for top in tops)]
+    head = {n[len(at) :]: t for at in places for n, t in tensors.items() if n.startswith(at)}
+    return trunks[prefix], head, left_out(prefix, tensors, belongs)
 
 
 def flattened(content: dict, above: str = "") -> dict[str, Tensor]:
@@ -72,24 +80,21 @@ def torchvisions_name(name: str) -> str:
     return BY_PLACE.get(first, first) + dot + rest
 
 
-def trunk_below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Everything below the prefix that belongs to a trunk, under torchvision's names."""
+def trunk_below(prefix: str, tensors: dict[str, Tensor], belongs) -> dict[str, Tensor]:
+    """Everything below the prefix that belongs to a trunk, under the names of its program."""
     below = {torchvisions_name(n[len(prefix) :]): n for n in tensors if n.startswith(prefix)}
-    return {name: tensors[n] for name, n in below.items() if of_trunk(name)}
+    return {name: tensors[n] for name, n in below.items() if belongs(name)}
 
 
-def left_out(prefix: str, tensors: dict[str, Tensor]) -> Counter:
+def left_out(prefix: str, tensors: dict[str, Tensor], belongs) -> Counter:
     """How many tensors are not the trunk's, by the first word that tells their place from its."""
     counts, own = Counter(), prefix.split(".")
     for name in tensors:
         pairs = zip(name.split("."), own, strict=False)
         part = next((word for word, other in pairs if word != other), name)
-        counts[part] += not (name.startswith(prefix) and of_trunk(torchvisions_name(part)))
+        rest = torchvisions_name(name[len(prefix) :])
+        counts[part] += not (name.startswith(prefix) and belongs(rest))
     return +counts
-
-
-def of_trunk(name: str) -> bool:
-    return name.split(".")[0] in BY_PLACE.values()
 
 
 def follows(prefix: str) -> bool:

@@ -55,20 +55,18 @@ class DeviceBenchmark(StepBenchmark):
 
 
 def game_of(
-    config: StepBenchmark, world: World, device: torch.device, local_size: int, **more
+    config: StepBenchmark, world: World, device: torch.device, **more
 ) -> tuple[Game, list[torch.Tensor], PretrainConfig]:
     """A game, the views of one step, and the options they follow from. more: further options."""
     options = PretrainConfig(
         dataset="digits", arch=config.arch, image_size=config.image_size, workers=0,
         global_batch_size=config.batch_size * world.size, **more,
     )  # fmt: skip
-    game = Game(options, world, device, local_size)
+    game = Game(options, world, device)
     return game, next(game.batches(0)), options
 
 
-def rows(
-    config: DeviceBenchmark, world: World, device: torch.device, local_size: int
-) -> Iterator[tuple[str, ...]]:
+def rows(config: DeviceBenchmark, world: World, device: torch.device) -> Iterator[tuple[str, ...]]:
     """(what, ms or number, images/s, GB at most), as they are measured."""
     if world.size == 1:
         yield from parity(device)
@@ -84,7 +82,7 @@ def rows(
             seconds = measure.interleaved({"": way}, config.repeats, device)[""]
             rate = 1 / measure.spread(seconds)[0]
             yield f"two views of a JPEG, {name}", measure.milliseconds(seconds), f"{rate:.0f}", ""
-    yield from upkeep_rows(config, world, device, local_size)
+    yield from upkeep_rows(config, world, device)
 
 
 def parity(device: torch.device) -> Iterator[tuple[str, ...]]:
@@ -107,7 +105,7 @@ def step_row(
     name = f"step in {'float32' if amp == 'none' else amp}" + ", compiled" * compiled
     try:
         more = dict(amp=amp, compile=compiled, cluster=config.cluster)
-        game, batch, _ = game_of(config, ALONE, device, 1, **more)
+        game, batch, _ = game_of(config, ALONE, device, **more)
     except InputError as error:
         return name, str(error).partition(";")[0], "", ""
     return timed(name, config, device, lambda: game.play(batch))
@@ -128,10 +126,10 @@ def timed(name: str, config: DeviceBenchmark, device: torch.device, way) -> tupl
 
 
 def upkeep_rows(
-    config: DeviceBenchmark, world: World, device: torch.device, local_size: int
+    config: DeviceBenchmark, world: World, device: torch.device
 ) -> Iterator[tuple[str, ...]]:
     """A step, and what comes between two steps so that a run is never lost."""
-    game, batch, options = game_of(config, world, device, local_size, cluster=config.cluster)
+    game, batch, options = game_of(config, world, device, cluster=config.cluster)
     flags = Flags(world)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / checkpoint.LAST
@@ -146,7 +144,7 @@ def upkeep_rows(
             check_ranks_agree(game.model.state_dict(), world)
 
         def save():
-            state = pack(game.model, game.bank, game.optimizer, Progress(), options, {})
+            state = pack(game.players, Progress(), options, {})
             if world.first:
                 checkpoint.save(state, path)
 
@@ -168,7 +166,7 @@ def upkeep_rows(
         yield f"between steps: {name}", times, f"{share:.3%} of the time", ""
 
 
-def run(config: DeviceBenchmark, world: World, device: torch.device, local_size: int) -> int:
+def run(config: DeviceBenchmark, world: World, device: torch.device) -> int:
     torch.zeros(1, device=device)
     if world.first:
         print(measure.describe(device))
@@ -176,7 +174,7 @@ def run(config: DeviceBenchmark, world: World, device: torch.device, local_size:
         print(f"{config.arch}, {size}, K {config.cluster}\n")
         measure.print_head("what", "ms, median and quartiles", "images/s", "GB at most")
     end = time.monotonic() + 60 * config.minutes
-    for row in rows(config, world, device, local_size):
+    for row in rows(config, world, device):
         if world.first:
             measure.print_row(*row)
         gc.collect()

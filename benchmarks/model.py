@@ -218,7 +218,7 @@ def step_of(c: ModelBenchmark, world: World, device: torch.device):
     """Real steps, to be called again and again with the same views; on one core a process."""
     torch.set_num_threads(1)
     more = dict(cluster=c.cluster, sym=c.sym, amp="bf16")
-    game, views, _ = game_of(c, world, device, world.size, **more)
+    game, views, _ = game_of(c, world, device, **more)
     return lambda: game.play(views)
 
 
@@ -239,7 +239,7 @@ def with_rates(c: ModelBenchmark, device: torch.device) -> ModelBenchmark:
     return replace(c, **rates)
 
 
-def measure_link(path: Path, c: ModelBenchmark, world: World, device, local_size: int) -> int:
+def measure_link(path: Path, c: ModelBenchmark, world: World, device) -> int:
     """Write the constants of gloo, from a message of all gradients and a small one."""
     torch.set_num_threads(1)
     gradients, small = torch.zeros(work_of(c.arch, c.image_size)[2]), torch.zeros(1, 1)
@@ -255,7 +255,7 @@ def measure_link(path: Path, c: ModelBenchmark, world: World, device, local_size
     return 0
 
 
-def compare(c: ModelBenchmark, world: World, device: torch.device, local_size: int) -> int:
+def compare(c: ModelBenchmark, world: World, device: torch.device) -> int:
     """The row of one number of processes."""
     step = step_of(c, world, device)
     before = measure.written_bytes()

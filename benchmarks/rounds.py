@@ -129,9 +129,7 @@ def sizes(config: RoundsBenchmark) -> list[tuple[int, int]]:
     return list(dict.fromkeys([(N, k) for k in config.cluster] + [(n, K) for n in config.queries]))
 
 
-def print_times(
-    config: RoundsBenchmark, world: World, device: torch.device, local_size: int
-) -> int:
+def print_times(config: RoundsBenchmark, world: World, device: torch.device) -> int:
     """The rows of one number of processes."""
     for N, K in sizes(config):
         size = (N, K, config.dim, device)
@@ -154,7 +152,7 @@ def print_times(
 # ---- memory, on one process
 
 
-def print_memory(config: RoundsBenchmark, _: World, device: torch.device, local_size: int) -> int:
+def print_memory(config: RoundsBenchmark, _: World, device: torch.device) -> int:
     N = config.queries[0]
     measure.print_head("N", "K", "W and v, GB", "ours above them, GB", "published above them, GB")
     for K in config.memory_cluster:

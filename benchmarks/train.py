@@ -58,7 +58,7 @@ def ours(config: TrainBenchmark, files: FolderPictures, size: int, device, amp: 
         global_batch_size=config.batch_size, image_size=size, cluster=config.cluster, amp=amp,
         channels_last=last, workers=0,
     )  # fmt: skip
-    game = Game(options, ALONE, device, local_size=1)
+    game = Game(options, ALONE, device)
     batches = chain.from_iterable(game.batches(epoch) for epoch in count())
     return lambda: game.play(next(batches))
 
@@ -137,7 +137,7 @@ def ways(config: TrainBenchmark, files: FolderPictures, size: int, device) -> di
     return found
 
 
-def run(config: TrainBenchmark, _: World, device: torch.device, local_size: int) -> int:
+def run(config: TrainBenchmark, _: World, device: torch.device) -> int:
     tune(device, tf32=True)
     print(measure.describe(device))
     print(f"{config.arch}, N {config.batch_size}, K {config.cluster}, {config.repeats} turns\n")

@@ -105,18 +105,25 @@ def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSente
         add_help=False,
     )
     # The data folder may also come without a name: main_adco.py --sym=1 FOLDER.
-    if "data" in {f.name for f in options}:
-        parser.add_argument("positional_data", nargs="?", metavar="DATA", help="same as --data")
+    data = {f.name: f for f in options if not f.metadata.get("by_place")}.get("data")
+    if data is not None:
+        several = "*" if "nargs" in data.metadata["keywords"] else "?"
+        same = dict(metavar="DATA", help="same as --data", type=expanduser)
+        parser.add_argument("positional_data", nargs=several, **same)
     needed = group = parser.add_argument_group("what most people need") if first else parser
     groups = {}
     for f in options:
         if f.metadata.get("by_place"):
-            parser.add_argument(f.name, metavar=f.name.upper(), help=f.metadata["help"])
+            named = dict(metavar=f.name.upper(), help=f.metadata["help"])
+            parser.add_argument(f.name, type=expanduser, **named)
             continue
         if heading := first and config_type.GROUPS.get(f.name):
             group = groups[heading] = groups.get(heading) or parser.add_argument_group(heading)
         # tuple[int, ...] is a list of whole numbers.
-        kind = {"type": get_args(f.type)[0], "nargs": "+"} if get_args(f.type) else {"type": f.type}
+        # Shells leave the ~ in --save_path=~/runs.
+        kind = {"type": expanduser if f.type is str else f.type}
+        if get_args(f.type):
+            kind = {"type": get_args(f.type)[0], "nargs": "+"}
         keywords = {**kind, **f.metadata["keywords"], "default": defaults.get(f.name, f.default)}
         shown = show_all or not first or f.name in first
         keywords["help"] = f.metadata["help"] if shown else SUPPRESS
@@ -132,11 +139,7 @@ def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSente
 def spellings(f) -> list[str]:
     """Every name of an option, in both spellings: --moco_t and --moco-t."""
     names = [f"--{f.name}", *f.metadata["names"]]
-    return list(dict.fromkeys(n for name in names for n in (name, dashed(name))))
-
-
-def dashed(name: str) -> str:
-    return "--" + name[2:].replace("_", "-") if name.startswith("--") else name
+    return list(dict.fromkeys(n for name in names for n in (name, name.replace("_", "-"))))
 
 
 def parse(config_type, argv=None, presets=None):
@@ -167,10 +170,9 @@ def parse(config_type, argv=None, presets=None):
     # The positional folder wins over --data.
     if "positional_data" in values:
         values["data"] = values.pop("positional_data")
-    # Shells leave the ~ in --save_path=~/runs.
-    for name, value in values.items():
-        if isinstance(value, str) and value.startswith("~"):
-            values[name] = expanduser(value)
+    # One folder is no list.
+    if isinstance(values.get("data"), list) and len(values["data"]) == 1:
+        (values["data"],) = values["data"]
     config = config_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
     check_intervals(config)
     return config
@@ -213,8 +215,8 @@ def data_first(config_type, argv: list[str]) -> list[str]:
     lists = {
         name
         for f in fields(config_type)
-        if (get_args(f.type) and get_args(f.type)[0] is not str)
-        or "nargs" in f.metadata.get("keywords", ())
+        if get_args(f.type)[:1] in ((int,), (float,))
+        or (f.name != "data" and "nargs" in f.metadata.get("keywords", ()))
         for name in spellings(f)
     }
     in_list = False

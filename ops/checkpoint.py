@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.serialization import safe_globals
 
 from ops.errors import InputError, one_line, shown, some
@@ -136,11 +137,7 @@ def verify(path: Path) -> None:
 
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(np.memmap(path, mode="r")).hexdigest()
 
 
 def with_module(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -178,7 +175,8 @@ def load_strictly(module: nn.Module, state_dict: dict[str, Tensor], source: str)
     if any(faults.values()):
         found = "; ".join(f"{what}: {some(names, 2)}" for what, names in faults.items() if names)
         raise InputError(
-            f"{source} does not fit the model ({found}); check --arch, --stem, the head's options"
+            f"{source} does not fit the model ({found}); check --arch, --stem, --channels, the "
+            "head's options"
         )
     # As the module's own type holds them.
     broken = [n for n, value in state_dict.items() if not value.to(own[n].dtype).isfinite().all()]
@@ -188,3 +186,45 @@ def load_strictly(module: nn.Module, state_dict: dict[str, Tensor], source: str)
             "from before they came"
         )
     module.load_state_dict(state_dict)
+
+
+def check_goes_on(state: dict, source: str, kind: str) -> None:
+    """Raise InputError where a file lacks what a run goes on from. kind: what it has to be."""
+    for key in ("epoch", "state_dict", "optimizer"):
+        if key not in state:
+            raise InputError(f"{source} has no {key!r}; to go on from it, it has to be {kind}")
+
+
+KINDS = {"betas", "trust_coeff"}  # what groups of AdamW, and of LARS, have and SGD's have not
+
+
+def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
+    """Load an optimizer's momenta. Rates, decay and the kind of kernel stay those of this run.
+
+    Of two encoders it may be kept over the parameters of the query encoder alone: the key encoder's
+    come last and have none, so the numbering is the same. Raises InputError where it does not fit.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    try:
+        kind, here = (KINDS & groups[0].keys() for groups in (state["param_groups"], own))
+        if kind != here:
+            raise ValueError("it is another --optimizer's")
+        for group, ours in zip(state["param_groups"], own, strict=True):
+            theirs, number = len(group["params"]), len(ours["params"])
+            if theirs not in (number, number // 2):
+                raise ValueError(f"{theirs} parameters for {number}")
+        optimizer.load_state_dict({"state": state["state"], "param_groups": own})
+        for parameter, kept in optimizer.state.items():
+            # A count of steps has no shape.
+            for name in [n for n, x in kept.items() if torch.is_tensor(x) and n != "step"]:
+                # Laid out as the parameter: a fused step walks both in the order of memory.
+                laid_out = torch.empty_like(parameter, requires_grad=False)
+                if kept[name].shape != parameter.shape:
+                    raise ValueError(f"momentum {tuple(kept[name].shape)}")
+                if not kept[name].isfinite().all():
+                    raise ValueError("momentum that is not finite")
+                kept[name] = laid_out.copy_(kept[name])
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"the optimizer state in {source} does not fit this model: {shown(error)}"
+        ) from error

@@ -4,7 +4,6 @@ Each function does the right thing when alone. Collectives are called by every p
 """
 
 import os
-import socket
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,11 +17,14 @@ from ops.errors import RunFailed, error_of, outcome_of
 from ops.waiting import meet, waiting_for
 
 
-# The process among all. How many there are on this node is for the launcher alone.
 @dataclass(frozen=True)
 class World:
+    """This process among all, and among those of its node."""
+
     rank: int = 0  # among all processes on all nodes
     size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
 
     @property
     def first(self) -> bool:
@@ -34,7 +36,7 @@ ALONE = World()
 
 
 def current_world() -> World:
-    """Rank and size of the process group, or those of a process alone."""
+    """Rank and size of the process group, or those of a process alone. Says nothing of nodes."""
     return World(dist.get_rank(), dist.get_world_size()) if has_group() else World()
 
 
@@ -128,10 +130,6 @@ class Flags:
         work.wait()  # raises what went wrong
         return sums.tolist()
 
-    def any_process(self, flag: bool) -> bool:
-        """Whether it holds on any process now, for which each waits."""
-        return self.exchange(int(flag)) != [0]
-
     def gather(self, thing) -> list:
         """What each process gives, plain values, in the order of the ranks. Waits for all."""
         if self.group is None:
@@ -146,23 +144,22 @@ class Flags:
         raise error_of(*next(outcomes)) from error
 
 
-def once_per_node(make, world: World, local_size: int):
+def once_per_node(make, world: World):
     """What make() gives in this node's first process, for all of them. An error is everybody's."""
     if world.size == 1:
         return make()
-    flags = Flags(world)
-    # Where the ranks of a node do not follow one another, each process makes its own.
-    nodes = flags.gather((socket.gethostname(), local_size))
-    blocks = [{*nodes[i : i + local_size]} for i in range(0, world.size, local_size)]
-    if any(len(block) > 1 for block in blocks) or {size for _, size in nodes} != {local_size}:
-        local_size = 1
-    node, _ = dist.new_subgroups(local_size, backend="gloo")
-    first, made, error = world.rank - world.rank % local_size, [None], None
+    flags, size = Flags(world), world.local_size
+    # Where nodes differ, or the ranks of a node do not follow one another, each makes its own.
+    places = [(each.local_rank, each.local_size) for each in flags.gather(world)]
+    if places != [(rank % size, size) for rank in range(world.size)]:
+        size = 1
+    node, _ = dist.new_subgroups(size, backend="gloo")
+    first, made, error = world.rank - world.rank % size, [None], None
     try:
         made = [make() if world.rank == first else None]
     except Exception as failure:
         error = failure
-    if flags.any_process(error is not None):
+    if flags.exchange(error is not None) != [0]:
         flags.raise_first(error)
     dist.broadcast_object_list(made, first, group=node)
     return made[0]

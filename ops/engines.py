@@ -4,43 +4,34 @@ import os
 import re
 import socket
 from dataclasses import replace
-from typing import NamedTuple
 
-from ops.distributed import Flags, current_world, has_group
+from ops.distributed import Flags, World, current_world, has_group
 from ops.errors import InputError
 from ops.options import ProcessOptions
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
-class Place(NamedTuple):
-    """Of a process that somebody has started: among all, and among those of its node."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    url: str | None  # where the processes meet; None: they have met
-
-
-def place_in_engine(config: ProcessOptions) -> Place | None:
-    """What the environment says of this process; None: nobody has started it as one of several."""
+def place_in_engine(config: ProcessOptions) -> tuple[World, str | None] | None:
+    """What the environment says of this process, and where it meets the others (None: they have
+    met). None: nobody has started it as one of several.
+    """
     world, env = current_world(), os.environ
     if has_group():
         # Ray Train, Accelerate: the group is there already. Nodes are told apart by their names.
         hosts = Flags(world).gather(socket.gethostname())
         here = hosts[world.rank]
         local_rank = hosts[: world.rank].count(here)
-        return Place(world.rank, world.size, local_rank, hosts.count(here), None)
+        return World(world.rank, world.size, local_rank, hosts.count(here)), None
     if all(name in env for name in TORCHRUN):
         rank, size, local_rank = (int(env[name]) for name in TORCHRUN)
         local_size = int(env.get("LOCAL_WORLD_SIZE", size))
-        return Place(rank, size, local_rank, local_size, "env://")
+        return World(rank, size, local_rank, local_size), "env://"
     tasks = tasks_of_slurm(config)
     if tasks and max(tasks) > 1:
         rank, local_rank = int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"])
         local_size = tasks[int(env["SLURM_NODEID"])]
-        return Place(rank, sum(tasks), local_rank, local_size, slurm_url(config))
+        return World(rank, sum(tasks), local_rank, local_size), slurm_url(config)
     return None
 
 

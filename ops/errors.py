@@ -5,6 +5,7 @@ import sys
 import tempfile
 import traceback
 from contextlib import contextmanager, suppress
+from importlib import import_module
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # by Ctrl-C, with nothing to save
@@ -21,6 +22,15 @@ class InputError(ValueError):
 
 class RunFailed(RuntimeError):
     """The run cannot go on. The message is one sentence: what happened, and what is left."""
+
+
+def optional(package: str, what: str):
+    """A package that not everybody needs, imported for `what`. Raises InputError without it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        why = f"{what} needs {package}, which is not installed ({error}): python3 -m pip install"
+        raise InputError(f"{why} {package.split('.')[0]}") from error
 
 
 def one_line(text: str) -> str:

@@ -9,6 +9,11 @@ from pathlib import Path
 
 from ops.errors import RunFailed, some
 
+NOT_SAVED = (
+    "NOT SAVED: {} could not be written ({}). The run goes on and tries again at the next save; "
+    "make room, or restore the folder"
+)
+
 
 def write_whole(path: Path, content, previous: Path | None = None) -> None:
     """Write bytes so that a reader sees the old file or the new one, never a part of it.
@@ -35,10 +40,6 @@ def write_whole(path: Path, content, previous: Path | None = None) -> None:
         with suppress(OSError):
             partial.unlink()
         raise
-
-
-def write_json(path: Path, content: dict) -> None:
-    write_whole(path, json_bytes(content))
 
 
 def json_bytes(content: dict) -> bytes:
@@ -76,10 +77,7 @@ class RunFiles:
             except OSError as error:
                 fault = error
         if self.waiting:
-            self.warn(
-                f"NOT SAVED: {self._names()} could not be written ({fault}). The run goes on and "
-                "tries again at the next save; make room, or restore the folder"
-            )
+            self.warn(NOT_SAVED.format(self._names(), fault))
 
     def check(self) -> None:
         """Raise RunFailed where a file is not on disk."""

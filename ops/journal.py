@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ops.errors import InputError, log_folders, shown
-from ops.files import RunFiles, finite_or_none, write_json
+from ops.files import RunFiles, finite_or_none, json_bytes, write_whole
 from ops.run_folder import lock_folder, provenance
 
 
@@ -21,13 +21,21 @@ class Journal:
     cannot be written at the moment (full disk, lost folder) is kept in memory, said once, and tried
     again with the next line.
 
+    config: the options; a run that goes on keeps the file of its first start, for --resume auto
+    compares with it.  data: which pictures the run is made of (adco.data.identity).
     size: bytes of metrics.jsonl to keep; lines after them are of steps that will be taken again.
     Raises InputError where the folder cannot be written, or belongs to a run that still goes on.
     """
 
     tracker = None  # the run in wandb that has every record too
 
-    def __init__(self, folder: Path | None, size: int | None = None):
+    def __init__(
+        self,
+        folder: Path | None,
+        config: dict | None = None,
+        data: dict | None = None,
+        size: int | None = None,
+    ):
         self.folder = folder
         self.files = RunFiles(self.warn)  # what the run leaves beside its log
         self.bar = tqdm(disable=True)
@@ -39,7 +47,12 @@ class Journal:
         self.waiting = b""  # lines that are not in the file yet
         self.troubled = False  # whether the last attempt failed
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self.lock = lock_folder(folder)
+            # All that the numbers depend on, for results too.
+            self.about = {"config": config, "data": data, **provenance()}
+            if config and not (folder / "config.json").exists():
+                write_whole(folder / "config.json", json_bytes(self.about))
             self.metrics.touch()
             if size is not None:
                 # Lines after the checkpoint are of steps that will be taken again.
@@ -48,7 +61,12 @@ class Journal:
             # One curve: events of steps that will be taken again would stay beside the new ones.
             os.truncate(self.metrics, self._replay())
         except OSError as error:
-            raise InputError(f"cannot write in the run folder {str(folder)!r}: {error}") from error
+            raise InputError(
+                f"cannot write in the run folder {str(folder)!r}: {error}; make room, or choose "
+                "another --save_path"
+            ) from error
+        if config and config.get("track"):
+            self._start_tracking(config)
 
     def _replay(self) -> int:
         """Show TensorBoard the lines that are there. Returns their bytes up to a torn one."""
@@ -68,25 +86,6 @@ class Journal:
 
     def _written(self) -> int:
         return self.metrics.stat().st_size if self.metrics.exists() else 0
-
-    def write_config(self, config: dict, data: dict | None = None) -> None:
-        """Keep the configuration and everything else that decides the numbers, as JSON.
-
-        data: which pictures the run is made of (adco.data.identity).
-
-        A run that goes on keeps the file of its first start: --resume auto compares with it.
-        """
-        if self.folder is None:
-            return
-        if config.get("track"):
-            self._start_tracking(config)
-        if (self.folder / "config.json").exists():
-            return
-        path = self.folder / "config.json"
-        try:
-            write_json(path, {"config": config, "data": data, **provenance()})
-        except OSError as error:
-            raise InputError(f"cannot write {str(path)!r}: {error}; make room") from error
 
     def _start_tracking(self, config: dict) -> None:
         """A run in wandb for this run folder, the same one whenever the run goes on."""
@@ -113,16 +112,15 @@ class Journal:
             self.tracker = None
             self.warn(f"wandb failed, the run goes on without it: {shown(error, 200)}")
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, stream=None) -> None:
+        """Print it on stdout, or on another stream."""
         if self.folder is not None:
             with suppress(OSError):  # a log on the full disk too, or a reader that has gone
-                tqdm.write(text, file=sys.stdout)
-                sys.stdout.flush()
+                tqdm.write(text, file=stream or sys.stdout)
+                (stream or sys.stdout).flush()
 
     def warn(self, text: str) -> None:
-        if self.folder is not None:
-            with suppress(OSError):
-                tqdm.write(f"WARNING: {text}", file=sys.stderr)
+        self.say(f"WARNING: {text}", sys.stderr)
 
     def record(self, kind: str, step: int, values: dict) -> None:
         """One JSON line {"kind", "step", values...}, and a TensorBoard scalar of each number."""
@@ -163,14 +161,10 @@ class Journal:
     def open_bar(self, total: int, title: str, done: int = 0) -> None:
         """A progress bar where stderr is a terminal; elsewhere `progress` prints lines."""
         # Where nobody watches, lines are better than a bar.
-        silent = self.folder is None or not sys.stderr.isatty()
         self.bar = tqdm(
             total=total, initial=done, desc=title, unit="step", dynamic_ncols=True, leave=False,
-            disable=silent,
+            disable=self.folder is None or not sys.stderr.isatty(),
         )  # fmt: skip
-
-    def advance(self) -> None:
-        self.bar.update()
 
     def progress(self, line: str, **shown: str) -> None:
         """The state of an epoch: beside the bar, or as a line of its own."""
@@ -179,11 +173,8 @@ class Journal:
         else:
             self.bar.set_postfix(shown, refresh=False)
 
-    def close_bar(self) -> None:
-        self.bar.close()
-
     def close(self) -> None:
-        self.close_bar()
+        self.bar.close()
         if self.folder is not None:
             self.board.close()
             if self.tracker:

@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from urllib.parse import urlparse
@@ -26,51 +26,45 @@ START_METHOD = "spawn"  # a fork of a process that has used CUDA would not work
 GRACE_SECONDS = 5.0  # that the other processes have when one has failed
 
 
-@dataclass(frozen=True)
-class NodeLayout:
-    """The processes of this node among all."""
-
-    first_rank: int
-    local_size: int
-    size: int
-    url: str
-    kind: str  # of device: cuda, mps, cpu
-
-
 def launch(run, config: ProcessOptions) -> int:
-    """Call run(config, world, device, local_size) in every process of this node.
+    """Call run(config, world, device) in every process of this node.
 
-    local_size: processes on this node. One process in all runs here, without a process group.
-    Where torchrun, SLURM or another program has started the processes, nothing is spawned, and a
-    process group that is there is used. Returns the exit code.
+    One process in all runs here, without a process group. Where torchrun, SLURM or another program
+    has started the processes, nothing is spawned, and a process group that is there is used.
+    Returns the exit code.
     """
     kind = device_kind(config.device, config.choose)
     if place := place_in_engine(config):
-        first_rank = place.rank - place.local_rank
-        if place.url is None:
-            device = own_device(kind, place.local_rank, config)
-            return run(config, World(place.rank, place.size), device, place.local_size)
-        layout = NodeLayout(first_rank, place.local_size, place.size, place.url, kind)
-        return run_worker(place.local_rank, run, config, layout)
+        world, url = place
+        if url is None:
+            return run(config, world, own_device(kind, world.local_rank, config))
+        return run_worker(run, config, world, url, kind)
 
     # One process in all: this one. Otherwise start those of this node.
     config = with_slurms_nodes(config)
     local_size = processes_here(config, kind)
-    size = local_size * config.world_size
+    size, first_rank = local_size * config.world_size, config.rank * local_size
+    first = World(first_rank, size, local_rank=0, local_size=local_size)
     if size == 1:
-        return run(config, World(), own_device(kind, 0, config), 1)
+        return run(config, first, own_device(kind, 0, config))
     url = rendezvous_url(config)
-    layout = NodeLayout(config.rank * local_size, local_size, size, url, kind)
-    return run_worker(0, run, config, layout) if local_size == 1 else spawn(run, config, layout)
+    start = run_worker if local_size == 1 else spawn
+    return start(run, config, first, url, kind)
 
 
 def device_kind(wanted: str, chosen: str | None = None) -> str:
-    """cuda, mps or cpu. chosen: what --choose says. Raises InputError for what is not there."""
-    if chosen is not None and (num_gpus := torch.cuda.device_count()) < len(chosen.split(",")):
-        raise InputError(
-            f"choose={chosen}: torch finds {num_gpus} of these GPUs; leave --choose out, or name "
-            "GPUs of this machine"
-        )
+    """cuda, mps or cpu. chosen: the GPUs that this process shows to torch from here on (--choose).
+
+    Raises InputError for what is not there.
+    """
+    if chosen is not None:
+        # torch looks at this when it first uses a GPU, which is below.
+        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+        if (num_gpus := torch.cuda.device_count()) < len(chosen.split(",")):
+            raise InputError(
+                f"choose={chosen}: torch finds {num_gpus} of these GPUs; leave --choose out, or "
+                "name GPUs of this machine"
+            )
     usable = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -85,15 +79,7 @@ def device_kind(wanted: str, chosen: str | None = None) -> str:
     return wanted
 
 
-def check_gpu(number: int | None, kind: str) -> None:
-    """Raise InputError where --gpu names one that is not there."""
-    num_gpus = torch.cuda.device_count() if kind == "cuda" else 0
-    if number is not None and number >= num_gpus:
-        raise InputError(f"gpu={number}: this machine shows {num_gpus} GPU(s), numbered from 0")
-
-
 def processes_here(config: ProcessOptions, kind: str) -> int:
-    check_gpu(config.gpu, kind)
     # Without GPUs as many as are asked for; with GPUs one each.
     if kind == "cpu":
         return config.nproc
@@ -104,68 +90,62 @@ def processes_here(config: ProcessOptions, kind: str) -> int:
 
 def rendezvous_url(config: ProcessOptions) -> str:
     """URL at which all processes meet. Node 0 opens it, so there it has to be free."""
-    # The address: given, a free port of this machine, or node 0.
-    if config.dist_url == "env://":
-        return config.dist_url
-    if config.dist_url:
-        url = config.dist_url
-    elif config.world_size == 1:
+    # The address: a free port of this machine, the one that is given, or node 0.
+    if config.world_size == 1 and not config.dist_url:
         return f"tcp://127.0.0.1:{free_port()}"
-    else:
-        url = f"tcp://{config.master_addr}:{config.master_port}"
-    port = urlparse(url).port
-    if config.rank == 0 and not port_is_free(port):
+    url = config.dist_url or f"tcp://{config.master_addr}:{config.master_port}"
+    port = urlparse(url).port  # None of env://
+    if config.rank == 0 and port and free_port(port) is None:
         raise InputError(
             f"port {port} of {url} is in use; choose another with --dist_url tcp://host:port"
         )
     return url
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def port_is_free(port: int) -> bool:
+def free_port(port: int = 0) -> int | None:
+    """The port where it is free, any free one for 0, else None."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with suppress(OSError):
             probe.bind(("", port))
-            return True
-        except OSError:
-            return False
+            return probe.getsockname()[1]
+    return None
 
 
 def own_device(kind: str, local_rank: int, config: ProcessOptions) -> torch.device:
+    """The device of a process. Raises InputError where it is a GPU that is not there (--gpu)."""
+    num_gpus = torch.cuda.device_count() if kind == "cuda" else 0
+    # A scheduler may show each process its own GPU alone.
+    own = local_rank if num_gpus > 1 else 0
+    number = own if config.gpu is None else config.gpu
+    if number >= num_gpus and (kind == "cuda" or config.gpu is not None):
+        raise InputError(f"gpu={number}: this machine shows {num_gpus} GPU(s), numbered from 0")
     if kind != "cuda":
         return torch.device(kind)
-    # A scheduler may show each process its own GPU alone.
-    own = local_rank if torch.cuda.device_count() > 1 else 0
-    number = own if config.gpu is None else config.gpu
-    check_gpu(number, kind)
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
 
 
-def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout) -> int:
-    """Be one of several processes, from its device to the end of its process group."""
-    world = World(layout.first_rank + local_rank, layout.size)
-    device = own_device(layout.kind, local_rank, config)
-    if layout.kind != "cuda" and "OMP_NUM_THREADS" not in os.environ:
+def run_worker(run, config: ProcessOptions, world: World, url: str, kind: str) -> int:
+    """Be one of several processes, from its device to the end of its process group.
+
+    url: where they meet.  kind: of device.
+    """
+    device = own_device(kind, world.local_rank, config)
+    if kind != "cuda" and "OMP_NUM_THREADS" not in os.environ:
         # A fair share of the cores, where several processes compute on the CPU.
-        torch.set_num_threads(max(1, cores_of_process(layout.local_size)))
+        torch.set_num_threads(max(1, cores_of_process(world.local_size)))
     unblock_requests()
-    backend = config.dist_backend if layout.kind == "cuda" else "gloo"
-    store = join_group(world, layout.url, backend, config.dist_timeout)
+    backend = config.dist_backend if kind == "cuda" else "gloo"
+    store = join_group(world, url, backend, config.dist_timeout)
 
     # The heartbeat notices a dead process, so that the others do not wait forever.
     heartbeat = Heartbeat(store, world)
     with requests_blocked():  # signals go to the main thread
         heartbeat.start()
     try:
-        code = run(config, world, device, layout.local_size)
+        code = run(config, world, device)
         wait_for_all(store, world)
     except RuntimeError as error:
         if is_lost_connection(error) and heartbeat.someone_is_lost():
@@ -177,13 +157,13 @@ def run_worker(local_rank: int, run, config: ProcessOptions, layout: NodeLayout)
     return code
 
 
-def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
+def spawn(run, config: ProcessOptions, first: World, url: str, kind: str) -> int:
     """Start this node's processes and wait for them; requests to stop are passed on.
 
-    If one fails, the others have GRACE_SECONDS to end by themselves.
+    first: of these processes. If one fails, the others have GRACE_SECONDS to end by themselves.
     """
     context = mp.get_context(START_METHOD)
-    processes, error_pipes = [], []
+    processes, errors = [], context.SimpleQueue()
 
     def ask_to_stop():
         for process in processes:
@@ -198,27 +178,28 @@ def spawn(run, config: ProcessOptions, layout: NodeLayout) -> int:
                 resource_tracker.ensure_running()
         # The children inherit the blocked signals, and unblock them when they can answer.
         with requests_blocked():
-            for local_rank in range(layout.local_size):
-                receive, send = context.Pipe(duplex=False)
-                arguments = (local_rank, run, config, layout, send)
+            for number in range(first.local_size):
+                world = replace(first, rank=first.rank + number, local_rank=number)
+                arguments = (run, config, world, url, kind, errors)
                 process = context.Process(target=worker_main, args=arguments)
                 process.start()
                 processes.append(process)
-                error_pipes.append(receive)
         if stop.received:
             ask_to_stop()  # some of them were not there yet
         # Wait for all of them, or for the first one that fails.
-        failed, errors = first_failure(processes, error_pipes)
+        failed = first_failure(processes)
+        # The first error. Later ones are its consequences.
+        error = None if failed is None or errors.empty() else errors.get()
         deadline = time.monotonic() + GRACE_SECONDS
         for process in processes:
             process.join(max(0, deadline - time.monotonic()))
             process.kill()
             process.join()
-    return exit_code(processes, failed, errors, stop, layout.first_rank)
+    return exit_code(processes, failed, error, stop, first.rank)
 
 
-def exit_code(processes: list, failed: int | None, errors: list, stop, first_rank: int) -> int:
-    """What the processes' ends mean for the run. Raises the error of the one that failed first."""
+def exit_code(processes: list, failed: int | None, error, stop, first_rank: int) -> int:
+    """What the processes' ends mean for the run. Raises `error`, the one that a process told."""
     if failed is None:
         return max(process.exitcode for process in processes)  # 0, or 75 where it was stopped
     asked = [-process.exitcode for process in processes if -process.exitcode in REQUESTS]
@@ -233,41 +214,25 @@ def exit_code(processes: list, failed: int | None, errors: list, stop, first_ran
         raise RunFailed(
             f"process {first_rank + failed} was ended by {name}; the others were stopped"
         )
-    if errors:
-        # The first error. Later ones are its consequences.
-        raise error_of(*errors[0])
+    if error:
+        raise error_of(*error)
     return code
 
 
-def first_failure(processes: list, error_pipes: list) -> tuple[int | None, list]:
-    """Wait until all have ended well, or one has not: its number, and the errors sent by then."""
-    # A sentinel becomes ready when its process ends, a pipe when it has an error in it.
+def first_failure(processes: list) -> int | None:
+    """Wait until all have ended well, or one has not: its number."""
+    # A sentinel becomes ready when its process ends.
     running = {process.sentinel: number for number, process in enumerate(processes)}
-    listening, errors = set(error_pipes), []
     while running:
-        for ready in wait([*running, *listening]):
-            if ready in listening:
-                listening.remove(ready)
-                errors += received(ready)
-                continue
+        for ready in wait(running):
             number = running.pop(ready)
             processes[number].join()
             if processes[number].exitcode not in (0, EXIT_STOPPED):
-                for pipe in listening:
-                    errors += received(pipe)
-                return number, errors
-    return None, errors
+                return number
+    return None
 
 
-def received(pipe) -> list:
-    """The error that a process has sent, or nothing: a pipe whose other end is closed is ready."""
-    with suppress(EOFError, OSError):
-        if pipe.poll():
-            return [pipe.recv()]
-    return []
-
-
-def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout, send) -> None:
+def worker_main(run, config: ProcessOptions, world: World, url: str, kind: str, errors) -> None:
     """What a started process does: run, tell an error to the parent, and end with its code."""
     end_by_requests()  # still blocked
     steady_streams()
@@ -276,8 +241,8 @@ def worker_main(local_rank: int, run, config: ProcessOptions, layout: NodeLayout
         # Loader processes are forks, as in a run of one process: a spawned one would import torch.
         mp.set_start_method("fork", force=True)
     try:
-        code = run_worker(local_rank, run, config, layout)
+        code = run_worker(run, config, world, url, kind)
     except Exception as error:
         code, sentence = outcome_of(error)
-        send.send((code, sentence))
+        errors.put((code, sentence))
     sys.exit(code)

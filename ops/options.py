@@ -1,20 +1,29 @@
 """What every script can be told: devices and processes, and the names of data sets and encoders."""
 
 import json
-import os
+import re
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import ClassVar
-from urllib.parse import urlparse
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, option, switch
-from ops.errors import InputError
+from ops.errors import InputError, shown
 
 # Names of --dataset, and of --arch (torchvision's; resnet10 is ours, one block a stage).
 DATASETS = ("ImageNet", "folder", "tar", "cifar10", "cifar100", "stl10", "digits")
 STEMS = ("imagenet", "small")
 DEVICES = ("auto", "cuda", "cpu", "mps")
-ARCHITECTURES = (
+TIMM = "timm:"  # before the name of a model of timm
+
+
+class Architectures(tuple):
+    """The names of --arch. Which models timm has is known where one is built."""
+
+    def __contains__(self, name) -> bool:
+        return super().__contains__(name) or str(name).startswith(TIMM)
+
+
+ARCHITECTURES = Architectures((
     "resnet10",
     "resnet18",
     "resnet34",
@@ -25,7 +34,8 @@ ARCHITECTURES = (
     "resnext101_32x8d",
     "wide_resnet50_2",
     "wide_resnet101_2",
-)
+    "timm:NAME",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,10 +66,8 @@ class ProcessOptions:
                 f"rank={self.rank}: expected the number of this node, 0 to {self.world_size - 1}, "
                 f"with {self.world_size} node(s)"
             )
-        if self.dist_url and not self.dist_url.startswith(("tcp://", "env://")):
+        if self.dist_url and not re.fullmatch(r"env://.*|tcp://.+:\d+/?", self.dist_url):
             raise InputError(f"dist_url={self.dist_url!r}: expected tcp://host:port or env://")
-        if (self.dist_url or "").startswith("tcp://") and urlparse(self.dist_url).port is None:
-            raise InputError(f"dist_url={self.dist_url!r} names no port; expected tcp://host:port")
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,8 @@ class PictureOptions:
     max_megapixels: float = option(
         179.0, "a larger picture counts as broken", POSITIVE, may_change=True
     )
+    channels: int = option(3, "C of the pictures: 3 RGB, 1 gray, or others as they are", AT_LEAST_1)
+    ground: str = option("", "what shows behind transparency", choices=("", "white", "black"))
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ class RunOptions(ProcessOptions, PictureOptions):
 
     data: str = option("data", "folder of the pictures (or positional)", may_change=True)
     download: int = switch(0, "1: fetch cifar10, cifar100 or stl10", may_change=True)
+    train_list: str = option("", "file: pictures to train on", names=("--list",), may_change=True)
     eval_crop: int = switch(
         1, "scores on 1: the centre, Resize(256/224 S) and CenterCrop(S); 0: the whole, Resize(S)"
     )
@@ -136,7 +147,10 @@ class RunOptions(ProcessOptions, PictureOptions):
         }
 
 
-def choose_gpus(config) -> None:
-    """Carry out --choose. To be called before torch is imported."""
-    if config.choose is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = config.choose
+def differences(theirs: dict, ours: dict) -> list[str]:
+    """What differs between the options of two runs, in words; only options that both have."""
+    return [
+        f"{name} was {shown(theirs[name])}, here it is {shown(value)}"
+        for name, value in ours.items()
+        if name in theirs and theirs[name] != value
+    ]

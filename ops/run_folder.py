@@ -17,19 +17,12 @@ except ImportError:  # Windows: no locks
     fcntl = None
 
 LOCK = "run.lock"
-PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "tensorboardX")
+PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "timm", "tensorboardX")
 
 
 def new_run_folder(parent: Path) -> Path:
-    """Make and return parent/<date-time>, with microseconds: two runs never share one."""
-    folder = parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make the run folder {str(folder)!r}: {error}; choose another --save_path"
-        ) from error
-    return folder
+    """parent/<date-time>, with microseconds: two runs never share one. Journal makes it."""
+    return parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
 
 
 def lock_folder(folder: Path) -> TextIO:

@@ -87,6 +87,14 @@ def test_two_folders_are_one_too_many(capsys):
     assert stop.value.code == 2 and "unrecognized" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["--data A ~/B --lr 1", "A ~/B --lr 1", "--lr 1 A ~/B"])
+def test_pretraining_takes_several_folders_and_one_is_no_list(words, monkeypatch):
+    monkeypatch.setenv("HOME", "/home")
+    assert parse(PretrainConfig, words.split()).data == ("A", "/home/B")
+    assert parse(PretrainConfig, ["--data", "A", "--schedule", "3"]).data == "A"
+    assert parse(PretrainConfig, ["--schedule", "3", "9", "A"]).data == "A"
+
+
 def test_the_home_folder_is_meant_in_every_script(monkeypatch, tmp_path):
     home = str(tmp_path)
     monkeypatch.setenv("HOME", home)

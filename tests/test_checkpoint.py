@@ -38,7 +38,7 @@ def trained(seed: int = 0, number: int = 2):
 def saved(tmp_path):
     path = tmp_path / "checkpoint_last.pth.tar"
     checkpoint.save(
-        pack(*trained(), Progress(epoch=3, step=9, playing=True, best_acc=50.0), CONFIG), path
+        pack(trained(), Progress(epoch=3, step=9, playing=True, best_acc=50.0), CONFIG), path
     )
     return path
 
@@ -59,7 +59,7 @@ def test_names_without_module_and_an_optimizer_of_one_encoder_are_accepted(tmp_p
     state["state_dict"] = checkpoint.without_module(state["state_dict"])
     group = state["optimizer"]["param_groups"][0]
     group["params"] = group["params"][: len(group["params"]) // 2]
-    progress = unpack_(state, "file", *parts(seed=1), "resnet10")
+    progress = unpack_(state, "file", parts(seed=1), "resnet10")
     assert progress.playing and (progress.epoch, progress.step, progress.best_acc) == (3, 9, 50.0)
 
 
@@ -67,14 +67,14 @@ def test_a_moco_file_is_read_without_its_queue_and_has_no_bank(tmp_path):
     state = checkpoint.load(saved(tmp_path))
     del state["Memory_Bank"], state["config"], state["playing"]
     state["state_dict"] |= {"module.queue": torch.zeros(8, 4), "module.queue_ptr": torch.zeros(1)}
-    assert not unpack_(state, "file", *parts(seed=1), "resnet10").playing
+    assert not unpack_(state, "file", parts(seed=1), "resnet10").playing
 
 
 def test_a_bank_of_another_size_is_refused(tmp_path):
     model, _, optimizer = parts()
     state, bank = checkpoint.load(saved(tmp_path)), adco.NegativeBank(16, 8)
     with pytest.raises(InputError, match="--cluster"):
-        unpack_(state, "f", model, bank, optimizer, "resnet10")
+        unpack_(state, "f", (model, bank, optimizer), "resnet10")
 
 
 REFUSALS = {
@@ -119,11 +119,11 @@ def test_whatever_is_packed_comes_back_and_another_architecture_is_refused_by_na
     progress = Progress(1, 2, 3, 4, False, 8, 9, 100.0)
     game, again = parts(), parts(seed=1)
     game[0].num_shuffles = 7
-    state = pack(*game, progress, CONFIG)
-    assert unpack_(state, "file", *again, "resnet10") == progress
+    state = pack(game, progress, CONFIG)
+    assert unpack_(state, "file", again, "resnet10") == progress
     assert again[0].num_shuffles == 7 and '"cluster": 32' in state["config"]
     with pytest.raises(InputError, match="holds a 'resnet10', this run a resnet18"):
-        unpack_(state, "file", *again, "resnet18")
+        unpack_(state, "file", again, "resnet18")
 
 
 def test_steps_are_counted_anew_for_another_batch():
@@ -157,7 +157,7 @@ def test_plain_torch_goes_on_from_a_run_of_channels_last_and_fused_sgd(tmp_path)
     kind = dict(lr=0.03, momentum=0.9, weight_decay=1e-4)
     ours = model, bank.double(), torch.optim.SGD(model.parameters(), **kind, fused=True)
     steps(ours, range(2))
-    checkpoint.save(pack(*ours, Progress(), CONFIG), tmp_path / "x.pth.tar")
+    checkpoint.save(pack(ours, Progress(), CONFIG), tmp_path / "x.pth.tar")
     steps(ours, range(2, 5))
 
     # Contiguous weights, and the optimizer as any program makes it.
@@ -179,12 +179,12 @@ def test_plain_torch_goes_on_from_a_run_of_channels_last_and_fused_sgd(tmp_path)
 def test_the_best_of_the_published_program_is_no_score(tmp_path):
     state = checkpoint.load(saved(tmp_path))
     published = {name: value for name, value in state.items() if name not in ("config", "data")}
-    assert unpack_(state, "ours", *parts(), "resnet10").best_acc == 50.0
-    assert unpack_(published, "published", *parts(), "resnet10").best_acc == 0.0
+    assert unpack_(state, "ours", parts(), "resnet10").best_acc == 50.0
+    assert unpack_(published, "published", parts(), "resnet10").best_acc == 0.0
     # Ours of before the cosine began where the warm-up ends.
-    assert unpack_(published, "published", *parts(), "resnet10").after_warmup
+    assert unpack_(published, "published", parts(), "resnet10").after_warmup
     del state["after_warmup"]
-    assert not unpack_(state, "ours", *parts(), "resnet10").after_warmup
+    assert not unpack_(state, "ours", parts(), "resnet10").after_warmup
 
 
 @pytest.mark.parametrize("what", ["state_dict", "Memory_Bank", "optimizer"])
@@ -193,4 +193,4 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, what):
     tensors = state[what]["state"][0] if what == "optimizer" else state[what]
     next(x for x in tensors.values() if x.is_floating_point()).view(-1)[3] = float("inf")
     with pytest.raises(InputError, match="not finite"):
-        unpack_(state, "file", *parts(), "resnet10")
+        unpack_(state, "file", parts(), "resnet10")

@@ -2,6 +2,7 @@
 
 import resource
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -202,3 +203,136 @@ def test_both_renderers_of_a_run_refuse_and_take_the_same(tmp_path):
         "main_adco.py", *TINY, "--data", tmp_path, "--dry_run", 1, "--val_split", 0, cwd=tmp_path
     )
     assert ended.returncode == 2 and "3.jpg (torn" in ended.stderr
+
+
+# ---- channels
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "i2", ">u4"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_an_array_is_scaled_by_the_range_of_its_type(tmp_path, kind, channels):
+    ramp = np.stack([np.roll(RAMP, shift) for shift in range(channels)], axis=2)
+    range_ = np.iinfo(kind)
+    values = np.rint(range_.min + ramp * (range_.max - range_.min)).clip(range_.min, range_.max)
+    for order in "CF":
+        np.save(tmp_path / "x.npy", np.array(values.astype(kind), order=order))
+        found = read(tmp_path / "x.npy", channels=channels)
+        assert found.dtype == np.uint8 and np.abs(found - np.rint(255 * ramp)).max() <= 1
+
+
+def test_an_array_without_channels_is_gray(tmp_path):
+    np.save(tmp_path / "x.npy", TRUE.astype(np.uint8))
+    for channels in (1, 3):
+        found = read(tmp_path / "x.npy", channels=channels)
+        assert found.shape == (32, 64, channels) and (found == TRUE[:, :, None]).all()
+
+
+@pytest.mark.parametrize("layout", ["pages", "separate", "contig"])
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+def test_the_planes_of_a_tiff_are_its_channels(tmp_path, kind, layout):
+    tifffile = pytest.importorskip("tifffile")
+    values = RNG.integers(0, np.iinfo(kind).max + 1, (5, 9, 12), dtype=kind)
+    how = {} if layout == "pages" else {"planarconfig": layout}
+    stored = values.transpose(1, 2, 0) if layout == "contig" else values
+    tifffile.imwrite(tmp_path / "x.tif", stored, photometric="minisblack", **how)
+    true = np.rint(values / np.iinfo(kind).max * 255).transpose(1, 2, 0)
+    assert (read(tmp_path / "x.tif", channels=5) == true).all()
+    with pytest.raises(BrokenPicture, match=r"5 channel\(s\), not the 4 of --channels"):
+        read(tmp_path / "x.tif", channels=4)
+
+
+def test_pages_that_pillow_wrote_are_channels_and_are_too_many_for_gray(tmp_path):
+    pages = RNG.integers(0, 256, (5, 9, 12), dtype=np.uint8)
+    first, *others = map(Image.fromarray, pages)
+    first.save(tmp_path / "x.tif", save_all=True, append_images=others)
+    assert (read(tmp_path / "x.tif", channels=5) == pages.transpose(1, 2, 0)).all()
+    with pytest.raises(BrokenPicture, match="5 pages, not the 1 channel"):
+        read(tmp_path / "x.tif", channels=1)
+    assert (read(tmp_path / "x.tif") == pages[0][:, :, None]).all()  # as ever
+
+
+def test_without_tifffile_a_tiff_of_planes_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    Image.new("L", (9, 9)).save(tmp_path / "x.tif")
+    assert read(tmp_path / "x.tif", channels=1).shape == (9, 9, 1)
+    with pytest.raises(BrokenPicture, match="python3 -m pip install tifffile"):
+        read(tmp_path / "x.tif", channels=5)
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "gray.jpg", "x.npy", "deep.png"])
+def test_one_channel_is_pillows_gray(tmp_path, name):
+    path, pixels = tmp_path / name, RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    if name == "x.npy":
+        np.save(path, pixels)
+    elif name == "deep.png":
+        Image.fromarray(np.arange(0, 65536, 600, dtype=np.uint16).reshape(10, 11)).save(path)
+    else:
+        Image.fromarray(pixels).convert("L" if name == "gray.jpg" else "RGB").save(path)
+    colour, gray = read(path), read(path, channels=1)
+    assert gray.shape == (*colour.shape[:2], 1)
+    assert (gray[..., 0] == np.array(Image.fromarray(colour).convert("L"))).all()
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGBA", 4), ("CMYK", 4), ("LA", 2)])
+def test_other_numbers_of_channels_are_taken_as_they_are(tmp_path, mode, channels):
+    pixels = RNG.integers(0, 256, (9, 12, channels), dtype=np.uint8)
+    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    Image.fromarray(pixels, mode).save(path)
+    if mode != "CMYK":  # that one needs tifffile, as below
+        assert (read(path, channels=channels) == pixels).all()
+    with pytest.raises(BrokenPicture, match=rf"{channels} channel\(s\), not the 6 of --channels"):
+        read(path, channels=6)
+
+
+def test_arrays_that_are_no_pictures_are_broken(tmp_path):
+    for array, why in (
+        (RAMP, r"numbers \(float64\) have no known range; save 8"),
+        (np.zeros(9, np.uint8), r"an array \[9\]; expected"),
+        (np.zeros((0, 4), np.uint8), r"an array \[0, 4\]"),
+        (np.zeros((2, 2, 2), np.uint8), r"2 channel\(s\), not the 3"),
+    ):
+        np.save(tmp_path / "x.npy", array)
+        with pytest.raises(BrokenPicture, match=why):
+            read(tmp_path / "x.npy")
+    np.save(tmp_path / "x.npy", np.zeros((1500, 1000), np.uint8))
+    with pytest.raises(BrokenPicture, match=r"1\.5 megapixels"):
+        read(tmp_path / "x.npy", max_megapixels=1.0)
+    whole = (tmp_path / "x.npy").read_bytes()
+    for kept in (3, 40, 5000):
+        (tmp_path / "x.npy").write_bytes(whole[:kept])
+        with pytest.raises(BrokenPicture):
+            read(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_pictures_of_any_channels_are_turned_by_their_tag(tmp_path, channels):
+    tifffile = pytest.importorskip("tifffile")
+    planes = RNG.integers(0, 256, (channels, 9, 12), dtype=np.uint8)
+    tags = [(0x0112, "H", 1, 6, True)]
+    tifffile.imwrite(tmp_path / "x.tif", planes, photometric="minisblack", extratags=tags)
+    assert read(tmp_path / "x.tif", channels=channels).shape == (9, 12, channels)
+    found = read(tmp_path / "x.tif", channels=channels, exif=True)
+    assert (found == np.rot90(planes, -1, axes=(1, 2)).transpose(1, 2, 0)).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_shows_the_ground(tmp_path, mode):
+    clear = np.zeros((4, 4, 4), np.uint8)
+    clear[:2] = (200, 200, 200, 255)
+    clear[2] = (200, 200, 200, 51)  # a fifth of it
+    image = Image.fromarray(clear)
+    if mode == "P":
+        image = Image.fromarray(np.repeat([[0], [0], [1], [1]], 4, 1).astype(np.uint8), "P")
+        image.putpalette([200] * 3 + [90] * 3)
+        image.info["transparency"] = 1
+    elif mode == "LA":
+        image = image.convert("LA")
+    image.save(tmp_path / "x.png")
+    for ground, level in (("white", 255), ("black", 0)):
+        found = read(tmp_path / "x.png", ground=ground)
+        between = level if mode == "P" else 0.2 * 200 + 0.8 * level
+        assert (found[:2] == 200).all() and (found[3] == level).all()
+        assert np.abs(found[2] - between).max() <= 1
+        assert (read(tmp_path / "x.png", ground=ground, channels=1) == found[..., :1]).all()
+    with Image.open(tmp_path / "x.png") as image:
+        assert (read(tmp_path / "x.png") == np.array(image.convert("RGB"))).all()

@@ -12,6 +12,7 @@ from adco.pretrain.options import PRESETS, PretrainConfig
 from adco.pretrain.run import run
 from ops.arguments import parse
 from ops.checkpoint import LAST, PREVIOUS
+from ops.distributed import World
 from ops.engines import place_in_engine, with_slurms_nodes
 from ops.errors import InputError
 from ops.launch import free_port, launch
@@ -61,20 +62,20 @@ def test_srun_says_where_a_process_belongs(monkeypatch):
     for name, value in srun(10, "8(x2)", "gpu[03-05,9],big1", 120_003, node=1).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_LOCALID", "2")
-    assert place_in_engine(config) == (10, 16, 2, 8, "tcp://gpu03:20003")
+    assert place_in_engine(config) == (World(10, 16, 2, 8), "tcp://gpu03:20003")
     for nodes, first in (
         ("rack[1-2]n[01-04],x", "rack1n01"),
         ("gpu[02-05]-ib", "gpu02-ib"),
         ("a,b", "a"),
     ):
         monkeypatch.setenv("SLURM_STEP_NODELIST", nodes)
-        assert place_in_engine(config).url == f"tcp://{first}:20003"
+        assert place_in_engine(config)[1] == f"tcp://{first}:20003"
     monkeypatch.setenv("SLURM_STEP_ID", "1")  # of the same job
-    assert place_in_engine(config).url == "tcp://a:20100"
+    assert place_in_engine(config)[1] == "tcp://a:20100"
     monkeypatch.delenv("SLURM_STEP_ID")
     assert workers_per_process(32, local_size=8) >= min(4, cores_of_process(1))
     url = replace(config, dist_url="tcp://here:1")
-    assert place_in_engine(url).url == "tcp://here:1"
+    assert place_in_engine(url)[1] == "tcp://here:1"
     # Nodes that the options name come first, and a script beside srun is no task.
     assert place_in_engine(replace(config, world_size=2)) is None
     # One task a node: the launcher starts the processes of its own node.
@@ -92,7 +93,7 @@ def test_torchrun_has_the_address(monkeypatch):
         monkeypatch.setenv(name, str(value))
     # Its store is at its own address, whatever --dist_url says.
     config = PretrainConfig(dist_url="tcp://localhost:10001")
-    assert place_in_engine(config) == (3, 4, 1, 2, "env://")
+    assert place_in_engine(config) == (World(3, 4, 1, 2), "env://")
     with pytest.raises(InputError, match="give --global_batch_size"):
         config.with_global_batch(12, 8)
 

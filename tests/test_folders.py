@@ -167,7 +167,7 @@ def test_a_run_of_other_data_is_not_taken_up_and_one_that_moved_is(tmp_path):
     other = shutil.copytree(first, tmp_path / "other")
     (other / "train/red/red_0.png").rename(other / "train/azure/red_0.png")
     ended = run_main("main_adco.py", *words, "--data", other, cwd=tmp_path)
-    assert "other data (train was 24 pictures in 3 classes" in ended.stderr
+    assert "made otherwise (train was 24 pictures in 3 classes" in ended.stderr
     assert len(list(tmp_path.rglob("metrics.jsonl"))) == 2
     moved = first.rename(tmp_path / "moved")
     steps = len(records(run, "train"))
@@ -206,6 +206,66 @@ def test_the_runs_own_folder_in_the_data_is_no_class(tmp_path):
         picture(run / "curves.png")
     ended = run_main("main_adco.py", *TINY, "--data", data, "--epochs", 1, cwd=data)
     assert "train: 14 pictures in 2 classes, 7 to 7 each; left out: 1 log folder" in ended.stdout
+
+
+# ---- several folders, and lists
+
+
+def test_several_folders_are_one_set_wherever_they_lie(tmp_path):
+    one, other = (folder_of(tmp_path / name, *TWO) for name in ("one", "other"))
+    splits = load_splits("folder", (str(one), str(other)))
+    train = splits.train
+    assert train.file_names()[4:6] == ["0/b/2.png", "1/a/0.png"] and splits.val is None
+    assert train.labels.tolist() == 2 * [0, 0, 1, 1, 1] and train.classes == ["a", "b"]
+    assert (train.read(6) == FolderPictures(other, ["a/1.png"]).read(0)).all()
+    part = train.part(np.array([9, 1]))
+    assert (part.read(0) == FolderPictures(other, ["b/2.png"]).read(0)).all()
+    (other / "a/1.png").unlink()
+    with pytest.raises(InputError, match=f"{other}/a/1.png"):
+        train.read(6)
+    picture(other / "a/1.png")
+    moved = other.rename(tmp_path / "moved")
+    again = load_splits("folder", (str(one), str(moved)))
+    assert again.identity() == splits.identity()
+
+
+def test_folders_with_other_classes_are_one_set_without_labels(tmp_path):
+    one, other = folder_of(tmp_path / "one", *TWO), folder_of(tmp_path / "other", "x.png", "y.png")
+    train = load_splits("folder", (str(one), str(other))).train
+    assert (len(train), train.labels) == (7, None)
+    assert "folders do not have the same classes" in warnings_about(train)[0]
+
+
+def test_val_of_several_folders_is_that_of_all(tmp_path):
+    for name in ("one", "other"):
+        class_folders(tmp_path / name)
+    splits = load_splits("folder", (str(tmp_path / "one"), str(tmp_path / "other")))
+    assert (len(splits.train), len(splits.val)) == (48, 30) and splits.labelled is splits.train
+    shutil.rmtree(tmp_path / "other/val")
+    splits = load_splits("folder", (str(tmp_path / "one"), str(tmp_path / "other")))
+    assert splits.val is None and splits.labelled is None
+
+
+@pytest.mark.parametrize("second", ["", "/a", "/../one"])
+def test_a_folder_that_holds_another_is_refused(tmp_path, second):
+    one = folder_of(tmp_path / "one", *TWO)
+    for folders in ((f"{one}", f"{one}{second}"), (f"{one}{second}", f"{one}")):
+        with pytest.raises(InputError, match="of which none holds another"):
+            load_splits("folder", folders)
+
+
+def test_pretraining_takes_the_pictures_of_a_list_alone(tmp_path):
+    data = [class_folders(tmp_path / name) for name in ("one", "other")]
+    lines = ["0/red/red_1.png", *(f"{data[1]}/train/{c}/{c}_{i}.png" for i in range(5)
+             for c in ("red", "green"))]  # fmt: skip
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    words = [*TINY, "--epochs", 1, "--list", tmp_path / "list.txt", "--data", *data]
+    ended = run_main("main_adco.py", *words, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "train: 11 pictures in 3 classes, 0 to 6 each" in ended.stdout
+    assert "val: 30 pictures in 3 classes" in ended.stdout
+    (tmp_path / "list.txt").write_text(f"{data[1]}/val/red/red_0.png")
+    assert_refused(run_main("main_adco.py", *words, cwd=tmp_path), "correct the list")
 
 
 def test_a_class_without_pictures_in_val_is_refused_by_name(tmp_path):

@@ -3,6 +3,7 @@
 import torch
 
 import adco
+import adco.encoder
 from tests.support.game import assert_same
 
 
@@ -36,6 +37,16 @@ def test_the_key_encoder_becomes_the_query_encoder_in_every_parameter():
     for name, value in model.encoder_k.named_parameters():
         query = model.encoder_q.get_parameter(name)
         assert torch.equal(value, query) and not value.requires_grad, name
+
+
+def test_a_seed_gives_the_head_that_it_always_gave():
+    torch.manual_seed(0)
+    head = adco.AdCo("resnet10", dim=8).encoder_q.fc
+    torch.manual_seed(0)
+    width = adco.encoder.build_trunk("resnet10").fc.in_features
+    last, first = torch.nn.Linear(width, 8), torch.nn.Linear(width, width)
+    assert_same(head[0].state_dict(), first.state_dict())
+    assert_same(head[2].state_dict(), last.state_dict())
 
 
 def test_shuffles_follow_from_the_seed_and_their_number():

@@ -11,7 +11,7 @@ from adco.data.datasets import MOST_HELD_OUT, Splits, hold_out
 from adco.data.pictures import ArrayPictures
 from adco.pretrain.game import scored_by
 from adco.pretrain.options import DATASET_PRESETS, PRESETS, PretrainConfig
-from adco.probe.rank import effective_rank
+from adco.probe.features import effective_rank
 from adco.report import ReportConfig, report_run
 from ops.arguments import parse
 from ops.distributed import World
@@ -142,7 +142,10 @@ def test_a_flat_folder_is_scored_by_the_rank_of_its_held_out_features(tmp_path, 
     assert "a weaker sign than kNN accuracy" in again.stdout
     other = ["--val_split", 0.4, "--resume", "auto", "--dry_run", 1]
     other = run_main("main_adco.py", *TINY, "--data", flat, *other, cwd=tmp_path)
-    assert "val_split 0.2, here 0.4" in other.stdout and "train was 38 pictures" in other.stdout
+    assert (
+        "val_split was 0.2, here it is 0.4" in other.stdout
+        and "train was 38 pictures" in other.stdout
+    )
 
 
 def test_a_best_score_of_another_kind_is_not_compared(tmp_path, digit_folder):

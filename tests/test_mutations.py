@@ -39,7 +39,7 @@ def parts():
 def whole_state() -> dict:
     """What a run saves of both players, and something that only this program keeps."""
     progress = Progress(epoch=1, epoch_step=2, step=3, playing=True, best_acc=50.0)
-    state = pack(*parts(), progress, PretrainConfig())
+    state = pack(parts(), progress, PretrainConfig())
     return {**state, "watch": {"since": {"cone": 3}, "told": []}}
 
 
@@ -92,7 +92,7 @@ def test_a_changed_file_of_another_program_loads_or_is_refused(data):
     state = mutate(data, {name: state[name] for name in SHARED})
     if isinstance(state, dict):
         try:
-            progress = unpack_(state, "the file", *parts(), "resnet50")
+            progress = unpack_(state, "the file", parts(), "resnet50")
         except InputError as error:
             sentence_of(error)
         else:

@@ -10,7 +10,6 @@ from torch.amp import GradScaler
 import adco
 from adco.data.views import as_batch, normalised
 from adco.pretrain.options import PretrainConfig
-from adco.pretrain.state import load_optimizer_
 from ops import checkpoint
 from ops.device import amp_dtype, compile_, tune
 from ops.distributed import ALONE, World, exchange_rows
@@ -204,7 +203,7 @@ def test_a_loaded_momentum_keeps_rates_and_layout_of_this_run():
     model, _, optimizer = small_game()
     model.to(memory_format=torch.channels_last)
     optimizer.param_groups[0]["weight_decay"] = 0.5
-    load_optimizer_(optimizer, theirs[2].state_dict(), "the file")
+    checkpoint.load_optimizer_(optimizer, theirs[2].state_dict(), "the file")
     group = optimizer.param_groups[0]
     assert group["fused"] and group["weight_decay"] == 0.5
     for name, parameter in model.encoder_q.named_parameters():

@@ -8,9 +8,14 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from adco.data.datasets import load_splits
+from adco.data.decoder import Decoding
+from ops.errors import InputError
 from tests.conftest import ROOT
 from tests.support.scripts import TINY, assert_refused, losses, pretrain, records, run_main
 
@@ -151,3 +156,61 @@ def test_a_port_in_use_is_refused_before_anything_starts(tmp_path, digit_folder)
         url = f"tcp://localhost:{taken.getsockname()[1]}"
         words = ["--data", digit_folder, "--nproc", 2, "--dist_url", url]
         assert_refused(run_main("main_adco.py", *TINY, *words, cwd=tmp_path), "in use")
+
+
+# ---- channels
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def channel_folder(root: Path, channels: int) -> Path:
+    """train/{a,b} and val/{a,b} of arrays, gray PNGs, and TIFFs of pages, which differ by class."""
+    rng = np.random.default_rng(channels)
+    for split, count in (("train", 12), ("val", 3)):
+        for label, name in enumerate("ab"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 128, (20, 20, channels)) + 127 * label
+                path, planes = root / split / name / str(i), pixels.astype(np.uint8)
+                if i % 2:
+                    np.save(path, planes.astype(np.uint16) * 257)
+                else:
+                    first, *others = (Image.fromarray(planes[..., c]) for c in range(channels))
+                    more = dict(save_all=True, append_images=others) if others else {}
+                    first.save(path.with_suffix(".tif" if others else ".png"), **more)
+    return root
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_pictures_of_any_channels_are_trained_on_resumed_packed_and_scored(tmp_path, channels):
+    data = channel_folder(tmp_path / "data", channels)
+    how = ("--channels", channels, "--bad_images", "error", "--save_freq", 1)
+    whole = pretrain(made(tmp_path / "whole"), data, *how)
+    half, last = whole / "checkpoint_0000.pth.tar", "checkpoint_last.pth.tar"
+    assert run_main("adco/pack.py", data, tmp_path / "packed", cwd=tmp_path).returncode == 0
+    resumed = pretrain(made(tmp_path / "resumed"), tmp_path / "packed", *how, "--resume", half)
+    one, other = (torch.load(run / last, weights_only=True) for run in (whole, resumed))
+    for part in ("state_dict", "Memory_Bank"):
+        for name, value in one[part].items():
+            assert torch.equal(other[part][name], value), name
+    assert one["state_dict"]["module.encoder_q.conv1.weight"].shape[1] == channels
+    # The probe takes the channels from the checkpoint.
+    words = ["--dataset", "folder", "--data", data, "--pretrained", whole / last, "--head", "knn"]
+    words += ["--image_size", 16, "-j", 0, "-b", 8, "--knn_k", 3]
+    ended = run_main("lincls.py", *words, cwd=tmp_path)
+    assert ended.returncode == 0 and "Acc@1 100.000" in ended.stdout, ended
+    assert_refused(run_main("lincls.py", *words, "--channels", 3, cwd=tmp_path), "conv1.weight")
+    assert run_main("adco/report.py", whole, cwd=tmp_path).returncode == 0
+    assert (whole / "neighbours.png").stat().st_size > 1000
+
+
+def test_data_sets_in_memory_are_gray_where_one_channel_is_wanted():
+    digits = load_splits("digits", "", decoding=Decoding(channels=1)).val
+    gray, digits.channels = digits.read(3), 3
+    assert gray.shape == (28, 28, 1) and (gray == digits.read(3)).all()
+    digits.channels = 4
+    with pytest.raises(InputError, match=r"number 3: it has 3 channel\(s\), not the 4"):
+        digits.read(3)

@@ -45,7 +45,6 @@ def head_training(config):
             sets=load_probe_sets(config, config.holdout),
             world=World(),
             device=CPU,
-            local_size=1,
             journal=Journal(None),
         )
     )
@@ -75,7 +74,7 @@ def separable(num_classes=4, each=15, d=6):
 def test_classes_of_one_colour_each_are_told_apart_completely(pictures, tmp_path, head):
     folder, trunk = pictures
     config = small_config(folder, trunk, head=head, knn_k=(3,), epochs=6, save_path=str(tmp_path))
-    run(config, World(), CPU, local_size=1)
+    run(config, World(), CPU)
     found = results(config)
     assert (found["right1"], found["total"]) == (15, 15)
 
@@ -114,7 +113,7 @@ def test_counts_hold_for_fewer_than_five_classes_and_for_scores_that_are_no_numb
 def test_the_trunk_is_equal_bit_by_bit_after_a_probe(pictures, tmp_path):
     folder, trunk = pictures
     config = small_config(folder, trunk, save_path=str(tmp_path))
-    run(config, World(), CPU, local_size=1)
+    run(config, World(), CPU)
     after = read_trunk(str(run_folder(config) / "checkpoint.pth.tar")).weights
     before = read_trunk(trunk).weights
     assert before.keys() == after.keys() and any("running_mean" in name for name in before)
@@ -151,7 +150,7 @@ def by_processes(tmp_path_factory):
     folder = class_folders(home / "pictures", num_train=9, num_val=7, noise=250)
     trunk = trunk_file(home / "trunk.pth.tar")
     first = small_config(folder, trunk, epochs=1, lr=0.02, save_path=str(home / "head"))
-    run(first, World(), CPU, local_size=1)
+    run(first, World(), CPU)
     head = str(run_folder(first) / "checkpoint.pth.tar")
     protocols = {
         "evaluate": dict(resume=head, evaluate=1),
@@ -213,12 +212,12 @@ def test_a_probe_that_goes_on_ends_where_an_unbroken_one_does(pictures, tmp_path
     folder, trunk = pictures
     options = dict(epochs=4, lr_sweep=(0.3, 1.0), dropout=0.3, holdout=0.25)
     whole = small_config(folder, trunk, **options, save_path=str(tmp_path / "whole"))
-    run(whole, World(), CPU, local_size=1)
+    run(whole, World(), CPU)
     last = checkpoint.load(run_folder(whole) / "checkpoint.pth.tar")
     rest = replace(
         whole, resume=str(run_folder(whole) / "model_1.pth.tar"), save_path=str(tmp_path / "rest")
     )
-    run(rest, World(), CPU, local_size=1)
+    run(rest, World(), CPU)
     again = checkpoint.load(run_folder(rest) / "checkpoint.pth.tar")
     assert all(torch.equal(last["heads"][name], again["heads"][name]) for name in last["heads"])
     assert results(whole)["chosen"] == results(rest)["chosen"]
@@ -227,7 +226,7 @@ def test_a_probe_that_goes_on_ends_where_an_unbroken_one_does(pictures, tmp_path
 def test_checkpoints_have_the_published_names_and_keys(pictures, tmp_path):
     folder, trunk = pictures
     config = small_config(folder, trunk, epochs=22, train_fraction=0.2, save_path=str(tmp_path))
-    run(config, World(), CPU, local_size=1)
+    run(config, World(), CPU)
     names = sorted(p.name for p in run_folder(config).glob("*.pth.tar"))
     kept = [f"model_{epoch}.pth.tar" for epoch in range(2, 22)]
     assert names == sorted(["checkpoint.pth.tar", "model_best.pth.tar", *kept])
@@ -239,16 +238,16 @@ def test_checkpoints_have_the_published_names_and_keys(pictures, tmp_path):
 def test_a_saved_head_scores_again_what_it_scored(pictures, tmp_path):
     folder, trunk = pictures
     config = small_config(folder, trunk, epochs=1, lr=0.02, save_path=str(tmp_path))
-    run(config, World(), CPU, local_size=1)
+    run(config, World(), CPU)
     trained, file = results(config), str(run_folder(config) / "model_best.pth.tar")
-    run(replace(config, pretrained="", resume=file, evaluate=1), World(), CPU, local_size=1)
+    run(replace(config, pretrained="", resume=file, evaluate=1), World(), CPU)
     assert results(config)["protocol"] == "linear head as saved"
     assert results(config)["right1"] == trained["right1"]
 
 
 def test_evaluating_a_file_without_a_classifier_warns_and_scores_a_fresh_one(pictures, capsys):
     folder, trunk = pictures
-    run(small_config(folder, trunk, evaluate=1), World(), CPU, local_size=1)
+    run(small_config(folder, trunk, evaluate=1), World(), CPU)
     output = capsys.readouterr()
     assert "holds no classifier" in output.err and " * Acc@1 " in output.out
 
@@ -258,7 +257,7 @@ def test_results_name_score_choice_configuration_checkpoint_and_commit(pictures,
     config = small_config(
         folder, trunk, lr_sweep=(0.02, 1.0), holdout=0.25, epochs=1, save_path=str(tmp_path)
     )
-    run(config, World(), CPU, local_size=1)
+    run(config, World(), CPU)
     found = results(config)
     assert len(found["checkpoint_sha256"]) == 64 and "commit" in found
     assert found["config"]["arch"] == "resnet10" and found["dataset"] == "folder"
@@ -270,7 +269,7 @@ def test_without_a_holdout_the_output_says_that_the_choice_was_made_on_val(
     pictures, tmp_path, capsys
 ):
     folder, trunk = pictures
-    run(small_config(folder, trunk, epochs=1, save_path=str(tmp_path)), World(), CPU, local_size=1)
+    run(small_config(folder, trunk, epochs=1, save_path=str(tmp_path)), World(), CPU)
     assert "chosen on val, as published" in capsys.readouterr().out
 
 
@@ -286,7 +285,6 @@ def test_a_head_for_other_classes_is_refused(pictures, tmp_path):
             small_config(folder, str(file), evaluate=1, arch="resnet10", save_path=str(tmp_path)),
             World(),
             CPU,
-            local_size=1,
         )
 
 
@@ -296,4 +294,4 @@ def test_a_folder_without_labels_is_refused(pictures, tmp_path):
     for path in (folder / "train" / "red").iterdir():
         (tmp_path / "flat" / path.name).write_bytes(path.read_bytes())
     with pytest.raises(InputError, match="has no labels to score with"):
-        run(small_config(tmp_path / "flat", trunk), World(), CPU, local_size=1)
+        run(small_config(tmp_path / "flat", trunk), World(), CPU)

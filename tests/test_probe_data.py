@@ -96,7 +96,7 @@ def test_places_is_scored_on_squares_of_its_pictures(tmp_path):
     wide = np.zeros((10, 64, 3), np.uint8)
     wide[:, 32:] = 255  # half black, half white
     pictures = ArrayPictures(wide[None], [7])
-    ((view,), label), *_ = scoring_loader(pictures, config, World(), local_size=1)
+    ((view,), label), *_ = scoring_loader(pictures, config, World())
     square = Image.fromarray(wide).resize((32, 32), Image.Resampling.BILINEAR)
     assert label.item() == 7
     assert torch.equal(view, as_view(square.crop((2, 2, 30, 30))))
@@ -108,7 +108,7 @@ def test_places_is_probed_from_end_to_end(tmp_path, capsys):
         places(tmp_path), trunk, dataset="Place205", sgdr=1, lr=5.0, epochs=2, print_freq=1,
         batch_size=4,
     )  # fmt: skip
-    run(config, World(), torch.device("cpu"), local_size=1)
+    run(config, World(), torch.device("cpu"))
     halfway = 2.5 * (1 + cos(pi * 0.5 / 12))
     output = capsys.readouterr().out
     assert "Epoch: [0][1/2]\tTime" in output and f"lr {halfway:.6g}\t" in output

@@ -26,10 +26,10 @@ def played(world, mode, steps: range, begin=None, end=None, wrapped=True) -> tup
     game[0].eval()  # a picture's embedding is the same whatever it is encoded with
     assert current_world() == world
     if begin:
-        unpack_(checkpoint.load(begin), "the checkpoint", *game, "resnet10")
+        unpack_(checkpoint.load(begin), "the checkpoint", game, "resnet10")
     startup_steps = 0 if begin else 6  # 6 x 12 keys: round the 61 columns and on
     reported = play(game, world, mode, startup_steps, steps, 1, wrapped, NUM_PICTURES)
-    state = pack(*game, Progress(), PretrainConfig(arch="resnet10"))
+    state = pack(game, Progress(), PretrainConfig(arch="resnet10"))
     if end and world.first:
         checkpoint.save(state, end)
     return reported, state_of(*game), game[1].W.shape[1]

@@ -139,7 +139,7 @@ def test_losses_are_those_of_the_folder_and_a_run_goes_on_from_shards(
 def views_of(world, place: str) -> list:
     """Sums of this process's views of an epoch of shards."""
     config = PretrainConfig(dataset="tar", data=place)
-    return sums_of(splits_of(config, world, world.size).train, world)
+    return sums_of(splits_of(config, on_one_node(world)).train, world)
 
 
 def sums_of(pictures, world) -> list:
@@ -237,6 +237,10 @@ def test_other_bytes_than_were_packed_break_their_picture(copy):
 # ---- once a node
 
 
+def on_one_node(world: World) -> World:
+    return World(world.rank, world.size, world.rank, world.size)
+
+
 def listed(world, folder: Path) -> list:
     """The names that this process sees, and how often it has listed."""
     calls = []
@@ -245,12 +249,12 @@ def listed(world, folder: Path) -> list:
         calls.append(1)
         return scan_folder(folder).file_names()
 
-    return [once_per_node(names, world, 2), len(calls)]
+    return [once_per_node(names, on_one_node(world)), len(calls)]
 
 
 def refused(world, folder: Path) -> str:
     try:
-        once_per_node(lambda: scan_folder(folder), world, 2)
+        once_per_node(lambda: scan_folder(folder), on_one_node(world))
     except InputError as error:
         return str(error)
 

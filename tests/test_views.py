@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from adco.data import fast_render, pil_render, views
+from adco.data.decoder import Decoding
 from adco.data.loader import CheckViews, EpochBatches, TrainingLoader, TrainingViews, check_loader
 from adco.data.pictures import ArrayPictures, FolderPictures
 from adco.data.views import JITTER, Draw, Recipe, as_batch, draw_view, normalised, view_rng
@@ -353,3 +354,62 @@ def test_view_and_epoch_each_change_what_is_shown_and_a_whole_epoch_follows_a_pa
     loader = TrainingLoader(dataset, EpochBatches(len(SMALL), 2, World(), 0), 0, False)
     lengths = [len(list(loader.epoch(*place))) for place in ((0, 3), (1,))]
     assert lengths == [len(loader) - 3, len(loader)]
+
+
+# ---- channels
+
+
+def planes(photo: np.ndarray, channels: int) -> np.ndarray:
+    """A picture of so many channels, which differ."""
+    return np.stack([np.roll(photo[..., i % 3], 7 * i, 1) for i in range(channels)], axis=2)
+
+
+@pytest.mark.parametrize("size", [224, 96])
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_both_renderers_show_the_same_of_any_channels(channels, size):
+    photo = planes(PHOTOS[0], channels)
+    size_of = photo.shape[1::-1]
+    for draw in (draw_view(FULL, *size_of, view_rng(0, 0, index, 0)) for index in range(20)):
+        fast, pil = fast_render.render(photo, draw, size), pil_render.render(photo, draw, size)
+        assert fast.shape == pil.shape == (size, size, channels)
+        assert difference(fast, pil).mean() < 2, draw
+
+
+@pytest.mark.parametrize("renderer", [fast_render, pil_render])
+def test_brightness_and_contrast_are_those_of_each_channel(renderer):
+    photo = planes(PHOTOS[1], 5)[:96, :96]
+    jitter = (("brightness", 0.8), ("hue", 0.1), ("contrast", 1.3), ("saturation", 0.7))
+    draw = Draw((0, 0, 96, 96), jitter, gray=True, sigma=0.0, flip=True)
+    true = np.floor(photo * 0.8)
+    true = np.clip(1.3 * true - 0.3 * np.rint(true.mean(axis=(0, 1))), 0, 255)[:, ::-1]
+    assert difference(renderer.render(photo, draw, 96), true.astype(int)).max() <= 1
+
+
+def test_a_view_of_any_channels_to_score_is_that_of_each_channel():
+    photo = planes(PHOTOS[1], 5)
+    found = pil_render.check_view(photo, 96)
+    for i in range(5):
+        alone = pil_render.check_view(np.repeat(photo[..., i : i + 1], 3, axis=2), 96)
+        assert (found[..., i] == alone[..., 0]).all()
+
+
+def test_other_channels_are_normalised_by_the_mean_of_the_three():
+    mean, std = np.mean(views.MEAN), np.mean(views.STD)
+    for channels in (1, 5):
+        batch = torch.randint(0, 256, (3, channels, 8, 8), dtype=torch.uint8)
+        torch.testing.assert_close(normalised(batch), (batch / 255 - mean) / std)
+
+
+def test_batches_have_the_channels_of_the_pictures(tmp_path):
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", planes(PHOTOS[0], 5))
+    (tmp_path / "broken.npy").write_bytes(b"nothing")
+    names = [*(f"{i}.npy" for i in range(3)), "broken.npy"]
+    pictures = FolderPictures(tmp_path, names, decoding=Decoding(channels=5))
+    (one, other), broken = TrainingViews(pictures, [Recipe(16), Recipe(16)], 0).__getitems__(
+        [(0, 0), (0, 2)]
+    )
+    assert one.shape == other.shape == (2, 5, 16, 16) and not broken
+    checks = CheckViews(pictures, 16, skip_broken=True)
+    assert checks.__getitems__([1, 3])[0].shape == (1, 5, 16, 16)
+    assert checks.__getitems__([3])[0].shape == (0, 5, 16, 16)

@@ -94,7 +94,7 @@ def svm_run(data, encoder, tmp_path_factory):
 @pytest.mark.parametrize("protocol", ["linear_run", "svm_run"])
 def test_the_reported_ap_is_scikit_learns_of_the_scores_written(protocol, data, request):
     ran = request.getfixturevalue(protocol)
-    labels, scores = load_voc(str(data)).test.labels, ran.scores()
+    labels, scores = load_voc(str(data))["test"].labels, ran.scores()
     known = labels[:, BUS] != IGNORED
     assert known.sum() == len(known) - 1
     expected = average_precision_score(labels[known, BUS], scores[known, BUS])
@@ -145,13 +145,13 @@ def test_without_test_pictures_val_is_scored_and_the_output_says_so(tmp_path, en
 
 
 def test_labels_tell_difficult_objects_from_absent_ones(data):
-    labels = load_voc(str(data)).val.labels
+    labels = load_voc(str(data))["val"].labels
     assert (labels[-1, BUS], labels[-1, COW], labels[-1].sum()) == (IGNORED, 1, 0)
 
 
 def test_a_difficult_object_is_no_positive_label_in_training(data):
-    train = load_voc(str(data)).train
-    _, (labels,) = VocTrainingViews(train, 32, seed=0).__getitems__([(0, len(train.ids) - 1)])
+    train = load_voc(str(data))["train"]
+    _, (labels,) = VocTrainingViews(train, 32, seed=0).__getitems__([(0, len(train) - 1)])
     assert (labels[BUS], labels[COW], labels.sum()) == (0, 1, 1)
 
 
@@ -181,7 +181,7 @@ def test_batchnorm_moves_only_where_it_is_let(data, encoder, adapt):
     model = read_trunk(encoder).build()
     model.fc = torch.nn.Linear(512, 20)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    views = VocTrainingViews(load_voc(str(data)).train, 32, seed=0)
+    views = VocTrainingViews(load_voc(str(data))["train"], 32, seed=0)
     loader = batch_loader(views, EpochBatches(len(views), 8, World(), seed=0), workers=0)
     sgd = torch.optim.SGD(model.fc.parameters(), lr=0.01)
 

@@ -282,7 +282,8 @@ def test_a_run_whose_output_goes_nowhere_trains_to_its_end(tmp_path, digit_folde
 # ---- what cannot be meant
 
 
-def test_gpus_that_are_not_there_are_refused():
+def test_gpus_that_are_not_there_are_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # which device_kind changes
     for chosen in ("0,1", "7"):
         with pytest.raises(InputError, match=f"choose={chosen}: torch finds 0"):
             device_kind("auto", chosen)

@@ -11,7 +11,7 @@ import numpy as np
 from adco.data import identity
 from adco.data.decoder import AS_STORED, Decoding, decoding_of
 from adco.data.folder import counted, read_folder
-from adco.data.pictures import ArrayPictures, FolderPictures, Pictures
+from adco.data.pictures import ArrayPictures, FolderPictures, Pictures, joined
 from adco.data.shards import INDEX, load_shards
 from ops.distributed import ALONE, World, once_per_node
 from ops.errors import InputError, printable, some
@@ -33,33 +33,38 @@ class Splits(NamedTuple):
         return identity.identity({"train": self.train, "val": self.val})
 
 
-def splits_of(config, world: World = ALONE, local_size: int = 1) -> Splits:
+def splits_of(config, world: World = ALONE) -> Splits:
     """The pictures that the options of a run name (ops.options.RunOptions).
 
-    Files are listed once a node. local_size: processes on this node.
+    Files are listed once a node.
     """
     load = partial(
         load_splits, config.dataset, config.data, bool(config.download), decoding_of(config),
         log_folder=Path(config.save_path) / config.log_path,
     )  # fmt: skip
-    return load() if config.dataset in IN_MEMORY else once_per_node(load, world, local_size)
+    return load() if config.dataset in IN_MEMORY else once_per_node(load, world)
 
 
 def load_splits(
     dataset: str,
-    data: str,
+    data: str | tuple[str, ...],
     download: bool = False,
     decoding: Decoding = AS_STORED,
     log_folder: Path | None = None,
 ) -> Splits:
     """The pictures of a data set by name. Raises InputError where it is not as expected.
 
+    data: where they lie; several folders are one set.
     log_folder: below which this run writes; it is never data.
     """
-    if dataset == "digits":
-        return embedded_digits()
-    if dataset in ("cifar10", "cifar100", "stl10"):
-        return from_torchvision(dataset, data, download)
+    if not isinstance(data, str):
+        return from_several(dataset, data, decoding, log_folder)
+    if dataset in IN_MEMORY:
+        fetch = partial(from_torchvision, dataset, data, download)
+        splits = embedded_digits() if dataset == "digits" else fetch()
+        for pictures in splits:
+            pictures.channels = decoding.channels
+        return splits
     try:
         # Packed pictures are those of the folder, so any run of files may go on from them.
         if dataset == "tar" or "://" in data or (Path(data) / INDEX).is_file():
@@ -146,6 +151,27 @@ def from_folders(
             f"only in one: {some(only)} (train: {described(train)}; val: {described(val)})"
         )
     return Splits(train, train, val)
+
+
+def from_several(dataset: str, folders: tuple[str, ...], *how) -> Splits:
+    """The splits of several folders as one set; how: decoding and log folder, as load_splits.
+
+    The name of a picture begins with the number of its folder: it does not tell where that lies.
+    val: where each folder has one.
+    """
+    paths = [Path(folder).resolve() for folder in folders]
+    twice = len(set(paths)) < len(paths) or any(a in b.parents for a in paths for b in paths)
+    found = [load_splits(dataset, folder, False, *how) for folder in folders]
+    if twice or not all(isinstance(splits.train, FolderPictures) for splits in found):
+        raise InputError(
+            f"data={some(folders)}: expected one place, or several folders of pictures (--dataset "
+            "ImageNet or folder, not packed) of which none holds another"
+        )
+    train, val = joined([splits.train for splits in found]), None
+    if all(splits.val for splits in found):
+        val = joined([splits.val for splits in found])
+    labelled = val is not None and len(train.classes) and len(val.classes)
+    return Splits(train, train if labelled else None, val)
 
 
 def scan_folder(
@@ -250,6 +276,8 @@ def warnings_about(pictures: Pictures) -> list[str]:
     if not isinstance(pictures, FolderPictures):
         return []
     warnings = []
+    if pictures.folders and pictures.labels is None:
+        warnings.append("the folders do not have the same classes each: no picture has a label")
     # Class folders (those of a list are none) whose pictures lie in folders of their own.
     tops, names = {*pictures.classes}, pictures.file_names()
     paths = (n.split("/") for n in names if n.count("/") > 1)

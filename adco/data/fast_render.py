@@ -18,7 +18,9 @@ cv2.setNumThreads(0)
 
 
 def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
-    """The drawn view of a picture [H, W, 3]: uint8 [size, size, 3]."""
+    """The drawn view of a picture [H, W, C]: uint8 [size, size, C]."""
+    channels = pixels.shape[2]
+    draw = draw.of_channels(channels)
     # The crop, resized.
     left, top, width, height = draw.box
     view = resized(pixels[top : top + height, left : left + width], size, size)
@@ -33,7 +35,8 @@ def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
         view = cv2.sepFilter2D(view, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
     if draw.flip:
         view = cv2.flip(view, 1)
-    return cv2.cvtColor(view, cv2.COLOR_GRAY2RGB) if draw.gray else view
+    view = cv2.cvtColor(view, cv2.COLOR_GRAY2RGB) if draw.gray else view
+    return view.reshape(size, size, channels)  # OpenCV has no axis of one channel
 
 
 def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -46,26 +49,33 @@ def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return shrunk[0].permute(1, 2, 0).numpy()
 
 
-# A colour operation is an affine map of a pixel, [3, 4]. Pillow cuts off fractions where OpenCV
-# rounds. So CUT is subtracted: just less than a half, so that whole numbers stay.
+# Pillow cuts off fractions where OpenCV rounds. So CUT is subtracted: just less than a half, for
+# whole numbers to stay.
 CUT = 0.49
-KEEP = np.eye(3, 4)
-LUMA = np.tile((0.299, 0.587, 0.114, 0.0), (3, 1))  # a pixel's gray
-UNIT = np.tile((0.0, 0.0, 0.0, 1.0), (3, 1))
+LUMA = np.tile((0.299, 0.587, 0.114), (3, 1))  # a pixel's gray
+
+
+def mixed(view: np.ndarray, factor: float, shift=0.0, gray=0.0) -> np.ndarray:
+    """factor * view + shift of each channel, plus `gray` [C, C] of the pixel: an affine map."""
+    channels = view.shape[2] if view.ndim == 3 else 1
+    matrix = factor * np.eye(channels) + gray
+    return cv2.transform(view, np.column_stack([matrix, np.full(channels, shift) - CUT]))
 
 
 def adjust_brightness(view: np.ndarray, factor: float) -> np.ndarray:
-    return cv2.transform(view, factor * KEEP - CUT * UNIT)
+    return mixed(view, factor)
 
 
 def adjust_contrast(view: np.ndarray, factor: float) -> np.ndarray:
-    # Pillow's mean gray of the view is a whole number.
-    mean = int(cv2.mean(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))[0] + 0.5)
-    return cv2.transform(view, factor * KEEP + ((1 - factor) * mean - CUT) * UNIT)
+    # Pillow's mean gray of the view is a whole number. Other channels have one each.
+    colour = view.ndim == 3 and view.shape[2] == 3
+    gray = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) if colour else view
+    means = np.array([int(cv2.mean(plane)[0] + 0.5) for plane in cv2.split(gray)])
+    return mixed(view, factor, (1 - factor) * means)
 
 
 def adjust_saturation(view: np.ndarray, factor: float) -> np.ndarray:
-    return cv2.transform(view, factor * KEEP + (1 - factor) * LUMA - CUT * UNIT)
+    return mixed(view, factor, gray=(1 - factor) * LUMA)
 
 
 def adjust_hue(view: np.ndarray, turns: float) -> np.ndarray:

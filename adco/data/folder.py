@@ -100,8 +100,8 @@ def folder_id(path: Path) -> tuple[int, int]:
 
 
 def picture_suffixes() -> tuple[str, ...]:
-    """Endings of the formats that Pillow can read and that hold pictures."""
-    return tuple(
+    """Endings of the formats that Pillow can read and that hold pictures, and of numpy's arrays."""
+    return ".npy", *(
         suffix
         for suffix, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and kind not in NO_PICTURES

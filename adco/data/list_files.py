@@ -4,10 +4,12 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
+
 from adco.data.datasets import Splits
 from adco.data.decoder import AS_STORED, Decoding
 from adco.data.folder import read_folder
-from adco.data.pictures import FilePictures, FolderPictures, Pictures
+from adco.data.pictures import FilePictures, FolderPictures
 from ops.errors import InputError, some
 
 PLACES_PICTURES = "data/vision/torralba/deeplearning/images256"
@@ -92,15 +94,19 @@ def inside(name: str, where: str) -> str:
     return relative
 
 
-def listed_part(pictures: Pictures, path: Path) -> list[int]:
-    """Positions of the pictures that a file names, one a line, ascending.
+def listed(splits: Splits, file: str) -> Splits:
+    """The splits with those pictures in train alone that a file names, one a line, if one is given.
 
-    A line is a path below the training folder, or a file name alone. Raises InputError naming the
-    missing ones.
+    A line is a path below the training folder, or absolute inside it, or a file name alone. Raises
+    InputError naming the missing ones.
     """
+    pictures, path = splits.train, Path(file)
+    if not file:
+        return splits
     if not isinstance(pictures, FilePictures):
-        raise InputError("--train_list names files; this data set has none (use --train_fraction)")
+        raise InputError("--train_list names files; this data set has none")
 
+    name_of = getattr(pictures, "name_of", str)  # pictures in shards have no path
     # Positions by path and, where no two classes use the same file name, by file name.
     paths = pictures.file_names()
     position = {os.path.basename(name): i for i, name in enumerate(paths)}
@@ -111,7 +117,7 @@ def listed_part(pictures: Pictures, path: Path) -> list[int]:
     # A list may name a picture twice, or by a path that begins with train/.
     chosen, missing = [], []
     for number, line in read_lines(path):
-        name = inside(line.strip(), f"line {number} of {str(path)!r}")
+        name = inside(name_of(line.strip()), f"line {number} of {str(path)!r}")
         found = position.get(name, position.get(name.removeprefix("train/")))
         if found is None:
             missing.append(name)
@@ -119,9 +125,10 @@ def listed_part(pictures: Pictures, path: Path) -> list[int]:
             chosen.append(found)
     if missing:
         raise InputError(
-            f"{len(missing)} pictures of {str(path)!r} are not in {str(pictures.root)!r}: "
-            f"{some(missing)}"
+            f"{len(missing)} pictures of {str(path)!r} are not among those to train on: "
+            f"{some(missing)}; correct the list"
         )
     if not chosen:
         raise InputError(f"{str(path)!r} names no picture; expected a file name on each line")
-    return sorted(set(chosen))
+    train = pictures.part(np.array(sorted(set(chosen))))
+    return splits._replace(train=train, labelled=splits.labelled and train)

@@ -43,13 +43,13 @@ class TrainingViews(Dataset):
         return len(self.pictures)
 
     def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[list[Tensor], dict[str, str]]:
-        """uint8 [n, 3, S, S] per recipe; and the pictures that were replaced, name to reason."""
+        """uint8 [n, C, S, S] per recipe; and the pictures that were replaced, name to reason."""
         broken: dict[str, str] = {}
         rendered = [self._render(epoch, index, broken) for epoch, index in positions]
         return [as_batch(views) for views in zip(*rendered, strict=True)], broken
 
     def _render(self, epoch: int, index: int, broken_: dict[str, str]) -> list[np.ndarray]:
-        """uint8 [S, S, 3] per recipe."""
+        """uint8 [S, S, C] per recipe."""
         # Decoding is the dearest part: once for all views.
         pixels = self._picture(epoch, index, broken_)
         height, width = pixels.shape[:2]
@@ -81,7 +81,7 @@ class TrainingViews(Dataset):
 
 
 class CheckViews(Dataset):
-    """(test view [3, S, S], label) of each picture, in whole batches; without labels all are 0.
+    """(test view [C, S, S], label) of each picture, in whole batches; without labels all are 0.
 
     skip_broken: leave out pictures that cannot be read; a batch may then be smaller, even empty.
     Without it they raise BrokenPicture.
@@ -105,7 +105,7 @@ class CheckViews(Dataset):
         return len(self.pictures)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """uint8 [n, 3, S, S], [n]; n may be less than was asked for, and 0."""
+        """uint8 [n, C, S, S], [n]; n may be less than was asked for, and 0."""
         rendered = {}  # index to view
         for index in indices:
             try:
@@ -114,7 +114,7 @@ class CheckViews(Dataset):
                 if not self.skip_broken:
                     raise
         # A batch may be empty but never missing: how many there are is known beforehand.
-        batch = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        batch = torch.empty(0, self.pictures.channels, self.size, self.size, dtype=torch.uint8)
         if rendered:
             batch = as_batch(list(rendered.values()))
         return batch, torch.as_tensor(self.labels[list(rendered)])
@@ -185,7 +185,7 @@ def batch_loader(
 
 
 class TrainingLoader:
-    """Epochs of batches of views: a list of uint8 [N, 3, S, S], one per recipe, on the CPU.
+    """Epochs of batches of views: a list of uint8 [N, C, S, S], one per recipe, on the CPU.
 
     newly_broken: broken pictures since the last take_newly_broken(), name to reason.
     """

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from adco.data.decoder import AS_STORED, ORIENTATION, Decoding, TooLarge, decode
+from adco.data.decoder import AS_STORED, ORIENTATION, Decoding, TooLarge, decode, with_channels
 from ops.errors import InputError, RunFailed, printable
 
 # What the operating system says where a disk, a network or the machine fails, and not a file.
@@ -30,11 +30,12 @@ class Pictures(Protocol):
 
     labels: np.ndarray | None
     classes: list[str]
+    channels: int  # C
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray:
-        """Picture `index`, uint8 [H, W, 3], RGB."""
+        """Picture `index`, uint8 [H, W, C]."""
 
     def name(self, index: int) -> str:
         """The picture's name in a message."""
@@ -106,13 +107,17 @@ class FilePictures:
         self.root, self.decoding, self.left_out = root, decoding, left_out or Counter()
         self.names = Names(names)
         self.labels = None if labels is None else np.array(labels)
-        self.classes = classes
+        self.classes, self.channels = classes, decoding.channels
 
     def __len__(self) -> int:
         return len(self.names)
 
     def open(self, index: int) -> BinaryIO:
         raise NotImplementedError
+
+    def place(self, name: str) -> Path | str:
+        """Where the picture of a name lies."""
+        return f"{self.root}/{name}"
 
     def read(self, index: int) -> np.ndarray:
         return self.with_file(index, lambda file: decode(file, self.decoding))
@@ -130,7 +135,7 @@ class FilePictures:
             except MemoryError:
                 raise  # not the picture's fault
             except Exception as error:  # decoders raise errors of all kinds
-                why, path = reason(error), f"{self.root}/{self.name(index)}"
+                why, path = reason(error), self.place(self.name(index))
                 if not self.is_outage(error):
                     advice = self.remedy
                     if isinstance(error, TooLarge):
@@ -177,17 +182,48 @@ class FilePictures:
 
 
 class FolderPictures(FilePictures):
-    """Pictures in files below a folder."""
+    """Pictures in files below a folder.
+
+    folders: or below several: the name of each picture begins with the key of its folder.
+    """
+
+    folders: dict[str, Path] | None = None
+
+    def place(self, name: str) -> Path:
+        key, _, below = name.partition("/")
+        return self.folders[key] / below if self.folders else self.root / name
 
     def path(self, index: int) -> Path:
-        return self.root / os.fsdecode(self.names[index])
+        return self.place(os.fsdecode(self.names[index]))
+
+    def name_of(self, path: str) -> str:
+        """The name that a picture at this absolute path has; any other text as it is."""
+        for key, folder in (self.folders or {"": self.root}).items():
+            for root in (os.path.abspath(folder), os.path.realpath(folder)):
+                if path.startswith(root + os.sep):
+                    return os.path.join(key, path[len(root) + 1 :])
+        return path
 
     def open(self, index: int) -> BinaryIO:
         return open(self.path(index), "rb")
 
     def is_outage(self, error: Exception) -> bool:
-        folder_is_gone = isinstance(error, FileNotFoundError) and not self.root.is_dir()
-        return folder_is_gone or super().is_outage(error)
+        folders = (self.folders or {"": self.root}).values()
+        gone = isinstance(error, FileNotFoundError) and not all(f.is_dir() for f in folders)
+        return gone or super().is_outage(error)
+
+
+def joined(parts: list[FolderPictures]) -> FolderPictures:
+    """The pictures of several folders; they are labelled where these have the same classes."""
+    names = [f"{number}/{name}" for number, part in enumerate(parts) for name in part.file_names()]
+    labels, classes = None, parts[0].classes
+    if classes and all(part.classes == classes for part in parts):
+        labels = np.concatenate([part.labels for part in parts])
+    left_out = sum((part.left_out for part in parts), Counter())
+    root, how = parts[0].root, parts[0].decoding
+    pictures = FolderPictures(root, names, labels, () if labels is None else classes, how, left_out)
+    pictures.folders = {str(number): part.root for number, part in enumerate(parts)}
+    return pictures
 
 
 def reason(error: Exception) -> str:
@@ -201,11 +237,11 @@ def reason(error: Exception) -> str:
 
 
 class ArrayPictures:
-    """Pictures in memory: uint8 [n, H, W, 3], with the label of each or none."""
+    """Pictures in memory, arrays [H, W, C] or PIL images, with the label of each or none."""
 
-    def __init__(self, array: np.ndarray, labels=None, classes: list[str] = ()):
+    def __init__(self, array, labels=None, classes: list[str] = (), channels: int = 3):
         # A part shares the array, and has positions of its own in it.
-        self.array, self.positions = array, np.arange(len(array))
+        self.array, self.positions, self.channels = array, np.arange(len(array)), channels
         self.labels = None if labels is None else np.asarray(labels, np.int64)
         self.classes = classes
 
@@ -213,7 +249,10 @@ class ArrayPictures:
         return len(self.positions)
 
     def read(self, index: int) -> np.ndarray:
-        return self.array[self.positions[index]]
+        try:
+            return with_channels(self.array[self.positions[index]], self.channels)
+        except OSError as error:
+            raise BrokenPicture(f"picture {self.name(index)}: {error}", str(error)) from error
 
     def joined_names(self) -> str:
         return ""

@@ -4,6 +4,7 @@ import numpy as np
 import torchvision.transforms.functional as VF
 from PIL import Image, ImageFilter
 
+from adco.data.decoder import by_pillow
 from adco.data.views import Draw
 
 MOST_PIXELS = 2**26  # of a picture that is resized whole
@@ -16,10 +17,15 @@ JITTER = {
 
 
 def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
-    """The drawn view of a picture [H, W, 3]: uint8 [size, size, 3]."""
+    """The drawn view of a picture [H, W, C]: uint8 [size, size, C]."""
+    draw = draw.of_channels(pixels.shape[2])
+    return by_pillow(lambda picture: drawn(picture, draw, size), pixels)
+
+
+def drawn(picture: Image.Image, draw: Draw, size: int) -> Image.Image:
     # The crop, resized.
     left, top, width, height = draw.box
-    view = Image.fromarray(pixels).crop((left, top, left + width, top + height))
+    view = picture.crop((left, top, left + width, top + height))
     view = view.resize((size, size), Image.Resampling.BILINEAR)
 
     # Colours, blur and flip, in the order of MoCo v2's augmentation.
@@ -31,13 +37,13 @@ def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
         view = view.filter(ImageFilter.GaussianBlur(draw.sigma))
     if draw.flip:
         view = VF.hflip(view)
-    return np.array(view)
+    return view
 
 
 def check_view(
     pixels: np.ndarray, size: int, square: bool = False, whole: bool = False
 ) -> np.ndarray:
-    """The view that scores are computed on, of a picture [H, W, 3]: uint8 [size, size, 3].
+    """The view that scores are computed on, of a picture [H, W, C]: uint8 [size, size, C].
 
     Resize(size 256/224), CenterCrop(size).  square: both sides are resized to that length, whatever
     the picture's shape.  whole: Resize(size), CenterCrop(size).
@@ -47,14 +53,16 @@ def check_view(
     side, short = size if whole else round(size * 256 / 224), min(height, width)
     w, h = (side, side) if square else (side * width // short, side * height // short)
     left, top = round((w - size) / 2), round((h - size) / 2)
-    picture, how = Image.fromarray(pixels), Image.Resampling.BILINEAR
-    if w * h <= MOST_PIXELS:
-        return np.array(picture.resize((w, h), how).crop((left, top, left + size, top + size)))
-    # A very long picture: its long side first, of which the centre is cut out before the other.
-    if w > h:
-        picture = picture.resize((w, height), how).crop((left, 0, left + size, height))
-        view = picture.resize((size, h), how).crop((0, top, size, top + size))
-    else:
+    how = Image.Resampling.BILINEAR
+
+    def view(picture: Image.Image) -> Image.Image:
+        if w * h <= MOST_PIXELS:
+            return picture.resize((w, h), how).crop((left, top, left + size, top + size))
+        # A very long picture: its long side first, of which the centre is cut out before the other.
+        if w > h:
+            picture = picture.resize((w, height), how).crop((left, 0, left + size, height))
+            return picture.resize((size, h), how).crop((0, top, size, top + size))
         picture = picture.resize((width, h), how).crop((0, top, width, top + size))
-        view = picture.resize((w, size), how).crop((left, 0, left + size, size))
-    return np.array(view)
+        return picture.resize((w, size), how).crop((left, 0, left + size, size))
+
+    return by_pillow(view, pixels)

@@ -37,13 +37,18 @@ class Recipe:
 
 
 class Draw(NamedTuple):
-    """Everything random about one view."""
+    """Everything random about one view. Saturation, hue and gray are of RGB alone."""
 
     box: tuple[int, int, int, int]  # left, top, width, height, pixels of the picture
     jitter: tuple[tuple[str, float], ...]  # operations in order, with their factors; empty = none
     gray: bool
     sigma: float  # 0 = no blur
     flip: bool
+
+    def of_channels(self, channels: int) -> "Draw":
+        """What there is to do to a picture of so many channels."""
+        jitter = tuple(step for step in self.jitter if step[0] in ("brightness", "contrast"))
+        return self if channels == 3 else self._replace(jitter=jitter, gray=False)
 
 
 def view_rng(seed: int, epoch: int, index: int, view: int) -> np.random.Generator:
@@ -113,7 +118,7 @@ def between(low: float, high: float, uniform: float) -> float:
 
 
 def as_batch(views: list[np.ndarray]) -> Tensor:
-    """Views uint8 [S, S, 3] as one batch uint8 [n, 3, S, S], laid out channels last.
+    """Views uint8 [S, S, C] as one batch uint8 [n, C, S, S], laid out channels last.
 
     Batches travel as bytes, to the process that trains and to its device; see `normalised`.
     """
@@ -125,24 +130,30 @@ def normalised(
 ) -> Tensor:
     """A batch of as_batch on its device, with mean 0 and standard deviation 1 of ImageNet's pixels.
 
+    Of other channels than three each is taken for the mean of the three.
     Computed in float32, and rounded once to `dtype`.
     """
-    num, _, side, _ = pixels.shape
-    rows = pixels.permute(0, 2, 3, 1).reshape(num, side, 3 * side)  # a view: [n, S, 3 S]
-    scale, shift = scale_and_shift(side, pixels.device)
+    num, channels, side, _ = pixels.shape
+    length = channels * side  # of a row
+    rows = pixels.permute(0, 2, 3, 1).reshape(num, side, length)  # a view: [n, S, C S]
+    scale, shift = scale_and_shift(side, channels, pixels.device)
     batch = torch.empty_like(rows, dtype=dtype)
     # On a CPU a few pictures at a time, so that converting and scaling happen in the cache.
-    chunk = max(1, IN_CACHE // (3 * side * side)) if pixels.device.type == "cpu" else max(1, num)
+    chunk = max(1, IN_CACHE // (length * side)) if pixels.device.type == "cpu" else max(1, num)
     for part, source in zip(batch.split(chunk), rows.split(chunk), strict=True):
         torch.addcmul(shift, source, scale, out=part)
-    return batch.view(num, side, side, 3).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    batch = batch.view(num, side, side, channels).permute(0, 3, 1, 2)
+    return batch.contiguous(memory_format=layout)
 
 
 @cache
-def scale_and_shift(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(x / 255 - mean) / std as x * scale + shift, for a row of pixels at a time: [3 S] each.
+def scale_and_shift(side: int, channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(x / 255 - mean) / std as x * scale + shift, for a row of pixels at a time: [C S] each.
 
     Made once: a copy to a GPU would make the host wait in every step.
     """
-    scale, shift = 1 / (255 * torch.tensor(STD)), -torch.tensor(MEAN) / torch.tensor(STD)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    if channels != 3:
+        mean, std = (x.mean().expand(channels) for x in (mean, std))
+    scale, shift = 1 / (255 * std), -mean / std
     return scale.repeat(side).to(device), shift.repeat(side).to(device)

@@ -24,18 +24,18 @@ from ops.errors import InputError
 from ops.workers import workers_per_process
 
 
-def dry_run(config: PretrainConfig, world: World, device: torch.device, local_size: int) -> int:
+def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
     """Print what a run with this configuration is going to be. Returns the exit code.
 
     Raises InputError for whatever would stop the run: unreadable pictures, a batch that does not
     split, a folder that cannot be written, too small a disk.
     """
     # Everything that the run would do first.
-    game = Game(config, world, device, local_size)
-    start = start_or_resume_(game, config, world, Flags(world))
+    game = Game(config, world, device)
+    start = start_or_resume_(game, Flags(world))
     num_broken = read_sample(game.splits.train, config)
     seconds = time_steps(game)
-    state = pack(game.model, game.bank, game.optimizer, start.progress, config, start.data)
+    state = pack(game.players, start.progress, config, start.data)
     if not world.first:
         return 0
 
@@ -56,15 +56,15 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device, local_si
     effective = asdict(config) | {
         "device": str(device),
         "amp": str(game.model.amp or torch.float32),
-        "workers": workers_per_process(config.workers, local_size) * local_size,
+        "workers": workers_per_process(config.workers, world.local_size) * world.local_size,
     }
     print(json.dumps(effective))
-    print("\n".join([describe(game, config, world), *start.warnings, start.note]).strip())
+    print("\n".join([describe(game), *start.warnings, start.note]).strip())
     total = len(game.splits.train)
     rows = {
         "pictures": f"{total}; of {min(total, SAMPLE)} tried {num_broken} are broken",
-        **findings(config, world, game, start.progress, seconds),
-        **memory_of_scores(game, config, world),
+        **findings(game, start.progress, seconds),
+        **memory_of_scores(game),
         "checkpoints": f"{num_files} of {size / 1e9:.2f} GB in {folder}, {free / 1e9:.1f} GB free",
     }
     for name, text in rows.items():
@@ -73,11 +73,9 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device, local_si
     return 0
 
 
-def findings(
-    config: PretrainConfig, world: World, game: Game, progress: Progress, seconds: float
-) -> dict[str, str]:
+def findings(game: Game, progress: Progress, seconds: float) -> dict[str, str]:
     """What the run is going to be, in words. seconds: of a step."""
-    num_keys, steps_per_epoch = game.num_keys, len(game.loader)
+    config, num_keys, steps_per_epoch = game.config, game.num_keys, len(game.loader)
     # Steps that are still to be taken.
     startup = 0
     if config.has_startup and not progress.playing:
@@ -86,8 +84,6 @@ def findings(
     whole = timedelta(seconds=round((startup + steps) * seconds))
     memory = peak_memory(game.device) / 1e9
     return {
-        "processes": f"{world.size} on {game.device.type} in {game.model.amp or torch.float32}, "
-        f"{num_keys // world.size} pictures each",
         "steps per epoch": f"{steps_per_epoch} of {num_keys} pictures",
         "adversaries": f"{config.cluster}, {game.bank.W.shape[1]} on this process",
         "start-up": f"{startup} steps, {startup / steps_per_epoch:.2f} passes over the pictures",
@@ -97,13 +93,13 @@ def findings(
     }
 
 
-def memory_of_scores(game: Game, config: PretrainConfig, world: World) -> dict[str, str]:
+def memory_of_scores(game: Game) -> dict[str, str]:
     """What a kNN score will hold, in words. Raises InputError where the GPU lacks the memory."""
     splits = game.splits
     if game.monitor != "knn":
         return {}  # the features of a sample
     num_pictures = len(splits.labelled) + len(splits.val)
-    held = bytes_held(num_pictures, game.model.encoder_q.inplanes, world)
+    held = bytes_held(num_pictures, game.model.encoder_q.inplanes, game.world)
     free = free_memory(game.device)
     if held > free:
         raise InputError(

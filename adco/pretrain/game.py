@@ -9,13 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 from adco.data.datasets import Splits, hold_out, introduction, splits_of
+from adco.data.list_files import listed
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import Pictures
 from adco.data.shards import TarPictures
 from adco.data.views import Recipe, normalised
+from adco.encoder import check_sides
 from adco.model import AdCo
 from adco.negatives import NegativeBank
 from adco.objective import Denominator
@@ -25,7 +27,7 @@ from adco.pretrain.options import PretrainConfig
 from adco.step import Round, simclr_step, startup_step, train_step
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World
-from ops.errors import InputError
+from ops.errors import InputError, optional
 from ops.training import wrap_encoder
 from ops.workers import check_shared_memory, workers_per_process
 
@@ -41,54 +43,54 @@ class Game:
     monitor: which score is taken, knn, rank or none. held_out: whether val is a part of train.
     """
 
-    def __init__(self, config: PretrainConfig, world: World, device: torch.device, local_size: int):
+    def __init__(self, config: PretrainConfig, world: World, device: torch.device):
         if config.cluster < world.size:
             raise InputError(
                 f"cluster={config.cluster}: expected {world.size}, one a process, or more"
             )
+        self.config, self.world = config, world
         torch.manual_seed(config.seed)
         tune(device, bool(config.tf32))
-
-        # Pictures, and which of their views are queries and keys.
         recipes = training_recipes(config)
-        found = splits_of(config, world, local_size)
-        self.splits, self.monitor = scored_by(config, found)
-        self.held_out = self.splits is not found
-        self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
-        self.loader = build_loader(config, self.splits.train, recipes, world, device, local_size)
 
-        # The encoders, and the layout of their filters and of the views.
+        # The encoders, and the layout of their filters and of the views. They come before the
+        # pictures are looked for: a model may take no views of these sizes.
         self.device = device
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         precision = amp_dtype(config.amp, device)
         self.model = AdCo(
-            config.arch, config.moco_dim, config.moco_m, bool(config.mlp), config.stem,
-            config.seed, precision,
-        ).to(device, memory_format=self.layout)  # fmt: skip
+            config.arch, config.moco_dim, config.moco_m, config.mlp, config.stem, config.seed,
+            precision, config.channels, config.mlp_width, bool(config.mlp_bn),
+        )  # fmt: skip
+        sides = {recipe.size for recipe in recipes}
+        check_sides(self.model.encoder_q, config.channels, sides)
+        self.model.to(device, memory_format=self.layout)
         init = read_init(config)
         self.beginning = begin_with_(self.model, init) if init else []
         if config.compile:
             compile_(self.model.children(), device)
         self.wrapped = wrap_encoder(self.model, world)  # in DDP, where there are several processes
-
-        # Both encoders, as in the published checkpoints; the key encoder has no gradient and stays.
-        # Fused: one kernel for all parameters, and a dropped step is skipped on the device.
-        weights, decay = self.model.parameters(), config.weight_decay
-        self.optimizer = SGD(weights, config.lr, config.momentum, weight_decay=decay, fused=True)
+        self.optimizer = build_optimizer(config, self.model)
         self.scaler = GradScaler(device.type, enabled=precision is torch.float16)
 
+        # Pictures, and which of their views are queries and keys.
+        found = listed(splits_of(config, world), config.train_list)
+        self.splits, self.monitor = scored_by(config, found)
+        self.held_out = self.splits is not found
+        self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
+        self.loader = build_loader(config, self.splits.train, recipes, world, device)
+
         # The adversaries, and the numbers of the game.
-        self.kind = config.negatives
-        columns = UNUSED if self.kind in ("batch", "simclr") else config.cluster
+        unused = config.negatives in ("batch", "simclr")
+        columns = UNUSED if unused else config.cluster
         self.bank = NegativeBank(columns, config.moco_dim, config.seed).to(device)
+        self.players = (self.model, self.bank, self.optimizer)
         self.numbers = dict(
             moco_t=config.moco_t, mem_t=config.mem_t, memory_momentum=config.momentum,
             mem_wd=config.mem_wd, accum_steps=config.accum_steps,
         )  # fmt: skip
-        self.lr, self.memory_lr, self.refresh = config.lr, config.memory_lr, config.refresh
         weight, keys = config.mem_weight, bool(config.batch_keys)
         self.denominator = Denominator(weight, keys, bool(config.decoupled))
-        self.late = config.adversaries_from
 
     @property
     def num_keys(self) -> int:
@@ -96,7 +98,7 @@ class Game:
         return self.loader.batches.global_size
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[list[Tensor]]:
-        """Views [N, 3, S, S] of an epoch on the device, from batch `first` on.
+        """Views [N, C, S, S] of an epoch on the device, from batch `first` on.
 
         Epochs -1, -2, ... are the passes of the start-up.
         """
@@ -108,33 +110,31 @@ class Game:
 
     def play(self, views: list[Tensor], step: int = 0, done: float = 1.0) -> Round:
         """One step of both players. step: its number.  done: the share of the run that is over."""
-        optimizer, scaler = self.optimizer, self.scaler
-        if self.kind == "simclr":
-            tau, decoupled = self.numbers["moco_t"], self.denominator.decoupled
+        config, kind = self.config, self.config.negatives
+        if kind == "simclr":
             return simclr_step(
-                self.wrapped, optimizer, views, moco_t=tau, decoupled=decoupled, scaler=scaler
-            )
+                self.wrapped, self.optimizer, views, moco_t=config.moco_t,
+                decoupled=bool(config.decoupled), scaler=self.scaler,
+            )  # fmt: skip
 
-        # Keys are written into the columns where these are a queue, or are to begin as one.
-        first = step * self.num_keys % self.bank.num_negatives
-        still = dict(memory_lr=0.0, refresh=self.num_keys, first_column=first)
-        keys_alone = self.denominator._replace(column_weight=0.0)
-        if self.kind == "learned" and done >= self.late:
-            # An angle falls with the encoder's learning rate.
-            share = optimizer.param_groups[0]["lr"] / self.lr
-            auto = self.memory_lr == "auto"
-            moves = dict(angle=share * ANGLE) if auto else dict(memory_lr=self.memory_lr)
-            first = step * self.refresh % self.bank.num_negatives
-            moves |= dict(refresh=self.refresh, first_column=first, denominator=self.denominator)
-        elif self.kind == "queue":
-            moves = still | dict(denominator=self.denominator)
-        elif self.kind == "learned":
-            moves = still | dict(denominator=keys_alone)
-        else:
-            moves = dict(memory_lr=0.0, denominator=keys_alone)
+        # How the columns move, how many of them become keys, and what counts as a negative.
+        moves, refresh, denominator = dict(memory_lr=0.0), 0, self.denominator
+        plays = kind == "learned" and done >= config.adversaries_from
+        if plays and config.memory_lr == "auto":
+            # An angle that falls with the encoder's learning rate.
+            moves = dict(angle=ANGLE * self.optimizer.param_groups[0]["lr"] / config.lr)
+        elif plays:
+            moves = dict(memory_lr=config.memory_lr)
+        if plays:
+            refresh = config.refresh
+        elif kind != "batch":  # a queue, or adversaries that will begin as one
+            refresh = self.num_keys
+        if not plays and kind != "queue":
+            denominator = denominator._replace(column_weight=0.0)
+        first = step * refresh % self.bank.num_negatives
         return train_step(
-            self.wrapped, self.bank, optimizer, views, self.plan, scaler=scaler,
-            **self.numbers, **moves,
+            self.wrapped, self.bank, self.optimizer, views, self.plan, scaler=self.scaler,
+            refresh=refresh, first_column=first, denominator=denominator, **moves, **self.numbers,
         )  # fmt: skip
 
     def start_up(self, views: list[Tensor], step: int) -> tuple[Tensor, Tensor]:
@@ -145,6 +145,25 @@ class Game:
             moco_t=self.numbers["moco_t"], accum_steps=self.numbers["accum_steps"],
             scaler=self.scaler,
         )  # fmt: skip
+
+
+def build_optimizer(config: PretrainConfig, model: AdCo) -> Optimizer:
+    """That of both encoders, as in the published checkpoints; the key encoder has no gradient.
+
+    Fused: one kernel for all parameters, and a dropped step is skipped on the device. timm's LARS
+    is not: there the host waits for the device once a step, to read whether it is dropped.
+    """
+    lr, momentum, decay = config.lr, config.momentum, config.weight_decay
+    groups = [{"params": [p for p in model.parameters() if p.ndim > 1 or config.decay_norms]}]
+    if not config.decay_norms:
+        flat = [p for p in model.parameters() if p.ndim <= 1]
+        groups.append({"params": flat, "weight_decay": 0.0})
+    if config.optimizer == "adamw":
+        return AdamW(groups, lr, (momentum, 0.999), weight_decay=decay, fused=True)
+    if config.optimizer == "lars":
+        timm = optional("timm.optim", "--optimizer lars")
+        return timm.Lars(groups, lr, momentum, weight_decay=decay)
+    return SGD(groups, lr, momentum, weight_decay=decay, fused=True)
 
 
 def scored_by(config: PretrainConfig, splits: Splits) -> tuple[Splits, str]:
@@ -165,7 +184,7 @@ def scored_by(config: PretrainConfig, splits: Splits) -> tuple[Splits, str]:
 
 
 def build_loader(
-    config: PretrainConfig, pictures: Pictures, recipes: list[Recipe], world, device, local_size
+    config: PretrainConfig, pictures: Pictures, recipes: list[Recipe], world: World, device
 ) -> TrainingLoader:
     """The batches of N views of this process, and the loader processes that make them."""
     images = config.images_per_process(world.size)  # N
@@ -179,8 +198,9 @@ def build_loader(
                 f"shuffle_block={config.shuffle_block}: expected packed pictures (adco.pack)"
             )
         batches.shuffle = partial(pictures.block_order, config.shuffle_block)
-    workers = workers_per_process(config.workers, local_size)
-    check_shared_memory(images * sum(3 * r.size**2 for r in recipes), workers, local_size)
+    workers = workers_per_process(config.workers, world.local_size)
+    size = images * sum(config.channels * r.size**2 for r in recipes)
+    check_shared_memory(size, workers, world.local_size)
     return TrainingLoader(views, batches, workers, pin_memory=device.type == "cuda")
 
 
@@ -207,15 +227,17 @@ def training_recipes(config: PretrainConfig) -> list[Recipe]:
     return [full, full, *crops] if config.sym else [full, *crops]
 
 
-def describe(game: Game, config: PretrainConfig, world: World) -> str:
+def describe(game: Game) -> str:
     """What is trained on, and what meets what, for the log."""
-    splits = game.splits
-    val = f"val, held out of train (--val_split {config.val_split:g})" if game.held_out else "val"
+    splits, share = game.splits, game.config.val_split
+    val = f"val, held out of train (--val_split {share:g})" if game.held_out else "val"
     lines = introduction({"train": splits.train, val: splits.val})
     lines.append(
         f"{len(game.loader)} steps of {game.num_keys} an epoch, {len(game.plan)} term(s), "
-        f"{world.size} process(es) on {game.device.type} in {game.model.amp or torch.float32}"
+        f"{game.world.size} process(es) on {game.device.type} in {game.model.amp or torch.float32}"
     )
+    if not game.model.has_batchnorm:
+        lines.append(f"{game.config.arch} has no BatchNorm: no shuffle, --accum_steps saves memory")
     if game.monitor == "rank":
         lines.append("score: effective rank of val's features (RankMe), without labels")
         lines.append("checkpoint_best has the largest: a weaker sign than kNN accuracy")

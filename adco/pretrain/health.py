@@ -60,18 +60,17 @@ class CollapseWatch:
                 STARVED.format(steps=self.patience, mass=mass),
             ),
         }
-        return [text for sign, (present, text) in signs.items() if self._lasts(sign, present, step)]
-
-    def _lasts(self, sign: str, present: bool, step: int) -> bool:
-        if not present:
-            self.since.pop(sign, None)
-            return False
-        # Told once, when it has lasted without a break.
-        first = self.since.setdefault(sign, step)
-        if step - first < self.patience or sign in self.told:
-            return False
-        self.told.add(sign)
-        return True
+        # A sign is told once, when it has lasted without a break.
+        due = []
+        for sign, (present, text) in signs.items():
+            if not present:
+                self.since.pop(sign, None)
+            elif (
+                step - self.since.setdefault(sign, step) >= self.patience and sign not in self.told
+            ):
+                self.told.add(sign)
+                due.append(text)
+        return due
 
 
 class DropStreak:
@@ -112,19 +111,13 @@ class BadPictures:
         self.limit, self.num_pictures = limit, num_pictures
         self.known: dict[str, str] = dict(known)
 
-    @property
-    def count(self) -> int:
-        return len(self.known)
-
     def add(self, newly_broken: dict[str, str]) -> list[str]:
         """A sentence about each picture that has not been named before, in the order of names."""
-        fresh = {
-            name: newly_broken[name] for name in sorted(newly_broken) if name not in self.known
-        }
-        self.known |= fresh
+        fresh = sorted(newly_broken.keys() - self.known.keys())
+        self.known |= {name: newly_broken[name] for name in fresh}
         return [
-            f"broken picture {name}: {reason}; another one stands in for it"
-            for name, reason in fresh.items()
+            f"broken picture {name}: {self.known[name]}; another one stands in for it"
+            for name in fresh
         ]
 
     def complaint(self, folder: Path | None = None) -> str:
@@ -132,7 +125,8 @@ class BadPictures:
 
         With a folder, the list of all that are known goes into bad_pictures.txt there.
         """
-        if self.count <= self.limit * self.num_pictures:
+        count = len(self.known)
+        if count <= self.limit * self.num_pictures:
             return ""
         name, reason = next(iter(self.known.items()))
         where = ""
@@ -142,6 +136,6 @@ class BadPictures:
                 (folder / LIST).write_text("".join(lines), encoding="utf-8")
                 where = f"; all that are known in {folder / LIST}"
         return (
-            f"{self.count} of {self.num_pictures} pictures are broken, more than --bad_images_max "
+            f"{count} of {self.num_pictures} pictures are broken, more than --bad_images_max "
             f"{self.limit:g}; first: {name} ({reason}){where}; remove them or raise the limit"
         )

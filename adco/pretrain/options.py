@@ -30,6 +30,9 @@ class PretrainConfig(RunOptions):
     }  # fmt: skip
 
     # Pictures
+    data: str = option(
+        "data", "folder of the pictures, or several (or positional)", may_change=True, nargs="+"
+    )
     dataset: str = option("ImageNet", "data set; digits come with the program", choices=DATASETS)
     shuffle_block: int = option(
         0, "tar: shards in random order, so many pictures shuffled at a time; 0: all", AT_LEAST_0
@@ -101,7 +104,9 @@ class PretrainConfig(RunOptions):
     init_sha256: str = option(
         None, "SHA-256 that it has to have (default: what it has)", follows=("init",)
     )
-    mlp: int = switch(1, "1: two-layer projection head; 0: one linear layer")
+    mlp: int = option(1, "hidden layers of the projection head; 0: one linear layer", AT_LEAST_0)
+    mlp_width: int = option(None, "their width (default: that of the features)", AT_LEAST_1)
+    mlp_bn: int = switch(0, "1: BatchNorm after each of them, in place of a bias")
     amp: str = option(
         "auto",
         "precision of the encoders; auto: bf16 where the device computes in it; none: float32",
@@ -121,8 +126,12 @@ class PretrainConfig(RunOptions):
     cos: int = option(1, "1: cosine to lr_final; 2: quarter cosine; 0: steps", choices=(0, 1, 2))
     schedule: tuple[int, ...] = option((120, 160), "--cos 0: lr drops tenfold there", nargs="*")
     warmup_epochs: int = option(0, "epochs over which lr rises linearly from 0", AT_LEAST_0)
-    momentum: float = option(0.9, "SGD momentum, of the encoder and of the adversaries", BELOW_1)
+    optimizer: str = option("sgd", "of the encoder", choices=("sgd", "adamw", "lars"))
+    momentum: float = option(
+        0.9, "momentum (adamw: beta_1) of the encoder, and of the adversaries", BELOW_1
+    )
     weight_decay: float = option(1e-4, "weight decay of the encoder", AT_LEAST_0, names=("--wd",))
+    decay_norms: int = switch(1, "0: no weight decay on biases and norms")
 
     # Scores and checkpoints
     save_freq: int = option(10, "epochs between numbered checkpoints", AT_LEAST_1, may_change=True)
@@ -151,6 +160,10 @@ class PretrainConfig(RunOptions):
         check_negatives(self)
         if self.monitor in ("knn", "rank") and not self.knn_freq:
             raise InputError(f"monitor={self.monitor} with knn_freq=0: no score is ever taken")
+        if not self.mlp and (self.mlp_width or self.mlp_bn):
+            raise InputError("mlp=0 has no hidden layer; leave out --mlp_width and --mlp_bn")
+        if self.optimizer == "lars" and not self.weight_decay:
+            raise InputError("optimizer=lars adapts what decays only: give --weight_decay above 0")
         if self.init and self.resume not in ("", "auto"):
             raise InputError(f"resume={self.resume!r} has its own weights; leave --init out")
         self.check_micro_batches(self.global_batch_size or self.batch_size)
@@ -263,4 +276,7 @@ DATASET_PRESETS = {
         cluster=1024, batch_size=128, epochs=24, lr=0.02, mem_t=0.2, memory_lr=0.3, init_steps=93,
     ),
 }  # fmt: skip
-PRESETS = {"dataset": DATASET_PRESETS}
+# Rates for 256 pictures a step: of MoCo v3's ViTs, and of SimCLR.
+ADAMW = dict(lr=1.5e-4, lr_final=0.0, weight_decay=0.1)
+LARS = dict(lr=0.3, lr_final=0.0, weight_decay=1e-6, decay_norms=0)
+PRESETS = {"dataset": DATASET_PRESETS, "optimizer": {"adamw": ADAMW, "lars": LARS}}

@@ -11,9 +11,10 @@ from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import KEPT, Progress, unpack_
 from ops import checkpoint
-from ops.distributed import Flags, World
-from ops.errors import InputError, shown
+from ops.distributed import Flags
+from ops.errors import InputError
 from ops.journal import Journal
+from ops.options import differences
 
 # Options that this program no longer has, with what it does in their place.
 FORMER_OPTIONS = {"bn_splits": 1}
@@ -39,45 +40,44 @@ class RunStart:
             journal.say(self.note)
 
 
-def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Flags) -> RunStart:
+def start_or_resume_(game: Game, flags: Flags) -> RunStart:
     """Fill the game's players from the checkpoint that --resume names; auto: from the newest whole
     one of this configuration. Where there is none they stay as they are: random, or of --init.
     """
-    data = game.splits.identity()
+    config, data = game.config, game.splits.identity()
     check_same_everywhere(data, flags)
     check_same_options(config, flags)
-    progress = Progress(config.start_epoch, **counts(game, config, world), best_of=game.monitor)
+    progress = Progress(config.start_epoch, **counts(game), best_of=game.monitor)
     start = RunStart(progress, data=data)
     start.note = "\n".join(game.beginning)
     if not config.resume:
         return start
+    state = None
     if config.resume == "auto":
         # One process looks: others might see another state of the same folder.
-        path, state = None, None
-        if world.first:
-            path, state, start.warnings = newest_with(config, log_folder(config), data)
-        name = flags.gather(path and str(path))[0]
-        if name is None:
+        if game.world.first:
+            start.source, state, start.warnings = newest_with(config, log_folder(config), data)
+        start.source = flags.gather(start.source)[0]
+        if start.source is None:
             if config.init and not game.beginning:
                 checkpoint.load(config.init)  # says that it is gone
             anew = f"no run with these options and data in {log_folder(config)}: starting anew"
             start.note = "\n".join([anew, *game.beginning])
             return start
-        start.source = Path(name)
         start.folder = start.source.parent  # the same run goes on in the same folder
     else:
-        start.source, state = Path(config.resume), None
+        start.source = Path(config.resume)
     state = state or checkpoint.load(start.source)
 
     source = str(start.source)
-    progress = unpack_(state, source, game.model, game.bank, game.optimizer, config.arch)
+    progress = unpack_(state, source, game.players, config.arch)
     start.kept = {key: state[key] for key in KEPT if state.get(key) is not None}
     if other := difference(state.get("data"), data):
         start.warnings.append(f"{source} was made of other data ({other}): its best score is void")
         progress.best_acc = 0.0
         start.kept.pop("bad_pictures", None)
     start.warnings += progress.score_by(game.monitor)
-    start.warnings += progress.count_in(**counts(game, config, world))
+    start.warnings += progress.count_in(**counts(game))
     start.progress = progress
     if start.kept.get("scaler"):  # it is empty where the run was not in fp16
         game.scaler.load_state_dict(start.kept["scaler"])
@@ -85,12 +85,14 @@ def start_or_resume_(game: Game, config: PretrainConfig, world: World, flags: Fl
     return start
 
 
-def counts(game: Game, config: PretrainConfig, world: World) -> dict[str, int]:
+def counts(game: Game) -> dict[str, int]:
     """In what the progress of a run is counted."""
     return dict(
         num_keys=game.num_keys,
         num_pictures=len(game.splits.train),
-        bn_size=game.num_keys // (world.size * config.accum_steps),
+        bn_size=game.model.has_batchnorm
+        * game.num_keys
+        // (game.world.size * game.config.accum_steps),
     )
 
 
@@ -98,12 +100,11 @@ def check_same_options(config: PretrainConfig, flags: Flags) -> None:
     """Raise InputError where another process was started with options that give other numbers."""
     ours = config.changes_numbers()
     for rank, theirs in enumerate(flags.gather(ours)):
-        for name, value in ours.items():
-            if theirs[name] != value:
-                raise InputError(
-                    f"process {rank} was started with {name} {shown(theirs[name])}, another with "
-                    f"{shown(value)}; give the same options on all nodes"
-                )
+        if found := differences(theirs, ours):
+            raise InputError(
+                f"process {rank} was started with other options: {', '.join(found)}; give the same "
+                "on all nodes"
+            )
 
 
 def log_folder(config: PretrainConfig) -> Path:
@@ -120,11 +121,11 @@ def newest_with(
     None, None, and a sentence about the damaged ones or, without such, about the newest run that
     was made otherwise.
     """
-    damaged, other = [], None
+    damaged, other = [], []
     runs = {path.parent for path in folder.rglob("checkpoint_*.pth.tar")}
     for run in sorted(runs, key=lambda run: (written_at(run), run.name), reverse=True):
-        if differences := made_otherwise(run / "config.json", config, data):
-            other = other or f"{run} was made with {differences}: --resume PATH goes on from it"
+        if why := made_otherwise(run / "config.json", config, data):
+            other = other or [f"{run} was made otherwise ({why}): --resume PATH goes on from it"]
             continue
         # Times do not tell the order in a folder: a copy may have changed them.
         for path in sorted(run.glob("checkpoint_*.pth.tar"), key=steps_in, reverse=True):
@@ -132,9 +133,7 @@ def newest_with(
                 return path, checkpoint.load(path), damaged
             except InputError as error:
                 damaged.append(f"passed over: {error}")
-    if damaged:
-        return None, None, damaged
-    return None, None, [other] if other else []
+    return None, None, damaged or other
 
 
 def written_at(run: Path) -> float:
@@ -177,12 +176,5 @@ def made_otherwise(path: Path, config: PretrainConfig, data: dict) -> str:
             ours["init_sha256"] = theirs["init_sha256"] if same else f"of {config.init}"
         other_data = difference(content.get("data"), data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "a configuration that cannot be read"  # none, torn, or of another program
-    differences = [
-        f"{name} {shown(theirs[name])}, here {shown(value)}"
-        for name, value in ours.items()
-        if theirs[name] != value
-    ]
-    if other_data:
-        differences.append(f"other data ({other_data})")
-    return ", ".join(differences)
+        return "its configuration cannot be read"  # none, torn, or of another program
+    return ", ".join(filter(None, [*differences(theirs, ours), other_data]))

@@ -6,7 +6,7 @@ from adco.pretrain.dry_run import dry_run
 from adco.pretrain.game import Game
 from adco.pretrain.init import with_init_hash
 from adco.pretrain.meter import EpochMeter
-from adco.pretrain.monitor import SCORES, Monitor
+from adco.pretrain.monitor import SCORES, score_trunk
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import start_or_resume_
 from adco.pretrain.upkeep import Stopped, Upkeep
@@ -18,19 +18,16 @@ from ops.signals import StopRequest, WaitInterrupted
 from ops.workers import end_workers
 
 
-def run(config: PretrainConfig, world: World, device: torch.device, local_size: int) -> int:
-    """Pre-train as configured, as one process of `world`. Returns the exit code.
-
-    local_size: processes on this node.
-    """
-    config = with_init_hash(config.with_global_batch(world.size, local_size))
+def run(config: PretrainConfig, world: World, device: torch.device) -> int:
+    """Pre-train as configured, as one process of `world`. Returns the exit code."""
+    config = with_init_hash(config.with_global_batch(world.size, world.local_size))
     # Check and time, but leave nothing behind.
     if config.dry_run:
-        return dry_run(config, world, device, local_size)
+        return dry_run(config, world, device)
     with StopRequest() as stop:
         try:
             with stop.waiting():
-                training = Pretraining(config, world, device, local_size, stop)
+                training = Pretraining(config, world, device, stop)
         except WaitInterrupted:
             stop.end()  # nothing is lost yet
         try:
@@ -55,26 +52,18 @@ def run(config: PretrainConfig, world: World, device: torch.device, local_size: 
 class Pretraining:
     """The phases of a run. The step is in adco/step.py; what happens between steps in Upkeep."""
 
-    def __init__(
-        self,
-        config: PretrainConfig,
-        world: World,
-        device: torch.device,
-        local_size: int,
-        stop: StopRequest,
-    ):
+    def __init__(self, config: PretrainConfig, world: World, device, stop: StopRequest):
         self.config, self.world = config, world
-        self.game = Game(config, world, device, local_size)
+        self.game = Game(config, world, device)
 
         # From nothing, or from a checkpoint.
         flags = Flags(world)
-        start = start_or_resume_(self.game, config, world, flags)
+        start = start_or_resume_(self.game, flags)
         self.progress, self.is_resumed = start.progress, start.source is not None
         self.meter_state = start.kept.get("meter")  # of an interrupted epoch
 
-        self.upkeep = Upkeep(self.game, config, world, flags, start, stop)
+        self.upkeep = Upkeep(self.game, flags, start, stop)
         self.journal = self.upkeep.journal
-        self.monitor = Monitor(self.game, config, world, local_size)
 
     # ---- before the first epoch
 
@@ -105,9 +94,9 @@ class Pretraining:
                     loss, dropped = game.start_up(views, progress.startup_step)
                     self.upkeep.streak.count_(dropped)
                     progress.startup_step += 1
-                self.journal.advance()
+                self.journal.bar.update()
                 self.log_startup(loss, progress.startup_step, num_steps)
-        self.journal.close_bar()
+        self.journal.bar.close()
         # theta_k <- theta_q: both players begin the epochs with one encoder.
         game.model.copy_query_to_key()
 
@@ -148,10 +137,10 @@ class Pretraining:
                 progress.epoch_step += 1
 
             # Log. Nothing here waits for the device but log().
-            self.journal.advance()
+            self.journal.bar.update()
             if i % config.print_freq == 0 or i + 1 == num_steps:
                 self.log(i, num_steps)
-        self.journal.close_bar()
+        self.journal.bar.close()
 
     def log(self, i: int, num_steps: int) -> None:
         """One line and one record of step i. Waits for the device."""
@@ -164,7 +153,7 @@ class Pretraining:
             "epoch": progress.epoch,
             "lr": game.optimizer.param_groups[0]["lr"],
             "bank_norm": mean_across_ranks_(game.bank.W.norm(dim=0).mean(), self.world).item(),
-            "bad_pictures": self.upkeep.bad_pictures.count,
+            "bad_pictures": len(self.upkeep.bad_pictures.known),
         }
         self.journal.record("train", progress.step, values)
         self.upkeep.check_health(values)
@@ -197,12 +186,14 @@ class Pretraining:
                 names.append(numbered(done - 1))
             if not upkeep.save(tuple(names)):
                 progress.best_acc = best_before  # it is not on disk
+        # A stop may have come while the epoch was saved.
         if done < config.epochs:
-            upkeep.between_epochs()
+            upkeep.end_if_asked(upkeep.agree(None), None)
 
     def score(self) -> float | None:
         """kNN accuracy of the trunk in percent, or its effective rank; None: no score is taken."""
-        score, kind = self.monitor.score(self.upkeep.scoring), self.monitor.kind
+        kind = self.game.monitor
+        score = score_trunk(self.game, self.upkeep.scoring)
         if score is not None:
             (name, title, unit), epoch = SCORES[kind], self.progress.epoch
             self.journal.say(f" * {title} {score:.2f}{unit} after {epoch} epochs")

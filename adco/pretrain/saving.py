@@ -1,12 +1,11 @@
 """When a run saves, under which names, and what happens when it cannot."""
 
-import shutil
 import time
 from pathlib import Path
 
 from ops import checkpoint
 from ops.errors import RunFailed
-from ops.files import duplicate
+from ops.files import NOT_SAVED, duplicate
 from ops.journal import Journal
 
 
@@ -25,17 +24,14 @@ class Checkpoints:
         self.failed = False  # whether the newest state could not be written
         # The clock of --save_minutes.
         self.saved_at = time.monotonic()
-        self.asked = False  # whether `due` has said so
 
     def age(self) -> float:
         """Minutes since the run was last saved, or begun."""
         return (time.monotonic() - self.saved_at) / 60
 
     def due(self) -> bool:
-        """Whether the time is up; says so once until the next save."""
-        due = self.minutes > 0 and self.age() >= self.minutes and not self.asked
-        self.asked |= due
-        return due
+        """Whether the time is up."""
+        return 0 < self.minutes <= self.age()
 
     def save(self, state: dict, more_names: tuple[str, ...] = ()) -> bool:
         """Write the last checkpoint, and the same under more names. True where that was done.
@@ -43,7 +39,7 @@ class Checkpoints:
         A failure does not end the run: it is told, what was saved before stays, and the next save
         tries again.
         """
-        path, self.failed, self.asked = self.last, True, False
+        path, self.failed = self.last, True
         try:
             # The last one becomes the one before it, unless it is known to be damaged.
             previous = self.folder / checkpoint.PREVIOUS if self.last_is_good else None
@@ -54,10 +50,7 @@ class Checkpoints:
                 path = self.folder / name
                 duplicate(self.last, path)
         except OSError as error:
-            self.journal.warn(
-                f"NOT SAVED: {path} could not be written ({error}; {self._free()}). Training goes "
-                "on and tries again at the next save; make room, or restore the folder"
-            )
+            self.journal.warn(NOT_SAVED.format(path, error))
             return False
         finally:
             self.saved_at = time.monotonic()
@@ -70,9 +63,3 @@ class Checkpoints:
                 f"trained to the end, but the last state could not be saved as {self.last}; make "
                 "room and start again with --resume auto, from the checkpoint before"
             )
-
-    def _free(self) -> str:
-        try:
-            return f"{shutil.disk_usage(self.folder).free / 1e6:.0f} MB free"
-        except OSError:
-            return "the folder is gone"

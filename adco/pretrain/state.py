@@ -27,6 +27,9 @@ from ops.errors import InputError, shown
 KEPT = ("meter", "watch", "journal_size", "bad_pictures", "scaler")
 
 
+# Both encoders, the adversaries, and the encoders' optimizer.
+Players = tuple[AdCo, NegativeBank, Optimizer]
+
 # What changes with the numbers that a run is counted in.
 COUNTS = {
     "num_keys": "another number of pictures a step: steps and rates are no longer the same",
@@ -88,15 +91,12 @@ class Progress:
         return found
 
 
-def pack(
-    model: AdCo,
-    bank: NegativeBank,
-    optimizer: Optimizer,
-    progress: Progress,
-    config: PretrainConfig,
-    data: dict[str, dict] | None = None,
-) -> dict:
-    """Everything that a run needs to go on as if it had never stopped. data: its identity."""
+def pack(players: Players, progress: Progress, config: PretrainConfig, data=None) -> dict:
+    """Everything that a run needs to go on as if it had never stopped.
+
+    data: which pictures it is made of (adco.data.identity).
+    """
+    model, bank, optimizer = players
     return {
         "arch": config.arch,
         "state_dict": checkpoint.with_module(model.state_dict()),
@@ -109,18 +109,13 @@ def pack(
     }
 
 
-def unpack_(
-    state: dict, source: str, model: AdCo, bank: NegativeBank, optimizer: Optimizer, arch: str
-) -> Progress:
-    """Fill model, bank and optimizer from a checkpoint of ours, of the published AdCo or of MoCo.
+def unpack_(state: dict, source: str, players: Players, arch: str) -> Progress:
+    """Fill the players from a checkpoint of ours, of the published AdCo or of MoCo.
 
     Returns where the run stands; after a file of MoCo, which has no bank, before the start-up.
     """
-    for key in ("state_dict", "epoch", "optimizer"):
-        if key not in state:
-            raise InputError(
-                f"{source} has no {key!r}; to go on from it, it has to be a pre-training checkpoint"
-            )
+    model, bank, optimizer = players
+    checkpoint.check_goes_on(state, source, "a pre-training checkpoint")
     if state.get("arch", arch) != arch:
         raise InputError(
             f"{source} holds a {shown(state['arch'])}, this run a {arch}; give the same --arch"
@@ -128,15 +123,13 @@ def unpack_(
     if not checkpoint.is_state_dict(state["state_dict"]):
         raise InputError(f"{source} holds no state_dict; expected tensors by their names")
     weights = checkpoint.without_module(state["state_dict"])
-    weights = {
-        name: value for name, value in weights.items() if not name.startswith("queue")
-    }  # MoCo's keys
+    # MoCo's file holds a queue of keys too.
+    weights = {n: tensor for n, tensor in weights.items() if not n.startswith("queue")}
     checkpoint.load_strictly(model, weights, source)
-    load_optimizer_(optimizer, state["optimizer"], source)
+    checkpoint.load_optimizer_(optimizer, state["optimizer"], source)
     if "Memory_Bank" in state:
-        checkpoint.load_strictly(
-            bank, state["Memory_Bank"], f"the bank in {source} (--cluster, --moco_dim)"
-        )
+        where = f"the bank in {source} (--cluster, --moco_dim)"
+        checkpoint.load_strictly(bank, state["Memory_Bank"], where)
     model.num_shuffles = state.get("num_shuffles", 0)
     return read_progress(state, source)
 
@@ -173,30 +166,3 @@ def plain_optimizer_state(optimizer: Optimizer, initial_lr: float) -> dict:
     }
     groups = [{**g, "fused": None, "initial_lr": initial_lr} for g in state["param_groups"]]
     return {"state": momenta, "param_groups": groups}
-
-
-def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
-    """Load SGD's momentum, kept over the query encoder's parameters alone or over both encoders'.
-
-    The key encoder's come last and have no momentum, so the numbering is the same. Rates, decay and
-    the kind of kernel stay those of this run.
-    """
-    own = optimizer.state_dict()["param_groups"]
-    try:
-        (group,) = state["param_groups"]
-        if len(group["params"]) not in (len(own[0]["params"]), len(own[0]["params"]) // 2):
-            raise ValueError(f"{len(group['params'])} parameters for {len(own[0]['params'])}")
-        optimizer.load_state_dict({"state": state["state"], "param_groups": own})
-        for parameter, kept in optimizer.state.items():
-            if kept.get("momentum_buffer") is not None:
-                # Laid out as the parameter: a fused step walks both in the order of memory.
-                laid_out = torch.empty_like(parameter, requires_grad=False)
-                if kept["momentum_buffer"].shape != parameter.shape:
-                    raise ValueError(f"momentum {tuple(kept['momentum_buffer'].shape)}")
-                if not kept["momentum_buffer"].isfinite().all():
-                    raise ValueError("momentum that is not finite")
-                kept["momentum_buffer"] = laid_out.copy_(kept["momentum_buffer"])
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"the optimizer state in {source} does not fit this model: {shown(error)}"
-        ) from error

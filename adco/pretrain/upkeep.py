@@ -13,7 +13,7 @@ from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import RunStart, log_folder
 from adco.pretrain.saving import Checkpoints
 from adco.pretrain.state import pack
-from ops.distributed import Flags, World, broadcast_from_first_
+from ops.distributed import Flags, broadcast_from_first_
 from ops.errors import InputError, RunFailed
 from ops.journal import Journal
 from ops.run_folder import new_run_folder
@@ -39,15 +39,8 @@ class Requests(NamedTuple):
 class Upkeep:
     """Keeps a run healthy and its state on disk. Every process has one; the first one writes."""
 
-    def __init__(
-        self,
-        game: Game,
-        config: PretrainConfig,
-        world: World,
-        flags: Flags,
-        start: RunStart,
-        stop: StopRequest,
-    ):
+    def __init__(self, game: Game, flags: Flags, start: RunStart, stop: StopRequest):
+        config, world = game.config, game.world
         self.game, self.config, self.world, self.flags, self.stop = game, config, world, flags, stop
         self.progress, self.data = start.progress, start.data
         self.meter: EpochMeter | None = None  # inside an epoch
@@ -66,7 +59,7 @@ class Upkeep:
         if world.first:
             self.journal, self.saves = open_folder(config, start)
             self.journal.say(f"run folder: {self.journal.folder}")
-            self.journal.say(describe(game, config, world))
+            self.journal.say(describe(game))
             start.tell(self.journal)
 
     # ---- between two steps
@@ -137,7 +130,10 @@ class Upkeep:
         )
         if requests.broken:
             self.note_bad_pictures()
-            self.stop_if_too_many_are_broken()
+            if complaint := self.bad_pictures.complaint(self.journal.folder):
+                self.save()
+                # In the words of the first process, which has the folder, and once it has written.
+                self.flags.raise_first(InputError(complaint))
         saves = requests.save or requests.stop or (requests.failed and steps)
         if saves or (steps and steps % CHECK_STEPS == 0):
             self.sync_and_check_ranks()
@@ -161,11 +157,6 @@ class Upkeep:
             with suppress(Exception):  # the first error is the one to tell
                 self.save()
 
-    def between_epochs(self) -> None:
-        """A stop that came while the epoch was saved."""
-        if self.flags.any_process(self.stop.received is not None):
-            self.leave()
-
     def leave(self) -> None:
         saved = "" if not (self.saves and self.saves.failed) else ", BUT NOT SAVED"
         where = self.progress.where()
@@ -180,13 +171,6 @@ class Upkeep:
             for sentence in self.bad_pictures.add(newly_broken):
                 self.journal.warn(sentence)
 
-    def stop_if_too_many_are_broken(self) -> None:
-        complaint = self.bad_pictures.complaint(self.journal.folder) if self.world.first else ""
-        if complaint := self.flags.gather(complaint)[0]:
-            self.save()
-            self.flags.gather(None)  # no process ends before the first one has written
-            raise InputError(complaint)
-
     def stop_if_diverged(self, whole_epoch: bool = False) -> None:
         """Raise RunFailed on all processes, with the first one's message (it knows the saves).
 
@@ -194,7 +178,7 @@ class Upkeep:
         """
         last = self.saves.last if self.saves else None
         if complaint := self.streak.complaint(self.progress.where(), last, whole_epoch):
-            raise RunFailed(self.flags.gather(complaint)[0])
+            self.flags.raise_first(RunFailed(complaint))
 
     def check_health(self, values: dict[str, float]) -> None:
         """Read what was logged of this step: warn of a collapse, stop where it diverged."""
@@ -212,7 +196,7 @@ class Upkeep:
     # ---- saving
 
     def save_if_older_than(self, minutes: float) -> None:
-        if self.flags.any_process(self.world.first and self.saves.age() > minutes):
+        if self.agree(None, save=self.world.first and self.saves.age() > minutes).save:
             self.save()
 
     def save(self, more_names: tuple[str, ...] = ()) -> bool:
@@ -220,8 +204,7 @@ class Upkeep:
         # On every process: broken pictures, sums and the bank's columns come together here.
         self.note_bad_pictures()
         game = self.game
-        players = (game.model, game.bank, game.optimizer)
-        state = pack(*players, self.progress, self.config, self.data)
+        state = pack(game.players, self.progress, self.config, self.data)
         meter = self.meter.state() if self.meter else None
         if not self.world.first:
             return True
@@ -241,6 +224,5 @@ def open_folder(config: PretrainConfig, start: RunStart) -> tuple[Journal, Check
     folder = start.folder or new_run_folder(log_folder(config) / rates)
     # What was logged after the checkpoint is of steps that will be taken again.
     size = start.kept.get("journal_size") if start.folder else None
-    journal = Journal(folder, size)
-    journal.write_config(asdict(config), start.data)
+    journal = Journal(folder, asdict(config), start.data, size)
     return journal, Checkpoints(folder, config.save_minutes, journal, start.source)

@@ -1,27 +1,26 @@
 """What a probe works on: labelled training views, a held-out part of train, and val."""
 
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.models.resnet import ResNet
 
 from adco.data import pil_render
 from adco.data.datasets import share_of_each_class, splits_of
 from adco.data.decoder import decoding_of
-from adco.data.list_files import listed_part, load_places
+from adco.data.list_files import listed, load_places
 from adco.data.loader import CheckViews, check_loader
 from adco.data.pictures import Pictures
 from adco.data.views import Recipe, as_batch, draw_view, view_rng
-from adco.encoder import TrunkWeights
+from adco.encoder import Encoder, TrunkWeights
 from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import ALONE, World, once_per_node
 from ops.errors import InputError
 from ops.journal import Journal
+from ops.options import RunOptions
 from ops.workers import SignalSafeLoader, workers_per_process
 
 CROP_VIEW = 1  # view number that seeds the place of a --randcrop; view 0 seeds all else
@@ -39,26 +38,23 @@ class ProbeRun(NamedTuple):
     """What every protocol works on."""
 
     config: ProbeConfig
-    encoder: ResNet
+    encoder: Encoder
     sets: ProbeSets
     world: World
     device: torch.device
-    local_size: int  # processes on this node
     journal: Journal
     trunk: TrunkWeights | None = None  # as its file holds it; None: random weights
     data: dict | None = None  # which pictures the sets are (adco.data.identity)
 
 
-def load_probe_sets(
-    config: ProbeConfig, holdout: float, world: World = ALONE, local_size: int = 1
-) -> ProbeSets:
+def load_probe_sets(config: ProbeConfig, holdout: float, world: World = ALONE) -> ProbeSets:
     """Train, its held-out share and val. Raises InputError where pictures or labels are missing."""
     # All labelled pictures.
     if config.dataset in PLACES:
         places = partial(load_places, config.data, config.train_list, decoding_of(config))
-        splits = once_per_node(places, world, local_size)
+        splits = once_per_node(places, world)
     else:
-        splits = splits_of(config, world, local_size)
+        splits = listed(splits_of(config, world), config.train_list)
     train, val = splits.labelled, splits.val
     if train is None or val is None:
         raise InputError(
@@ -66,10 +62,8 @@ def load_probe_sets(
             "train and in val: train/CLASS/picture and val/CLASS/picture"
         )
 
-    # Of train, what a list names and the share asked for. Places205 has read its list above.
+    # Of train the share asked for.
     positions = np.arange(len(train))
-    if config.train_list and config.dataset not in PLACES:
-        positions = np.array(listed_part(train, Path(config.train_list)))
     if config.train_fraction < 1:
         labels = train.labels[positions]
         positions = positions[share_of_each_class(labels, config.train_fraction, config.seed)]
@@ -127,23 +121,20 @@ def window_start(length: int, size: int, rng: np.random.Generator) -> int:
 
 def probe_recipe(config: ProbeConfig) -> Recipe:
     """A crop and a flip; with --train_strong also the colours and the blur of pre-training."""
-    recipe = Recipe(config.image_size, config.view_min_scale(), flip_p=0.5 * config.flip)
-    if config.train_strong:
-        return recipe
-    return Recipe(
-        recipe.size, recipe.min_scale, jitter_p=0, gray_p=0, blur_p=0, flip_p=recipe.flip_p
-    )
+    plain = {} if config.train_strong else dict(jitter_p=0, gray_p=0, blur_p=0)
+    min_scale = config.min_scale or (0.2 if config.train_strong else 0.08)
+    return Recipe(config.image_size, min_scale, flip_p=0.5 * config.flip, **plain)
 
 
 def scoring_loader(
-    pictures: Pictures, config: ProbeConfig, world: World, local_size: int
+    pictures: Pictures, config: RunOptions, world: World, skip_broken: bool = False
 ) -> SignalSafeLoader:
     """Test views and labels of this process's share. Places205 is made square first.
 
-    local_size: processes on this node, which share its workers.
+    skip_broken: pictures that cannot be read are left out.
     """
     square, whole = config.dataset in PLACES, not config.eval_crop
-    views = CheckViews(pictures, config.image_size, square=square, whole=whole)
+    views = CheckViews(pictures, config.image_size, skip_broken, square, whole)
     batch_size = max(1, config.global_batch_size // world.size)
-    workers = workers_per_process(config.workers, local_size)
+    workers = workers_per_process(config.workers, world.local_size)
     return check_loader(views, batch_size, workers, world)

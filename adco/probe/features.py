@@ -1,13 +1,16 @@
 """Features of the frozen trunk: every process has those of its own share of the pictures."""
 
+from collections.abc import Iterator
+from math import nan
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from adco.data.views import normalised
 from adco.encoder import Trunk
+from ops.distributed import World, sum_across_ranks_
 from ops.errors import InputError
 
 BLOCK = 4096  # rows that are computed with at a time
@@ -44,26 +47,35 @@ def blocks(*shares: Features):
 
 
 @torch.no_grad()
+def features_of(network: nn.Module, loader, check: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+    """(features [n, d] float32 on the network's device, labels [n]) of each batch of a loader of
+    (bytes, labels).
+
+    check: raise InputError where a feature is not finite.
+    """
+    device = next(network.parameters()).device
+    for pictures, labels in loader:
+        # The sum of their squares needs float32, whatever the network computes in.
+        features = network(normalised(pictures.to(device, non_blocking=True))).float()
+        if check:
+            check_features(features)
+        yield features, labels
+
+
 def extract_features(encoder, loader, number: int, *, unit=True, check=False) -> Features:
     """Trunk features of all pictures of a loader of (bytes, labels), BatchNorm in eval mode.
 
     number: of the pictures; there may be fewer, and batches may be empty, where broken ones are
-    left out.  unit: keep their directions.  check: raise InputError where one is not finite.
-    The encoder is left in its mode.
+    left out.  unit: keep their directions.  check: as features_of. The encoder is left in its mode.
     """
-    trunk, device = Trunk(encoder), encoder.conv1.weight.device
-    was_training = encoder.training
+    device, was_training = next(encoder.parameters()).device, encoder.training
     encoder.eval()
     # Rows in their final place from the start: to join batches takes the memory twice.
     dtype = torch.int16 if unit else torch.float32
     rows = torch.empty(number, encoder.inplanes, dtype=dtype, device=device)  # [n, d]
     labels = [torch.empty(0, dtype=torch.long, device=device)]  # there may be no batch
     end = 0
-    for pictures, numbers in loader:
-        # The sum of their squares needs float32, whatever the trunk computes in.
-        features = trunk(normalised(pictures.to(device, non_blocking=True))).float()
-        if check:
-            check_features(features)
+    for features, numbers in features_of(Trunk(encoder), loader, check):
         place, end = slice(end, end + len(features)), end + len(features)
         rows[place] = directions(features) if unit else features
         labels.append(numbers.to(device, non_blocking=True))
@@ -78,3 +90,20 @@ def check_features(features: Tensor) -> None:
             "the trunk gives features that are not finite: its weights are too large, or its "
             "BatchNorm statistics are broken; take another checkpoint"
         )
+
+
+def effective_rank(rows: Tensor, world: World) -> float:
+    """exp of the entropy of the singular values, divided by their sum, of all processes' features.
+
+    RankMe (Garrido et al., arXiv:2210.02885), from 1 (one direction) to min(n, d) (all alike). As
+    there, the features are not centred. Its epsilon is not needed: 0 log 0 is 0 here.
+    rows: [n, d] of this process. nan where one is not finite. Every process calls it.
+    """
+    # Singular values are the roots of the eigenvalues of F^T F, a sum over rows: no row travels.
+    # MPS has no float64.
+    rows = (rows.cpu() if rows.device.type == "mps" else rows).double()
+    gram = sum_across_ranks_(rows.T @ rows, world)  # [d, d]
+    if not gram.isfinite().all():
+        return nan
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()  # [d]
+    return torch.special.entr(values / values.sum()).sum().exp().item()

@@ -1,6 +1,5 @@
 """Linear classifiers on a trunk, frozen or not: the training of `lincls.py --head linear`."""
 
-from contextlib import nullcontext
 from math import isfinite
 from typing import NamedTuple
 
@@ -8,12 +7,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import ResNet
 
 from adco.data.loader import EpochBatches, batch_loader, share_of
 from adco.data.pictures import Pictures
 from adco.data.views import normalised
-from adco.encoder import Trunk
+from adco.encoder import Encoder, Trunk
 from adco.probe.data import ProbeRun, ProbeViews, probe_recipe, scoring_loader
 from adco.probe.features import Features, blocks, check_features, extract_features
 from adco.probe.metrics import Accuracy, accuracies, best_index, count_right
@@ -31,7 +29,7 @@ class TrunkWithHeads(nn.Module):
     """
 
     def __init__(
-        self, encoder: ResNet, num_classes: int, num_heads: int, dropout: float, frozen: bool
+        self, encoder: Encoder, num_classes: int, num_heads: int, dropout: float, frozen: bool
     ):
         super().__init__()
         self.trunk = Trunk(encoder)
@@ -39,9 +37,9 @@ class TrunkWithHeads(nn.Module):
         self.frozen = frozen
         self.dropout = nn.Dropout(dropout)
         # Equal starts and one dropout mask: heads differ by their learning rate alone.
-        start = nn.init.normal_(torch.empty(num_classes, encoder.fc.in_features), std=0.01)
+        start = nn.init.normal_(torch.empty(num_classes, encoder.inplanes), std=0.01)
         self.heads = nn.ModuleList(
-            nn.Linear(encoder.fc.in_features, num_classes) for _ in range(num_heads)
+            nn.Linear(encoder.inplanes, num_classes) for _ in range(num_heads)
         )
         for head in self.heads:
             head.weight.data.copy_(start)
@@ -54,9 +52,7 @@ class TrunkWithHeads(nn.Module):
         return self
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
-        with torch.no_grad() if self.frozen else nullcontext():
-            features = self.trunk(pictures)
-        features = self.dropout(features)
+        features = self.dropout(self.trunk(pictures))
         return [head(features) for head in self.heads]
 
 
@@ -74,8 +70,8 @@ class HeadTraining:
 
     def __init__(self, run: ProbeRun):
         self.config, self.encoder, self.sets = run.config, run.encoder, run.sets
-        self.world, self.local_size = run.world, run.local_size
-        self.device, self.journal, self.data = run.device, run.journal, run.data or {}
+        self.world, self.device, self.journal = run.world, run.device, run.journal
+        self.data = run.data or {}
         self.frozen = self.config.trainable == "fc"
         self.lrs = self.config.rates()  # one per head
         torch.manual_seed(self.config.seed)
@@ -111,7 +107,7 @@ class HeadTraining:
         )
 
     def trunk_weights(self) -> dict[str, Tensor]:
-        """The trunk, BatchNorm statistics included, under torchvision's names."""
+        """The trunk, BatchNorm statistics included, under the names of build_trunk."""
         return {n: t for n, t in self.encoder.state_dict().items() if n.split(".")[0] != "fc"}
 
     def trunk_checksums(self) -> dict[str, int]:
@@ -139,9 +135,9 @@ class HeadTraining:
         least = 1 if self.frozen else 2  # BatchNorm in train mode needs two pictures
         M = config.global_batch_size
         self.batches = EpochBatches(len(views), M, self.world, config.seed, least)
-        workers = workers_per_process(config.workers, self.local_size)
-        batch = 3 * config.image_size**2 * self.batches.sizes[0] // self.world.size  # bytes
-        check_shared_memory(batch, workers, self.local_size)
+        workers = workers_per_process(config.workers, self.world.local_size)
+        size = train.channels * config.image_size**2 * self.batches.sizes[0] // self.world.size
+        check_shared_memory(size, workers, self.world.local_size)
         self.loader = batch_loader(views, self.batches, workers, self.device.type == "cuda")
         self.wrapped = wrap_encoder(self.model, self.world)
 
@@ -180,14 +176,14 @@ class HeadTraining:
 
             # The log is a collective: every process comes here at the same steps.
             seconds += stopwatch.lap()
-            self.journal.advance()
+            self.journal.bar.update()
             if i % config.print_freq == 0 or i + 1 == num_steps:
                 self.check_losses(losses, pictures)
                 # Over the epoch in float64, which not every device can add in.
                 sums += sum_across_ranks_(losses, self.world).tolist()
                 losses.zero_()
                 self.log(i, num_steps, seconds / (i + 1), rates, sums, counts)
-        self.journal.close_bar()
+        self.journal.bar.close()
         self.epoch += 1
 
     def step(self, scores: list[Tensor], labels: Tensor, total: int) -> Tensor:
@@ -259,7 +255,7 @@ class HeadTraining:
     def feature_batches(self, pictures: Pictures, name: str):
         """(features, labels) of this process's share. Those of a frozen trunk are computed once."""
         if name not in self.cached:
-            loader = scoring_loader(pictures, self.config, self.world, self.local_size)
+            loader = scoring_loader(pictures, self.config, self.world)
             if not self.frozen:
                 trunk, device = self.model.trunk, self.device
                 return ((trunk(normalised(x.to(device))), y.to(device)) for x, y in loader)
@@ -292,7 +288,7 @@ class HeadTraining:
     def peak_table(self) -> list[dict]:
         """The best score of each learning rate, in percent, and its epoch."""
         return [
-            {"lr": lr, "acc1": peak.acc1, "acc5": peak.acc5, "epoch": epoch}
+            {"lr": lr, **peak.percent(), "epoch": epoch}
             for lr, (peak, epoch) in zip(self.lrs, self.peaks, strict=True)
         ]
 

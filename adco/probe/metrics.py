@@ -25,6 +25,9 @@ class Accuracy(NamedTuple):
         """Percent."""
         return 100 * self.right5 / max(1, self.total)
 
+    def percent(self) -> dict[str, float]:
+        return {"acc1": self.acc1, "acc5": self.acc5}
+
     def __str__(self) -> str:
         return (
             f"Acc@1 {self.acc1:.3f} Acc@5 {self.acc5:.3f} "

@@ -34,7 +34,6 @@ class ProbeConfig(RunOptions):
     randcrop: int = switch(0, "1: training views are crops at full resolution")
     train_strong: int = switch(0, "1: training views are those of pre-training")
     train_fraction: float = option(1.0, "share of each class's pictures to train on", SHARE)
-    train_list: str = option("", "file that names the pictures to train on", may_change=True)
     holdout: float = option(
         0.0, "share of train on which lr, epoch, k or C is chosen; 0: on val, as published", BELOW_1
     )
@@ -50,6 +49,10 @@ class ProbeConfig(RunOptions):
     )
     stem: str = option(
         None, "first layers; default: what the checkpoint says", choices=STEMS,
+        follows=("pretrained", "resume"),
+    )  # fmt: skip
+    channels: int = option(
+        None, "C of the pictures; default: what the checkpoint says", AT_LEAST_1,
         follows=("pretrained", "resume"),
     )  # fmt: skip
     head: str = option(
@@ -99,12 +102,9 @@ class ProbeConfig(RunOptions):
                 "nothing to score: give a checkpoint with --pretrained, or --pretrained random "
                 "for the baseline"
             )
-        self.check_rates()
-        self.check_head()
-
-    def check_rates(self):
         if len(set(self.lr_sweep)) < len(self.lr_sweep):
             raise InputError(f"lr_sweep={self.lr_sweep} names a learning rate twice")
+        self.check_head()
 
     def check_head(self):
         """Refuse combinations in which an option would have no effect."""
@@ -146,11 +146,6 @@ class ProbeConfig(RunOptions):
         if self.cos:
             return cosine(epoch, self.epochs, lr, self.final_lr)
         return steps(epoch, lr, self.schedule)
-
-    def view_min_scale(self) -> float:
-        if self.min_scale is not None:
-            return self.min_scale
-        return 0.2 if self.train_strong else 0.08
 
 
 # Defaults that differ from ImageNet's. An option that is given always wins.

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from adco.data.loader import share_of
+from adco.data.pictures import Pictures
 from adco.probe import logistic
 from adco.probe.data import ProbeRun, scoring_loader
 from adco.probe.features import Features, extract_features
@@ -14,12 +15,6 @@ from adco.probe.state import load_head_, save_probe, unpack_probe_
 from ops import checkpoint
 from ops.errors import InputError
 
-# On which pictures the best learning rate, epoch, k or cost was chosen.
-ON_VAL = (
-    "val, as published: the choice has seen the pictures it is scored on; --holdout 0.1 avoids it"
-)
-HELD_OUT = "a held-out part of train; val is scored once"
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -28,7 +23,6 @@ class Outcome:
     protocol: str
     accuracy: Accuracy
     chosen: dict = field(default_factory=dict)  # what was chosen: lr and epoch, k, or cost
-    chosen_on: str = ""
     table: list[dict] = field(default_factory=list)  # scores the choice was made by
 
 
@@ -62,16 +56,11 @@ def score_linear(run: ProbeRun) -> Outcome:
     probe.restore_best()
     best = probe.best
     accuracy = probe.score(sets.val, "val")[best.head] if sets.held_out else best.accuracy
-    table = probe.peak_table()
-    if len(table) > 1:
-        for row in table:
-            journal.say("lr {lr:<8g} best Acc@1 {acc1:.3f} in epoch {epoch}".format(**row))
     return Outcome(
         protocol="linear probe" if probe.frozen else "fine-tuning",
         accuracy=accuracy,
         chosen={"lr": probe.lrs[best.head], "epoch": best.epoch},
-        chosen_on=HELD_OUT if sets.held_out else ON_VAL,
-        table=table,
+        table=probe.peak_table(),
     )
 
 
@@ -100,14 +89,8 @@ def score_knn(run: ProbeRun) -> Outcome:
     # With held-out pictures val is scored once, and they are neighbours too.
     if held_out is not None:
         (accuracy,) = score([train, held_out], val, ks=[config.knn_k[best]])
-    table = [
-        {"k": k, "acc1": of_k.acc1, "acc5": of_k.acc5}
-        for k, of_k in zip(config.knn_k, found, strict=True)
-    ]
-    for row in table:
-        run.journal.say("k {k:<4d} Acc@1 {acc1:.3f} Acc@5 {acc5:.3f}".format(**row))
-    chosen_on = ON_VAL if held_out is None else HELD_OUT
-    return Outcome("kNN", accuracy, {"k": config.knn_k[best]}, chosen_on, table)
+    table = [{"k": k, **of_k.percent()} for k, of_k in zip(config.knn_k, found, strict=True)]
+    return Outcome("kNN", accuracy, {"k": config.knn_k[best]}, table)
 
 
 def score_logistic(run: ProbeRun) -> Outcome:
@@ -117,9 +100,7 @@ def score_logistic(run: ProbeRun) -> Outcome:
 
     # Choose the cost of an error against that of large weights.
     cost, found = logistic.choose_cost(train, held_out, num_classes, world)
-    table = [{"cost": c, "acc1": of_c.acc1, "acc5": of_c.acc5} for c, of_c in found]
-    for row in table:
-        run.journal.say("C {cost:<8g} held out: Acc@1 {acc1:.3f}".format(**row))
+    table = [{"cost": c, **of_c.percent()} for c, of_c in found]
     if cost in (logistic.COSTS[0], logistic.COSTS[-1]):
         run.journal.warn(f"C {cost:g} is the end of the range tried")
 
@@ -127,20 +108,18 @@ def score_logistic(run: ProbeRun) -> Outcome:
     classifier = logistic.zeros(num_classes, train.rows)
     logistic.fit_(classifier, [train, held_out], cost, world)
     accuracy = logistic.accuracy(classifier, val, world)
-    return Outcome("logistic regression", accuracy, {"cost": cost}, HELD_OUT, table)
+    return Outcome("logistic regression", accuracy, {"cost": cost}, table)
 
 
 def features_of(run: ProbeRun) -> list[Features | None]:
     """Directions of the features of this process's share of train, the held-out part and val."""
-    features = []
-    for pictures in (run.sets.train, run.sets.held_out, run.sets.val):
-        if pictures is None:
-            features.append(None)
-            continue
-        loader = scoring_loader(pictures, run.config, run.world, run.local_size)
+
+    def features(pictures: Pictures) -> Features:
+        loader = scoring_loader(pictures, run.config, run.world)
         number = len(share_of(pictures, run.world))
-        features.append(extract_features(run.encoder, loader, number, check=True))
-    return features
+        return extract_features(run.encoder, loader, number, check=True)
+
+    return [None if pictures is None else features(pictures) for pictures in run.sets]
 
 
 PROTOCOLS = {

@@ -15,20 +15,22 @@ from ops.distributed import Flags, World
 from ops.errors import InputError
 from ops.files import json_bytes
 from ops.journal import Journal
-from ops.run_folder import new_run_folder, provenance
+from ops.run_folder import new_run_folder
 
+# On which pictures the best learning rate, epoch, k or cost was chosen.
+ON_VAL = (
+    "val, as published: the choice has seen the pictures it is scored on; --holdout 0.1 avoids it"
+)
+HELD_OUT = "a held-out part of train; val is scored once"
 LOGISTIC_HOLDOUT = 0.1  # --head logistic never chooses on val
 
 
-def run(config: ProbeConfig, world: World, device: torch.device, local_size: int) -> int:
-    """Score a trunk as configured, as one process of `world`. Returns the exit code.
-
-    local_size: processes on this node.
-    """
+def run(config: ProbeConfig, world: World, device: torch.device) -> int:
+    """Score a trunk as configured, as one process of `world`. Returns the exit code."""
     # The trunk, and the pictures. A saved head is scored without a choice.
-    encoder, config, trunk = read_encoder(config.with_global_batch(world.size, local_size))
+    encoder, config, trunk = read_encoder(config.with_global_batch(world.size, world.local_size))
     holdout = config.holdout or (LOGISTIC_HOLDOUT if config.head == "logistic" else 0)
-    sets = load_probe_sets(config, 0 if config.evaluate else holdout, world, local_size)
+    sets = load_probe_sets(config, 0 if config.evaluate else holdout, world)
     data = identity(sets._asdict())
     check_same_everywhere(data, Flags(world))
     if min(len(part) for part in (sets.train, sets.held_out, sets.val) if part) < world.size:
@@ -40,7 +42,8 @@ def run(config: ProbeConfig, world: World, device: torch.device, local_size: int
     # One folder a run, which the first process writes.
     protocol = protocol_of(config)
     parent = Path(config.save_path) / config.log_path / config.dataset / "lincls" / protocol
-    journal = Journal(new_run_folder(parent) if world.first else None)
+    folder = new_run_folder(parent) if world.first else None
+    journal = Journal(folder, asdict(config), data)
     try:
         probe_run = ProbeRun(
             config=config,
@@ -48,7 +51,6 @@ def run(config: ProbeConfig, world: World, device: torch.device, local_size: int
             sets=sets,
             world=world,
             device=device,
-            local_size=local_size,
             journal=journal,
             trunk=trunk,
             data=data,
@@ -69,13 +71,11 @@ def protocol_of(config: ProbeConfig) -> str:
 
 
 def introduce(probe_run: ProbeRun) -> None:
-    """Write the configuration, and say what is scored on what."""
+    """Say what is scored on what."""
     config, sets, journal = probe_run.config, probe_run.sets, probe_run.journal
-    journal.write_config(asdict(config), probe_run.data)
     journal.say(f"run folder: {journal.folder}")
     source = config.resume or config.pretrained
-    for line in introduction(sets._asdict()):
-        journal.say(line)
+    journal.say("\n".join(introduction(sets._asdict())))
     journal.say(
         f"{config.arch} from {source}, {probe_run.world.size} process(es) on "
         f"{probe_run.device.type}"
@@ -93,9 +93,13 @@ def introduce(probe_run: ProbeRun) -> None:
 def report_outcome(outcome: Outcome, probe_run: ProbeRun) -> None:
     """The result on the console and in results.json."""
     journal, config = probe_run.journal, probe_run.config
+    chosen_on = HELD_OUT if probe_run.sets.held_out else ON_VAL
+    # A choice among one is none.
+    for row in outcome.table if len(outcome.table) > 1 else ():
+        journal.say(", ".join(f"{name} {value:g}" for name, value in row.items()))
     if outcome.chosen:
         found = ", ".join(f"{name} {value:g}" for name, value in outcome.chosen.items())
-        journal.say(f"{found}: chosen on {outcome.chosen_on}")
+        journal.say(f"{found}: chosen on {chosen_on}")
     journal.say(f" * {outcome.accuracy}")
     # Only the first process has a folder.
     if journal.folder is None:
@@ -104,18 +108,15 @@ def report_outcome(outcome: Outcome, probe_run: ProbeRun) -> None:
     results = {
         "dataset": config.dataset,
         "protocol": outcome.protocol,
-        "acc1": outcome.accuracy.acc1,
-        "acc5": outcome.accuracy.acc5,
+        **outcome.accuracy.percent(),
         **outcome.accuracy._asdict(),
         "chosen": outcome.chosen,
-        "chosen_on": outcome.chosen_on,
+        "chosen_on": chosen_on if outcome.chosen else "",
         "table": outcome.table,
         "num_train": len(probe_run.sets.train),
         "checkpoint": source,
         "checkpoint_sha256": probe_run.trunk.sha256 if probe_run.trunk else None,
-        "data": probe_run.data,
-        "config": asdict(config),
-        **provenance(),
+        **journal.about,
     }
     journal.files.write({journal.folder / "results.json": json_bytes(results)})
     journal.files.check()

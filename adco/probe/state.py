@@ -11,32 +11,36 @@ from dataclasses import asdict, replace
 
 import torch
 from torch import nn
-from torchvision.models.resnet import ResNet
 
 from adco.data.identity import difference, normal
-from adco.encoder import TrunkWeights, build_trunk, own_config, read_trunk
+from adco.encoder import Encoder, TrunkWeights, build_trunk, check_sides, own_config, read_trunk
 from adco.probe.linear import Best, HeadTraining
 from adco.probe.metrics import Accuracy
 from adco.probe.options import RANDOM, ProbeConfig
 from ops import checkpoint
 from ops.errors import InputError, shown, some
+from ops.options import differences
 
 KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
 
-def read_encoder(config: ProbeConfig) -> tuple[ResNet, ProbeConfig, TrunkWeights | None]:
-    """The trunk to score, with a fresh `fc`, the configuration with its arch and stem, and what its
-    file holds; None for random weights.
+def read_encoder(config: ProbeConfig) -> tuple[Encoder, ProbeConfig, TrunkWeights | None]:
+    """The trunk to score, with a fresh `fc`, the options with its arch, stem and channels, and what
+    its file holds; None for random weights.
     """
     # The baseline has no file that could name its architecture.
     if config.pretrained == RANDOM and not config.resume:
-        config = replace(config, arch=config.arch or "resnet50", stem=config.stem or "imagenet")
+        kind = dict(arch=config.arch or "resnet50", stem=config.stem or "imagenet")
+        kind["channels"] = config.channels or 3
         torch.manual_seed(config.seed)
-        return build_trunk(config.arch, config.stem), config, None
-    found = read_trunk(config.resume or config.pretrained, arch=config.arch)
-    if config.stem:
-        found = replace(found, stem=config.stem)
-    return found.build(), replace(config, arch=found.arch, stem=found.stem), found
+        trunk, found = build_trunk(**kind), None
+    else:
+        found = read_trunk(config.resume or config.pretrained, arch=config.arch)
+        kind = {n: getattr(config, n) or getattr(found, n) for n in ("arch", "stem", "channels")}
+        found = replace(found, **kind)
+        trunk = found.build()
+    check_sides(trunk, kind["channels"], [config.image_size])
+    return trunk, replace(config, **kind), found
 
 
 def load_head_(head: nn.Linear, trunk: TrunkWeights, classes: list[str], warn) -> None:
@@ -92,14 +96,9 @@ def check_same_run(probe: HeadTraining, state: dict, source: str) -> None:
     theirs, ours = own_config(state), probe.config.changes_numbers()
     if "epochs" in theirs:
         theirs["epochs"] = max(theirs["epochs"], probe.config.epochs)
-    found = [
-        f"{name} was {shown(theirs[name])}, here it is {shown(value)}"
-        for name, value in ours.items()
-        if name in theirs and theirs[name] != value and name != "start_epoch"
-    ]
-    if data := difference(state.get("data"), probe.data):
-        found.append(data)
-    if found:
+    ours.pop("start_epoch")
+    other_data = difference(state.get("data"), probe.data)
+    if found := list(filter(None, [*differences(theirs, ours), other_data])):
         raise InputError(
             f"{source!r} cannot go on here: {', '.join(found)}; give the same options and data, or "
             "start anew with --pretrained"
@@ -112,11 +111,7 @@ def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None
     trunk: what the same file holds. Raises InputError where options or data are others.
     """
     source = trunk.source
-    for key in ("epoch", "state_dict", "optimizer"):
-        if key not in state:
-            raise InputError(
-                f"{source!r} has no {key!r}; to go on from it, it has to be a probe's checkpoint"
-            )
+    checkpoint.check_goes_on(state, source, "a probe's checkpoint")
     check_same_run(probe, state, source)
 
     # The heads, by their number. Published checkpoints have one, as fc.
@@ -125,18 +120,12 @@ def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None
     checkpoint.load_strictly(probe.model.heads, state.get("heads", fc), where)
 
     # Momentum and epoch. Rates and decay are those of this run.
-    own = probe.optimizer.state_dict()["param_groups"]
+    checkpoint.load_optimizer_(probe.optimizer, state["optimizer"], source)
     try:
-        theirs = state["optimizer"]
-        if [g["params"] for g in theirs["param_groups"]] != [g["params"] for g in own]:
-            raise ValueError("it is one of other parameters")
-        probe.optimizer.load_state_dict({"state": theirs["state"], "param_groups": own})
         probe.epoch = operator.index(state["epoch"])
         best_acc1 = float(state.get("best_acc1", "nan"))  # a tensor in some files
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"optimizer, epoch or best_acc1 in {source} do not fit this probe: {error}"
-        ) from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"epoch or best_acc1 in {source} is no number: {shown(error)}") from error
 
     # The scores so far.
     if "best" in state:

@@ -60,6 +60,6 @@ def run_folder(config):
     return max(written, key=lambda path: path.stat().st_mtime_ns).parent
 
 
-def run_each(configs, config, world, device, local_size):
+def run_each(configs, config, world, device):
     """Several runs in one process group."""
-    return max(run(each, world, device, local_size) for each in configs)
+    return max(run(each, world, device) for each in configs)

@@ -1,0 +1,251 @@
+"""Features of pictures as a file: python3 -m adco.embed CHECKPOINT DATA OUT.
+
+OUT is .npz, .csv or .parquet, with the columns name, label (the class, where there are classes) and
+features [n, d] float32 (in a .csv f0 to f(d-1)), in the order of the names. The row of a picture
+that cannot be read is nan, and it is named. adco.embed(model, pictures) gives the array alone.
+
+Until all is there the rows lie in the folder OUT.part, a file for each batch: the same command goes
+on from them.
+"""
+
+import json
+import os
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from adco.data.datasets import introduction, load_splits
+from adco.data.decoder import Decoding, decoding_of
+from adco.data.folder import read_folder
+from adco.data.identity import check_same_everywhere, identity
+from adco.data.loader import CheckViews, batch_loader
+from adco.data.pictures import ArrayPictures, BrokenPicture, FolderPictures
+from adco.encoder import Encoder, Trunk, TrunkWeights, check_sides, read_trunk
+from adco.probe.features import features_of
+from adco.probe.options import PROBE_PRESETS
+from adco.probe.parts import WRITERS, Parts
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, argument, option, parse, switch
+from ops.checkpoint import load_strictly
+from ops.distributed import Flags, World, once_per_node
+from ops.errors import EXIT_STOPPED, InputError, RunFailed, reported, steady_streams
+from ops.files import json_bytes, partial_name, write_whole
+from ops.launch import device_kind, launch
+from ops.options import ARCHITECTURES, DATASETS, PictureOptions, ProcessOptions
+from ops.signals import StopRequest, WaitInterrupted
+from ops.workers import end_workers, workers_per_process
+
+# Options that decide the numbers, beside the checkpoint and the pictures.
+DECIDING = ("of", "image_size", "eval_crop", "batch_size", "channels", "exif", "ground")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(ProcessOptions, PictureOptions):
+    """Write the features of pictures to a file, in the order of their names."""
+
+    checkpoint: str = argument("checkpoint of any program, with a ResNet or a model of timm")
+    data: str = argument("folder of the pictures, or what --data is for --dataset")
+    out: str = argument("new file: .npz, .csv or .parquet")
+    of: str = option("trunk", "what gives the features", choices=("trunk", "head"))
+    dataset: str = option("folder", "which data set DATA holds", choices=DATASETS)
+    split: str = option("train", "which part, where there is a val", choices=("train", "val"))
+    arch: str = option(None, "architecture, where the file does not say", choices=ARCHITECTURES)
+    channels: int = option(None, "C of the pictures (default: the checkpoint's)", AT_LEAST_1)
+    image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
+    eval_crop: int = switch(1, "1: the centre of a picture; 0: the whole")
+    batch_size: int = option(256, "pictures at a time", AT_LEAST_1, names=("-b",))
+    workers: int = option(32, "loader processes a node", AT_LEAST_0, names=("-j",))
+
+    def __post_init__(self):
+        super().__post_init__()
+        out = Path(self.out).absolute()
+        if out.suffix not in WRITERS or os.path.lexists(out) or not out.parent.is_dir():
+            raise InputError(
+                f"out={self.out!r}: expected a new file {', '.join(WRITERS)} in an existing folder"
+            )
+        if out.suffix == ".parquet" and find_spec("pyarrow") is None:
+            raise InputError("parquet needs pyarrow: python3 -m pip install pyarrow")
+
+
+def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, workers=0) -> np.ndarray:
+    """Features of pictures, float32 [n, d], in their order.
+
+    model: a checkpoint, an AdCo or one of its encoders, whose trunk or head is taken; or any other
+    module that takes [N, C, H, W].  pictures: a folder (all below it, in the order of their names),
+    files, or arrays [H, W, C] of whole numbers and PIL images.  Raises InputError, also for a
+    broken picture.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        model = network_of(read_trunk(os.fspath(model)), of).to(device_kind("auto"))
+    encoder = getattr(model, "encoder_q", model if isinstance(model, Encoder) else None)
+    network = model = encoder or model
+    if encoder is not None and of == "trunk":
+        network = Trunk(encoder)
+    filters = next(p for p in network.parameters() if p.dim() == 4)  # the first ones
+    how = Decoding(channels=filters.shape[1])
+    if isinstance(pictures, (str, os.PathLike)):
+        found = FolderPictures(Path(pictures), read_folder(Path(pictures)).names, decoding=how)
+    elif len(pictures) and isinstance(pictures[0], (str, os.PathLike)):
+        found = FolderPictures(Path(), [*map(os.fspath, pictures)], decoding=how)
+    else:
+        found = ArrayPictures(pictures, channels=how.channels)
+    if not len(found):
+        raise InputError("no pictures; expected a folder, files or arrays")
+    views, was_training = CheckViews(found, image_size), model.training
+    batches = [range(len(found))[i : i + batch_size] for i in range(0, len(found), batch_size)]
+    try:
+        rows = features_of(network.eval(), batch_loader(views, batches, workers))
+        return np.concatenate([features.cpu().numpy() for features, _ in rows])
+    finally:
+        model.train(was_training)
+
+
+def network_of(trunk: TrunkWeights, of: str, sides=()) -> nn.Module:
+    """Pictures [N, C, H, W] to features [N, d]: a file's trunk, or with the head that it has on it.
+
+    sides: of the pictures. Raises InputError where it has none, or does not take such pictures.
+    """
+    encoder = trunk.build()
+    check_sides(encoder, trunk.channels, sides)
+    network = Trunk(encoder)
+    if of == "trunk":
+        return network
+    head, layers = trunk.classifier() or trunk.head, nn.Sequential()
+    head = {f"0.{name}": value for name, value in head.items()} if "weight" in head else head
+    if not head or not all(name[0].isdecimal() for name in head):
+        raise InputError(f"{trunk.source} has no head on its trunk that is known; take --of trunk")
+    # Linear layers, which BatchNorm may follow, with a ReLU between two of them.
+    for number in sorted({name.partition(".")[0] for name in head}, key=int):
+        weight = head[f"{number}.weight"]
+        if weight.dim() == 1:
+            layers.add_module(number, nn.BatchNorm1d(len(weight)))
+            continue
+        if len(layers):
+            layers.add_module(f"relu{number}", nn.ReLU())
+        layer = nn.Linear(weight.shape[1], len(weight), bias=f"{number}.bias" in head)
+        layers.add_module(number, layer)
+    load_strictly(layers, head, trunk.source)
+    return nn.Sequential(network, layers)
+
+
+def run(config: EmbedConfig, world: World, device: torch.device) -> int:
+    """Write the file, as one process of `world`. Returns the exit code.
+
+    Raises InputError where OUT.part is of something else.
+    """
+    trunk = read_trunk(config.checkpoint, arch=config.arch)
+    config = replace(config, channels=config.channels or trunk.channels)
+    network = network_of(replace(trunk, channels=config.channels), config.of, [config.image_size])
+    network.eval().to(device)
+    load = partial(load_splits, config.dataset, config.data, False, decoding_of(config))
+    pictures = getattr(once_per_node(load, world), config.split)
+    if pictures is None:
+        raise InputError(f"{config.data!r} has no val: leave out --split val")
+    shape = 1, config.channels, config.image_size, config.image_size
+    with torch.no_grad():
+        width = network(torch.zeros(shape, device=device)).shape[1]
+    parts = Parts(Path(config.out + ".part"), pictures, config.batch_size, width)
+
+    # What the rows are of: those that are there have to be of the same.
+    flags, data = Flags(world), identity({config.split: pictures})
+    check_same_everywhere(data, flags)
+    decides = {"checkpoint": trunk.sha256, "data": data}
+    decides |= {name: getattr(config, name) for name in DECIDING}
+    note = parts.folder / "of.json"
+    theirs = json.loads(note.read_text()) if note.exists() else decides
+    if other := [name for name in decides if theirs.get(name) != decides[name]]:
+        raise InputError(f"{str(parts.folder)!r} is of another {', '.join(other)}: remove it first")
+    if world.first:
+        print("\n".join(introduction({config.split: pictures})), flush=True)
+        write_whole(note, json_bytes(decides))
+
+    workers = workers_per_process(config.workers, world.local_size)
+    try:
+        with StopRequest() as stop, suppress(WaitInterrupted):
+            if fill(parts, network, config, workers, world, flags, stop):
+                with stop.waiting():
+                    if world.first:
+                        finish(parts, Path(config.out))
+                    return 0
+    except OSError as error:
+        raise RunFailed(f"NOT WRITTEN: {config.out} ({error}); make room, start again") from error
+    end_workers()
+    if world.first:
+        print(f"stopped by {stop.name}: the same command goes on", flush=True)
+    return EXIT_STOPPED
+
+
+def fill(parts: Parts, network, config: EmbedConfig, workers: int, world, flags, stop) -> bool:
+    """Write all batches that are missing; False where a stop came. Every process calls it."""
+    views = CheckViews(parts.pictures, config.image_size, True, whole=not config.eval_crop)
+    views.labels = np.arange(len(views))  # which pictures have come
+    missing = [b for b in range(len(parts.batches)) if not parts.path(b).exists()]
+    (stopped,) = flags.exchange(0)  # all have looked
+    # A batch is the same pictures on any number of processes, so its rows are the same numbers.
+    mine = missing[world.rank :: world.size]
+    found = features_of(network, batch_loader(views, [parts.batches[b] for b in mine], workers))
+    left = sum(len(parts.batches[b]) for b in missing)
+    silent = None if world.first else True  # None: where nobody watches
+    bar = tqdm(total=len(views), initial=len(views) - left, unit=" pictures", disable=silent)
+    for batch in [*mine, None][: -(-len(missing) // world.size)]:
+        count = 0
+        with suppress(WaitInterrupted), stop.waiting():
+            if batch is not None:
+                parts.write(batch, *next(found))
+                count = len(parts.batches[batch])
+        stopped, count = flags.exchange(int(stop.received is not None), count)
+        bar.update(count)
+        if stopped:
+            break
+    bar.close()
+    return not stopped
+
+
+def finish(parts: Parts, out: Path) -> None:
+    """Write OUT, say which of its rows are nan and why, and take the parts away."""
+    broken, pictures = [], parts.pictures
+    for numbers, (_, rows) in zip(parts.batches, parts.blocks(), strict=True):
+        broken += [numbers[place] for place in np.flatnonzero(np.isnan(rows[:, 0]))]
+    for number in broken:
+        why = "it could not be read before"
+        try:
+            pictures.read(number)
+        except BrokenPicture as error:
+            why = error.reason
+        print(f"nan: {pictures.name(number)}: {why}", file=sys.stderr, flush=True)
+    if len(broken) == len(pictures):
+        shutil.rmtree(parts.folder)
+        raise InputError(f"none of the {len(pictures)} pictures can be read; give sound ones")
+    WRITERS[out.suffix](partial_name(out), parts)
+    os.replace(partial_name(out), out)
+    shutil.rmtree(parts.folder)
+    print(f"wrote {out}: {len(pictures)} rows of {parts.width}, {len(broken)} of them nan")
+
+
+def main(argv=None, program: str = "adco.embed") -> int:
+    with reported(program):
+        config = parse(EmbedConfig, argv, {"dataset": PROBE_PRESETS["dataset"]})
+        return launch(run, config)
+
+
+class CallableModule(ModuleType):
+    """This module: an import of it takes the place of the function in adco."""
+
+    def __call__(self, *arguments, **options) -> np.ndarray:
+        return embed(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = CallableModule
+
+if __name__ == "__main__":
+    steady_streams()
+    sys.exit(main())
