@@ -230,7 +230,8 @@ def test_with_error_a_loader_process_ends_in_the_same_sentence(folder):
 
 
 RUN = [
-    *("--dataset", "folder", "--arch", "resnet10", "--image_size", "16", "--cluster", "16"),
+    *("--dataset", "folder", "--recipe", "published", "--arch", "resnet10"),
+    *("--image_size", "16", "--cluster", "16"),
     *("--mem_t", "0.1", "--memory_lr", "0.1", "-b", "8", "-j", "1", "--epochs", "1"),
 ]
 

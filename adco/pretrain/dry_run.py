@@ -32,6 +32,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
     """
     # Everything that the run would do first.
     game = Game(config, world, device)
+    config = game.config
     start = start_or_resume_(game, Flags(world))
     num_broken = read_sample(game.splits.train, config)
     seconds = time_steps(game)

@@ -24,6 +24,7 @@ from adco.objective import Denominator
 from adco.plan import view_plan
 from adco.pretrain.init import begin_with_, read_init
 from adco.pretrain.options import PretrainConfig
+from adco.pretrain.recipe import with_recipe
 from adco.step import Round, simclr_step, startup_step, train_step
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World
@@ -39,11 +40,13 @@ class Game:
     """Both players, the pictures they play with, and the numbers of the method.
 
     Everything is on its device, with random weights that depend on the seed alone; with --init,
-    the trunks have those of the file. beginning: what was taken of it, in sentences.
+    the trunks have those of the file. config: the options, with what the recipe has chosen.
+    beginning: that, and what was taken of the file, in sentences.
     monitor: which score is taken, knn, rank or none. held_out: whether val is a part of train.
     """
 
     def __init__(self, config: PretrainConfig, world: World, device: torch.device):
+        config, found, chosen = with_recipe(config, world)
         if config.cluster < world.size:
             raise InputError(
                 f"cluster={config.cluster}: expected {world.size}, one a process, or more"
@@ -66,7 +69,7 @@ class Game:
         check_sides(self.model.encoder_q, config.channels, sides)
         self.model.to(device, memory_format=self.layout)
         init = read_init(config)
-        self.beginning = begin_with_(self.model, init) if init else []
+        self.beginning = chosen + (begin_with_(self.model, init) if init else [])
         if config.compile:
             compile_(self.model.children(), device)
         self.wrapped = wrap_encoder(self.model, world)  # in DDP, where there are several processes
@@ -74,7 +77,7 @@ class Game:
         self.scaler = GradScaler(device.type, enabled=precision is torch.float16)
 
         # Pictures, and which of their views are queries and keys.
-        found = listed(splits_of(config, world), config.train_list)
+        found = found or listed(splits_of(config, world), config.train_list)
         self.splits, self.monitor = scored_by(config, found)
         self.held_out = self.splits is not found
         self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))

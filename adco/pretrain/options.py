@@ -1,6 +1,6 @@
 """What main_adco.py can be told: a frozen dataclass, checked as far as values alone can be."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import cos, floor, pi
 from typing import ClassVar
 
@@ -25,13 +25,19 @@ class PretrainConfig(RunOptions):
         "lr", "save_path", "resume",
     )  # fmt: skip
     GROUPS: ClassVar = RunOptions.GROUPS | {
-        "dataset": "pictures", "sym": "method", "arch": "encoder", "epochs": "optimisation",
+        "recipe": "pictures", "sym": "method", "arch": "encoder", "epochs": "optimisation",
         "save_freq": "scores and checkpoints",
     }  # fmt: skip
 
     # Pictures
     data: str = option(
         "data", "folder of the pictures, or several (or positional)", may_change=True, nargs="+"
+    )
+    recipe: str = option(
+        "published",
+        "auto (all data sets but ImageNet and digits): what is not given follows from the pictures",
+        choices=("auto", "published"),
+        may_change=True,
     )
     dataset: str = option("ImageNet", "data set; digits come with the program", choices=DATASETS)
     shuffle_block: int = option(
@@ -151,11 +157,11 @@ class PretrainConfig(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.size_crops is None:
+        if self.size_crops is None and self.image_size:
             scale = self.image_size / 224 if self.multi_crop else 1
             sizes = tuple(max(1, round(size * scale)) for size in SIZE_CROPS)
             object.__setattr__(self, "size_crops", sizes)
-        if self.multi_crop:
+        if self.multi_crop and self.image_size:
             check_crops(self)
         check_negatives(self)
         if self.monitor in ("knn", "rank") and not self.knn_freq:
@@ -261,22 +267,33 @@ def check_crops(config):
             raise InputError(f"crop scales {low} to {high}: expected smallest <= largest")
 
 
-# Defaults that differ from ImageNet's. An option that is given always wins. The start-up takes
-# about three epochs: with the published K / M steps the features of small data stay in a cone.
-SMALL = dict(eval_crop=0, stem="small", blur=0, knn_freq=1, moco_m=0.99, mem_t=0.05, memory_lr=1.0)
-CIFAR = dict(SMALL, arch="resnet18", image_size=32, cluster=8192, lr=0.06, init_steps=585)
+# What --recipe auto chooses where it is not given: None until the pictures are known (recipe.py).
+CHOSEN = (
+    "image_size", "stem", "blur", "eval_crop", "sym", "lr", "moco_m", "negatives", "cluster",
+    "memory_lr", "mem_t", "refresh", "mem_weight", "adversaries_from",
+)  # fmt: skip
+AUTO = dict(dict.fromkeys(CHOSEN), recipe="auto")
+PUBLISHED = {f.name: f.default for f in fields(PretrainConfig) if f.name in CHOSEN}
+# Defaults that differ from ImageNet's. An option that is given always wins.
+CIFAR = dict(AUTO, arch="resnet18", knn_freq=1)
 DATASET_PRESETS = {
-    "folder": dict(knn_freq=1, val_split=0.1),
-    "tar": dict(val_split=0.1),
+    "folder": dict(AUTO, knn_freq=1, val_split=0.1),
+    "tar": dict(AUTO, val_split=0.1),
     "cifar10": CIFAR,
     "cifar100": CIFAR,
-    "stl10": dict(CIFAR, image_size=96, cluster=16384, blur=1),
+    "stl10": CIFAR,
     "digits": dict(
-        SMALL, arch="resnet10", stem="imagenet", image_size=28, flip=0, min_scale=0.4,
-        cluster=1024, batch_size=128, epochs=24, lr=0.02, mem_t=0.2, memory_lr=0.3, init_steps=93,
+        arch="resnet10", image_size=28, eval_crop=0, blur=0, flip=0, min_scale=0.4, cluster=1024,
+        batch_size=128, epochs=24, knn_freq=1, lr=0.02, moco_m=0.99, mem_t=0.2, memory_lr=0.3,
+        init_steps=93,
     ),
 }  # fmt: skip
 # Rates for 256 pictures a step: of MoCo v3's ViTs, and of SimCLR.
 ADAMW = dict(lr=1.5e-4, lr_final=0.0, weight_decay=0.1)
 LARS = dict(lr=0.3, lr_final=0.0, weight_decay=1e-6, decay_norms=0)
-PRESETS = {"dataset": DATASET_PRESETS, "optimizer": {"adamw": ADAMW, "lars": LARS}}
+RECIPES = {"auto": AUTO, "published": PUBLISHED}
+PRESETS = {
+    "dataset": DATASET_PRESETS,
+    "recipe": RECIPES,
+    "optimizer": {"adamw": ADAMW, "lars": LARS},
+}

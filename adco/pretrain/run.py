@@ -53,8 +53,8 @@ class Pretraining:
     """The phases of a run. The step is in adco/step.py; what happens between steps in Upkeep."""
 
     def __init__(self, config: PretrainConfig, world: World, device, stop: StopRequest):
-        self.config, self.world = config, world
         self.game = Game(config, world, device)
+        self.config, self.world = self.game.config, world
 
         # From nothing, or from a checkpoint.
         flags = Flags(world)

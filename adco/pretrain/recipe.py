@@ -1,0 +1,80 @@
+"""Options that follow from the data: --recipe auto. The reasons are measured in docs/study.md."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import log2
+
+import numpy as np
+
+from adco.data.datasets import Splits, sample_of, splits_of
+from adco.data.list_files import listed
+from adco.data.pictures import BrokenPicture, Pictures
+from adco.pretrain.options import CHOSEN, PUBLISHED, PretrainConfig
+from ops.distributed import World
+from ops.options import TIMM
+
+LOOKED_AT = 50  # pictures, to know their size
+SMALL_VIEWS = 48  # pixels: a strided first layer would leave too little of views up to this size
+
+
+def with_recipe(
+    config: PretrainConfig, world: World
+) -> tuple[PretrainConfig, Splits | None, list[str]]:
+    """The options with a value for each that was left to the recipe; the pictures, where they had
+    to be listed for that; and each choice with its reason.
+    """
+    if all(getattr(config, name) is not None for name in CHOSEN):
+        return config, None, []
+    splits = listed(splits_of(config, world), config.train_list)
+    values, lines = {}, []
+    for name, value, reason in choices(config, len(splits.train), usual_side(splits.train)):
+        if getattr(config, name) is None:
+            values[name] = value
+            lines.append(f"recipe: --{name} {value} ({reason})")
+    # What the kind of negatives has no use for.
+    values |= {n: PUBLISHED[n] for n in CHOSEN if n not in values and getattr(config, n) is None}
+    return replace(config, **values), splits, lines
+
+
+def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tuple]:
+    """(option, value, reason) of CHOSEN. side: of most pictures, pixels."""
+    M = config.global_batch_size
+    steps = config.epochs * num_pictures // M
+    # How the pictures are shown.
+    size = config.image_size or min(224, side)
+    small = size <= SMALL_VIEWS
+    yield "image_size", size, f"the pictures have about {side} pixels a side"
+    yield "eval_crop", int(not small), f"views of {size} pixels"
+    yield "blur", int(not small), f"views of {size} pixels"
+    fits = small and not config.init and not config.arch.startswith(TIMM)
+    yield "stem", "small" if fits else "imagenet", f"views of {size} pixels"
+
+    # How the encoder learns.
+    yield "sym", 1, "both views as queries: worth two points of kNN on small data"
+    yield "lr", float(f"{0.06 * M / 256:.2g}"), f"0.06 for 256 pictures a step, here {M}"
+    follow = min(0.01, max(0.001, 20 / max(1, steps)))
+    yield "moco_m", round(1 - follow, 4), f"the key encoder has to follow within {steps} steps"
+
+    # What it learns against.
+    kind = config.negatives or "batch"
+    yield "negatives", kind, "adversaries gain nothing on data of this size: docs/study.md"
+    if kind in ("learned", "queue"):
+        columns = 2 ** round(log2(max(256, min(65536, num_pictures / 16))))
+        yield "cluster", columns, f"a sixteenth of {num_pictures} pictures"
+    if kind == "learned":
+        yield "memory_lr", "auto", "a turn that depends neither on K nor on mem_t"
+        yield "mem_t", 0.03, "colder, columns stand still; warmer, they become class centres"
+        yield "refresh", max(1, M // 32), "columns that turn into class centres are replaced"
+        yield "mem_weight", 0.1, "near columns are often of the query's own class"
+        yield "adversaries_from", 0.25, "in place of a start-up"
+
+
+def usual_side(pictures: Pictures) -> int:
+    """Median of the shorter sides of some pictures."""
+    sides = []
+    for index in sample_of(pictures, seed=0, most=LOOKED_AT):
+        try:
+            sides.append(min(pictures.read(index).shape[:2]))
+        except BrokenPicture:  # told when it is met in training
+            continue
+    return int(np.median(sides)) if sides else 224

@@ -1,0 +1,67 @@
+"""--recipe auto: options that follow from the pictures, told, kept, and given ones that win."""
+
+import json
+
+import pytest
+
+from adco.pretrain.options import CHOSEN, PRESETS, PretrainConfig
+from adco.pretrain.recipe import choices, with_recipe
+from ops.arguments import parse
+from ops.distributed import World
+from tests.support.pictures import class_folders
+from tests.support.scripts import run_main
+
+SMALL = ("--dataset", "folder", "--arch", "resnet10", "--epochs", 2, "-b", 8, "-j", 0)
+
+
+def parsed(*words) -> PretrainConfig:
+    config = parse(PretrainConfig, [str(word) for word in words], PRESETS)
+    return config.with_global_batch(1, 1)
+
+
+def chosen(config, num_pictures: int = 20_000, side: int = 300) -> dict:
+    return {name: value for name, value, _ in choices(config, num_pictures, side)}
+
+
+def test_imagenet_digits_and_the_published_recipe_leave_nothing_to_be_chosen(tmp_path):
+    published = PretrainConfig()
+    for words in ([], ["--recipe", "published", "--dataset", "folder"], ["--dataset", "digits"]):
+        config = parsed(*words)
+        assert with_recipe(config, World()) == (config, None, [])
+        if "digits" not in words:
+            for name in CHOSEN:
+                assert getattr(config, name) == getattr(published, name), name
+    # And the other way round.
+    auto = parsed("--recipe", "auto")
+    assert all(getattr(auto, name) is None for name in CHOSEN)
+
+
+def test_choices_follow_from_size_number_batch_and_epochs():
+    config = parsed("--dataset", "folder", "--epochs", 100)
+    large, small = chosen(config), chosen(config, side=32)
+    assert (large["image_size"], large["stem"], large["blur"]) == (224, "imagenet", 1)
+    assert (small["image_size"], small["stem"], small["blur"]) == (32, "small", 0)
+    timm = parsed("--dataset", "folder", "--arch", "timm:convnext_atto")
+    assert chosen(timm, side=32)["stem"] == "imagenet"
+    # The rate follows the batch, the key encoder the number of steps.
+    assert chosen(parsed("--dataset", "folder", "-b", 64))["lr"] == pytest.approx(large["lr"] / 4)
+    few = chosen(parsed("--dataset", "folder", "--epochs", 10))["moco_m"]
+    many = chosen(parsed("--dataset", "folder", "--epochs", 1000))["moco_m"]
+    assert 0.99 <= few < large["moco_m"] < many <= 0.999
+    # Adversaries that are asked for have a bank of a size that follows the pictures.
+    learned = parsed("--dataset", "folder", "--negatives", "learned")
+    assert chosen(learned)["cluster"] == 1024 and chosen(learned, 200_000)["cluster"] == 16384
+    assert chosen(learned)["memory_lr"] == "auto" and 0 < chosen(learned)["refresh"] < 256
+
+
+def test_a_lazy_command_tells_and_keeps_what_was_chosen_and_goes_on(tmp_path):
+    data = class_folders(tmp_path / "data")
+    words = [*SMALL, "--data", data, "--lr", 0.01, "--resume", "auto"]
+    ended = run_main("main_adco.py", *words, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "recipe: --negatives " in ended.stdout and "recipe: --lr" not in ended.stdout
+    (file,) = tmp_path.rglob("config.json")
+    config = json.loads(file.read_text())["config"]
+    assert config["lr"] == 0.01 and not any(config[name] is None for name in CHOSEN)
+    again = run_main("main_adco.py", *words, cwd=tmp_path)
+    assert "resumed from" in again.stdout
