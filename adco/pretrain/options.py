@@ -275,13 +275,13 @@ CHOSEN = (
 AUTO = dict(dict.fromkeys(CHOSEN), recipe="auto")
 PUBLISHED = {f.name: f.default for f in fields(PretrainConfig) if f.name in CHOSEN}
 # Defaults that differ from ImageNet's. An option that is given always wins.
-CIFAR = dict(AUTO, arch="resnet18", knn_freq=1)
+CIFAR = dict(AUTO, arch="resnet18", image_size=32, knn_freq=1)
 DATASET_PRESETS = {
     "folder": dict(AUTO, knn_freq=1, val_split=0.1),
     "tar": dict(AUTO, val_split=0.1),
     "cifar10": CIFAR,
     "cifar100": CIFAR,
-    "stl10": CIFAR,
+    "stl10": dict(CIFAR, image_size=96),
     "digits": dict(
         arch="resnet10", image_size=28, eval_crop=0, blur=0, flip=0, min_scale=0.4, cluster=1024,
         batch_size=128, epochs=24, knn_freq=1, lr=0.02, moco_m=0.99, mem_t=0.2, memory_lr=0.3,
