@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from adco import fused, view_plan
 from adco.negatives import NegativeBank
 from adco.objective import Denominator, Pair, nt_xent, reference_losses
+from adco.pretrain.health import CollapseWatch
 from adco.pretrain.options import PretrainConfig
 from adco.step import simclr_step, train_step
 from ops.arguments import check_intervals
@@ -169,3 +170,10 @@ def test_simclr_on_two_processes_is_simclr_on_the_whole_batch():
 def test_what_a_kind_of_negatives_does_not_have_is_refused(options, word):
     with pytest.raises(InputError, match=word):
         check_intervals(PretrainConfig(dataset="digits", **options))
+
+
+def test_negatives_without_adversaries_do_not_starve():
+    watches = [CollapseWatch(num_keys=256, weight=1.0, patience=10) for _ in range(2)]
+    for plays, watch in zip((True, False), watches, strict=True):
+        told = [text for step in range(30) for text in watch.read(step, 2.0, 1.0, 0.9, plays)]
+        assert bool(told) == plays

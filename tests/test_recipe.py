@@ -3,13 +3,17 @@
 import json
 
 import pytest
+import torch
 
+from adco.negatives import NegativeBank
 from adco.pretrain.options import CHOSEN, PRESETS, PretrainConfig
 from adco.pretrain.recipe import choices, with_recipe
+from ops import checkpoint
 from ops.arguments import parse
 from ops.distributed import World
+from tests.support.game import assert_same
 from tests.support.pictures import class_folders
-from tests.support.scripts import run_main
+from tests.support.scripts import pretrain, run_main
 
 SMALL = ("--dataset", "folder", "--arch", "resnet10", "--epochs", 2, "-b", 8, "-j", 0)
 
@@ -65,3 +69,26 @@ def test_a_lazy_command_tells_and_keeps_what_was_chosen_and_goes_on(tmp_path):
     assert config["lr"] == 0.01 and not any(config[name] is None for name in CHOSEN)
     again = run_main("main_adco.py", *words, cwd=tmp_path)
     assert "resumed from" in again.stdout
+
+
+KINDS = {
+    "queue": "--negatives queue",
+    "simclr": "--negatives simclr",
+    "late": "--negatives learned --memory_lr auto --refresh 2 --adversaries_from 0.5",
+}
+
+
+@pytest.mark.parametrize("words", KINDS.values(), ids=KINDS)
+def test_every_kind_of_negatives_goes_on_to_the_same_numbers(words, digit_folder, tmp_path):
+    words = [*words.split(), "--save_freq", 1, "--knn_freq", 0, "--amp", "none"]
+    for name in ("whole", "again"):
+        (tmp_path / name).mkdir()
+    whole = pretrain(tmp_path / "whole", digit_folder, *words)
+    resume = ["--resume", whole / "checkpoint_0000.pth.tar"]
+    again = pretrain(tmp_path / "again", digit_folder, *words, *resume)
+    ours, theirs = (checkpoint.load(run / checkpoint.LAST) for run in (whole, again))
+    assert_same(theirs["state_dict"], ours["state_dict"])
+    assert_same(theirs["Memory_Bank"], ours["Memory_Bank"])
+    # Where a bank plays, it is no longer the random one.
+    begun = NegativeBank(len(ours["Memory_Bank"]["W"].T), 128, seed=0).W
+    assert torch.equal(begun, ours["Memory_Bank"]["W"]) == ("simclr" in words)

@@ -92,6 +92,7 @@ class Game:
             moco_t=config.moco_t, mem_t=config.mem_t, memory_momentum=config.momentum,
             mem_wd=config.mem_wd, accum_steps=config.accum_steps,
         )  # fmt: skip
+        self.plays = False  # whether the adversaries played in the last step
         weight, keys = config.mem_weight, bool(config.batch_keys)
         self.denominator = Denominator(weight, keys, bool(config.decoupled))
 
@@ -122,7 +123,7 @@ class Game:
 
         # How the columns move, how many of them become keys, and what counts as a negative.
         moves, refresh, denominator = dict(memory_lr=0.0), 0, self.denominator
-        plays = kind == "learned" and done >= config.adversaries_from
+        self.plays = plays = kind == "learned" and done >= config.adversaries_from
         if plays and config.memory_lr == "auto":
             # An angle that falls with the encoder's learning rate.
             moves = dict(angle=ANGLE * self.optimizer.param_groups[0]["lr"] / config.lr)

@@ -42,8 +42,12 @@ class CollapseWatch:
         """Plain values, for a checkpoint."""
         return {"since": self.since, "told": sorted(self.told)}
 
-    def read(self, step: int, loss: float, mass: float, spread: float) -> list[str]:
-        """Warnings that are due at this step. The three values are those of the log."""
+    def read(
+        self, step: int, loss: float, mass: float, spread: float, plays: bool = True
+    ) -> list[str]:
+        """Warnings that are due at this step. The three values are those of the log; plays: whether
+        there are adversaries.
+        """
         # Three signs: features in a cone, the loss of guessing, a softmax that is all keys.
         at_chance = mass > 0.98 and abs(loss - self.chance) < 0.02 * self.chance
         signs = {
@@ -56,7 +60,7 @@ class CollapseWatch:
                 COLLAPSED.format(why=f"the loss {loss:.3f} stays at chance, ln M"),
             ),
             "starved": (
-                mass > 0.995 and not at_chance,
+                plays and mass > 0.995 and not at_chance,
                 STARVED.format(steps=self.patience, mass=mass),
             ),
         }

@@ -184,7 +184,7 @@ class Upkeep:
         """Read what was logged of this step: warn of a collapse, stop where it diverged."""
         self.stop_if_diverged()
         for warning in self.watch.read(
-            self.progress.step, values["loss"], values["mass"], values["spread"]
+            self.progress.step, values["loss"], values["mass"], values["spread"], self.game.plays
         ):
             self.journal.warn(warning)
 
