@@ -20,7 +20,6 @@ B processes whose queries were gathered (R; 1 alone), V query views, T terms, C 
 """
 
 from collections.abc import Iterator
-from math import inf
 from typing import NamedTuple
 
 import torch
@@ -68,18 +67,13 @@ def losses(
     all_queries, sums = column_sums(
         queries, W, (moco_t, mem_t), torch.stack(own).detach(), view_of, world
     )
-    total_weight = sum(pair.weight for pair in pairs)
+    total_weight, log_weight = sum(pair.weight for pair in pairs), denominator.log_column_weight
     loss = mass = top1 = top5 = 0
     weights = torch.zeros_like(sums.nearest)  # [V, N]  x_i
-    log_weight = denominator.log_column_weight
     for t, (pair, v) in enumerate(zip(pairs, view_of, strict=True)):
         # The softmax over all M + K at tau, counted from the nearest column.
         nearest, log_sums = sums.nearest[v], sums.log_sums[v] + log_weight  # [N], [N, 2]
-        s = key_cosines[t] - nearest[:, None]  # [N, M]
-        if not denominator.batch_keys:
-            s = s.gather(1, target)
-        elif denominator.decoupled:
-            s = s.scatter(1, target, -inf)
+        s = denominator.of_keys(key_cosines[t] - nearest[:, None], target)  # [N, M]
         log_all = torch.logaddexp((s / moco_t).logsumexp(dim=1), log_sums[:, 0])
         loss = loss + pair.weight * (log_all - (own[t] - nearest) / moco_t).mean()
 

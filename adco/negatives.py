@@ -43,15 +43,22 @@ class NegativeBank(nn.Module):
         momentum: float,
         weight_decay: float,
         dropped: Tensor | None = None,
+        angle: float | None = None,
     ) -> None:
         """One step of v <- mu v + g + lambda W, W <- W - eta v  (derived in objective.py).
+
+        With an angle, turn_ in its place; with lr 0 nothing.
 
         gradient: g, of the shape of W, minus the gradient of the objective.
         dropped: 0-d float32, 1 where W and v are to stay as they are. Only the device reads it.
         """
+        if angle is not None:
+            return self.turn_(gradient, angle, momentum, dropped)
+        if lr == 0:
+            return None
         # Private (torch 2.9 to 2.15), for found_inf. Plain alternative: the formula above in three
         # lines, and a host that reads `dropped`.
-        sgd(
+        return sgd(
             [self.W], [gradient.contiguous()], [self.v], fused=True, found_inf=dropped,
             lr=lr, momentum=momentum, weight_decay=weight_decay,
             dampening=0, nesterov=False, maximize=False,

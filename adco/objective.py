@@ -61,6 +61,12 @@ class Denominator(NamedTuple):
     def log_column_weight(self) -> float:
         return log(self.column_weight) if self.column_weight else -inf
 
+    def of_keys(self, cosines: Tensor, target: Tensor) -> Tensor:
+        """Those [N, M] of the keys that count, with the own ones at target [N, 1]."""
+        if not self.batch_keys:
+            return cosines.gather(1, target)
+        return cosines.scatter(1, target, -inf) if self.decoupled else cosines
+
     def bias(self, logits: Tensor, target: Tensor, num_keys: int) -> Tensor:
         """Logarithms of the weights of the terms, [N, M + K]."""
         bias = torch.zeros_like(logits)

@@ -67,12 +67,10 @@ def train_step(
 ) -> Round:
     """One step of both players from the same embeddings: theta descends, W ascends.
 
-    model: AdCo, bare or in DistributedDataParallel.  views: tensors [N, C, H, W], as `plan`
-    numbers them.  accum_steps: A, the micro-batches in which the N are taken.  scaler: for fp16.
-    angle: in radians, by which the columns turn on average, in place of memory_lr and mem_wd.
-    refresh: R columns, from `first_column` on, are overwritten by keys of this step: M of them and
-    memory_lr 0 are MoCo's queue.  denominator: what counts as a negative.
-    Train or eval mode is the caller's choice (pre-training: train).
+    model: AdCo, bare or in DistributedDataParallel, in the mode of the caller's choice.  views:
+    tensors [N, C, H, W], as `plan` numbers them.  angle: see bank.ascend_.  refresh: R columns from
+    `first_column` on are overwritten by keys; M of them and memory_lr 0 are MoCo's queue.
+    accum_steps: A, the micro-batches in which the N are taken.  scaler: for fp16.
     """
     buffers = BufferSnapshot(model)
     optimizer.zero_grad(set_to_none=True)
@@ -81,26 +79,28 @@ def train_step(
     keys = embed_keys(unwrap(model), bank, views, plan, accum_steps)
 
     # Encoder and adversaries, from one forward pass of the queries.
-    numbers = dict(moco_t=moco_t, mem_t=mem_t, world=bank.world, denominator=denominator)
-    objective = partial(losses, W=bank.W, **numbers)
-    total = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, objective)
-    total = Losses(*total)
+    taus = dict(moco_t=moco_t, mem_t=mem_t)
+    objective = partial(losses, W=bank.W, world=bank.world, denominator=denominator, **taus)
+    sums = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, objective)
+    total = Losses(*sums)
     reduce_gradients_(model, optimizer, scaler)
 
     # Both move, or neither. (The key encoder has already taken its average.)
     grad_norm, dropped = check_finite(model, total.loss, total.bank_gradient)
     step_unless_(dropped, optimizer)
-    if angle is not None:
-        bank.turn_(total.bank_gradient, angle, memory_momentum, dropped)
-    elif memory_lr:
-        bank.ascend_(total.bank_gradient, memory_lr, memory_momentum, mem_wd, dropped)
+    bank.ascend_(total.bank_gradient, memory_lr, memory_momentum, mem_wd, dropped, angle)
     if refresh:
         bank.write_columns_(keys[plan[0].key][:refresh], first_column)
     buffers.restore_if_(dropped)
 
-    idle = idle_share(total.attention, bank, len(keys[plan[0].key]))
+    return round_of(total, bank, len(keys[plan[0].key]), accum_steps, grad_norm, dropped)
+
+
+def round_of(total: Losses, bank, num_keys: int, accum_steps: int, grad_norm, dropped) -> Round:
+    """What is reported of the sums over the micro-batches."""
     mass, top1, top5 = (x / accum_steps for x in (total.mass, total.top1, total.top5))
     spread = 1 - (total.mean_query / accum_steps).square().sum()
+    idle = idle_share(total.attention, bank, num_keys)
     return Round(total.loss, mass, top1, top5, idle, spread, grad_norm, dropped)
 
 

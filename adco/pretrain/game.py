@@ -93,8 +93,6 @@ class Game:
             mem_wd=config.mem_wd, accum_steps=config.accum_steps,
         )  # fmt: skip
         self.plays = False  # whether the adversaries played in the last step
-        weight, keys = config.mem_weight, bool(config.batch_keys)
-        self.denominator = Denominator(weight, keys, bool(config.decoupled))
 
     @property
     def num_keys(self) -> int:
@@ -122,7 +120,9 @@ class Game:
             )  # fmt: skip
 
         # How the columns move, how many of them become keys, and what counts as a negative.
-        moves, refresh, denominator = dict(memory_lr=0.0), 0, self.denominator
+        moves, refresh = dict(memory_lr=0.0), 0
+        keys, decoupled = bool(config.batch_keys), bool(config.decoupled)
+        denominator = Denominator(config.mem_weight, keys, decoupled)
         self.plays = plays = kind == "learned" and done >= config.adversaries_from
         if plays and config.memory_lr == "auto":
             # An angle that falls with the encoder's learning rate.
