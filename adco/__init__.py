@@ -18,10 +18,11 @@ What stands around it:
     data/       datasets: by name (the names: ops/options), pictures, shards, list_files; views:
                 random draws; pil_render, fast_render: their pixels; loader: order, batches
     pretrain/   main_adco.py. options: flags, and what changes with the epoch (learning rate);
-                game: what is built, and the numbers of each step (temperatures, rates); init:
-                weights to begin with; run: the phases, what is logged, which checkpoints
-                stay; upkeep: what happens between steps; saving, state, resume:
-                checkpoints; meter, health: means, warnings; monitor: scores; dry_run
+                recipe: options that follow from the pictures; game: what is built, and the
+                numbers of each step (temperatures, rates); init: weights to begin with; run: the
+                phases, what is logged, which checkpoints stay; upkeep: what happens between steps;
+                saving, state, resume: checkpoints; meter, health: means, warnings; monitor: scores;
+                dry_run
     probe/      lincls.py. options; run; protocols: the ways to score a trunk (linear, knn,
                 logistic on features); data; state: checkpoints; parts: features in files
     export, embed, report, pack   python3 -m adco.export, adco.embed, adco.report, adco.pack

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 
 from benchmarks.model import ModelBenchmark, gigabytes, megabytes, predict, seconds_of
+from tests.support.pictures import class_folders
 
 TINY = {
     "rounds": "--processes 1 2 --queries 4 --cluster 64 --memory_cluster 64 --dim 8 --repeats 1",
@@ -58,3 +59,18 @@ def test_the_model_follows_the_laws_of_the_round():
     # A message between nodes takes longer, above all one of a process by itself.
     inside, outside = seconds_of(c, 8, "pairs", 1e9), seconds_of(c, 16, "pairs", 1e9)
     assert outside > seconds_of(c, 16, "ring", 1e9) > inside
+
+
+def test_the_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    study = importlib.import_module("benchmarks.study")
+    data, out = class_folders(tmp_path / "data"), tmp_path / "out"
+    words = f"--data {data} --out {out} --image_size 16 --batch_size 8 --epochs 1 --seeds 0"
+    assert study.main([*words.split(), "--ways", "batch"]) == 0
+    before = (out / "runs.jsonl").read_text().splitlines()
+    assert study.main([*words.split(), "--ways", "batch", "queue"]) == 0
+    after = (out / "runs.jsonl").read_text().splitlines()
+    assert after[0] == before[0] and len(after) == 2
+    assert len((out / "study.md").read_text().splitlines()) == 4
+    assert (out / "study.png").exists()
