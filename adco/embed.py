@@ -42,10 +42,14 @@ from ops.files import json_bytes, partial_name, write_whole
 from ops.launch import device_kind, launch
 from ops.options import ARCHITECTURES, DATASETS, PictureOptions, ProcessOptions
 from ops.signals import StopRequest, WaitInterrupted
+from ops.training import unwrap
 from ops.workers import end_workers, workers_per_process
 
 # Options that decide the numbers, beside the checkpoint and the pictures.
-DECIDING = ("of", "image_size", "eval_crop", "batch_size", "channels", "exif", "ground")
+DECIDING = (
+    "of", "image_size", "eval_crop", "batch_size", "channels", "exif", "ground", "max_megapixels",
+)  # fmt: skip
+PARTS = ("trunk", "head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,7 @@ class EmbedConfig(ProcessOptions, PictureOptions):
     checkpoint: str = argument("checkpoint of any program, with a ResNet or a model of timm")
     data: str = argument("folder of the pictures, or what --data is for --dataset")
     out: str = argument("new file: .npz, .csv or .parquet")
-    of: str = option("trunk", "what gives the features", choices=("trunk", "head"))
+    of: str = option("trunk", "what gives the features", choices=PARTS)
     dataset: str = option("folder", "which data set DATA holds", choices=DATASETS)
     split: str = option("train", "which part, where there is a val", choices=("train", "val"))
     arch: str = option(None, "architecture, where the file does not say", choices=ARCHITECTURES)
@@ -84,14 +88,23 @@ def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, worker
     files, or arrays [H, W, C] of whole numbers and PIL images.  Raises InputError, also for a
     broken picture.
     """
+    if of not in PARTS:
+        raise InputError(f"of={of!r}: expected {' or '.join(PARTS)}")
     if isinstance(model, (str, os.PathLike)):
-        model = network_of(read_trunk(os.fspath(model)), of).to(device_kind("auto"))
-    encoder = getattr(model, "encoder_q", model if isinstance(model, Encoder) else None)
-    network = model = encoder or model
-    if encoder is not None and of == "trunk":
-        network = Trunk(encoder)
-    filters = next(p for p in network.parameters() if p.dim() == 4)  # the first ones
-    how = Decoding(channels=filters.shape[1])
+        trunk = read_trunk(os.fspath(model))
+        network = model = network_of(trunk, of, [image_size]).to(device_kind("auto"))
+    else:
+        encoder = getattr(unwrap(model), "encoder_q", None)
+        network = model = encoder or model
+        if isinstance(model, Encoder) and of == "trunk":
+            network = Trunk(model)
+        elif encoder and of == "trunk":
+            raise InputError(
+                "the trunk of an encoder of one's own is not known: give it, or 'head'"
+            )
+    filters = (p for p in network.parameters() if p.dim() == 4)
+    first = next(filters, None)  # of a network without any: RGB
+    how = Decoding(channels=3 if first is None else first.shape[1])
     if isinstance(pictures, (str, os.PathLike)):
         found = FolderPictures(Path(pictures), read_folder(Path(pictures)).names, decoding=how)
     elif len(pictures) and isinstance(pictures[0], (str, os.PathLike)):
@@ -125,9 +138,10 @@ def network_of(trunk: TrunkWeights, of: str, sides=()) -> nn.Module:
         raise InputError(f"{trunk.source} has no head on its trunk that is known; take --of trunk")
     # Linear layers, which BatchNorm may follow, with a ReLU between two of them.
     for number in sorted({name.partition(".")[0] for name in head}, key=int):
-        weight = head[f"{number}.weight"]
-        if weight.dim() == 1:
-            layers.add_module(number, nn.BatchNorm1d(len(weight)))
+        weight = head.get(f"{number}.weight")  # None: of a BatchNorm without scale and shift
+        if weight is None or weight.dim() == 1:
+            norm = nn.BatchNorm1d(len(head[f"{number}.running_mean"]), affine=weight is not None)
+            layers.add_module(number, norm)
             continue
         if len(layers):
             layers.add_module(f"relu{number}", nn.ReLU())
@@ -164,12 +178,11 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     theirs = json.loads(note.read_text()) if note.exists() else decides
     if other := [name for name in decides if theirs.get(name) != decides[name]]:
         raise InputError(f"{str(parts.folder)!r} is of another {', '.join(other)}: remove it first")
-    if world.first:
-        print("\n".join(introduction({config.split: pictures})), flush=True)
-        write_whole(note, json_bytes(decides))
-
     workers = workers_per_process(config.workers, world.local_size)
     try:
+        if world.first:
+            print("\n".join(introduction({config.split: pictures})), flush=True)
+            write_whole(note, json_bytes(decides))
         with StopRequest() as stop, suppress(WaitInterrupted):
             if fill(parts, network, config, workers, world, flags, stop):
                 with stop.waiting():
