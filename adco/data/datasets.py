@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adco.data import identity
-from adco.data.decoder import AS_STORED, Decoding, decoding_of
+from adco.data.decoder import AS_STORED, COLOURS, Decoding, decoding_of
 from adco.data.folder import counted, read_folder
 from adco.data.pictures import ArrayPictures, FolderPictures, Pictures, joined
 from adco.data.shards import INDEX, load_shards
@@ -60,6 +60,8 @@ def load_splits(
     if not isinstance(data, str):
         return from_several(dataset, data, decoding, log_folder)
     if dataset in IN_MEMORY:
+        if decoding.channels not in COLOURS:
+            raise InputError(f"channels={decoding.channels}: {dataset} has 3, or 1 as gray")
         fetch = partial(from_torchvision, dataset, data, download)
         splits = embedded_digits() if dataset == "digits" else fetch()
         for pictures in splits:

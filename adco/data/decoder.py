@@ -122,7 +122,7 @@ def array_pixels(values: np.ndarray) -> np.ndarray:
 
 
 def check_array(shape: tuple[int, ...], dtype: np.dtype) -> None:
-    if dtype.kind not in "iu":
+    if dtype.kind not in "iu" or dtype.itemsize > 4:  # 64 bits: of no camera
         raise OSError(f"its numbers ({dtype}) have no known range; save 8 or 16 bits")
     if len(shape) not in (2, 3) or 0 in shape:
         raise OSError(f"it is an array {list(shape)}; expected [H, W] or [H, W, C]")
