@@ -1,4 +1,4 @@
-"""What one device does with the published step: right numbers, speed, memory, and what is lost.
+"""What one device does with the published step: right numbers, speed, memory, what safety costs.
 
 python3 -m benchmarks.device                   # the GPU of this machine, at most 8 minutes
 python3 -m benchmarks.device --arch resnet18 --batch_size 8 --cluster 16384   # a CPU
@@ -11,17 +11,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from adco.data.loader import RENDERERS
 from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import Progress, pack
 from adco.pretrain.upkeep import CHECK_STEPS
-from benchmarks import measure, rounds, train, views
+from benchmarks import measure
 from ops import checkpoint
 from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
 from ops.device import tune
@@ -47,7 +45,7 @@ class StepBenchmark(ProcessOptions):
 
 @dataclass(frozen=True)
 class DeviceBenchmark(StepBenchmark):
-    """One table of one device: parity, steps, memory, the bank, the renderers, saving."""
+    """One table of one device: parity, steps, memory, and what safety costs."""
 
     cluster: int = option(65536, "K", AT_LEAST_1)
     repeats: int = option(7, "times that each is taken", AT_LEAST_1)
@@ -55,11 +53,11 @@ class DeviceBenchmark(StepBenchmark):
 
 
 def game_of(
-    config: StepBenchmark, world: World, device: torch.device, **more
+    config: StepBenchmark, world: World, device: torch.device, dataset: str = "digits", **more
 ) -> tuple[Game, list[torch.Tensor], PretrainConfig]:
     """A game, the views of one step, and the options they follow from. more: further options."""
     options = PretrainConfig(
-        dataset="digits", arch=config.arch, image_size=config.image_size, workers=0,
+        dataset=dataset, arch=config.arch, image_size=config.image_size, workers=0,
         global_batch_size=config.batch_size * world.size, **more,
     )  # fmt: skip
     game = Game(options, world, device)
@@ -73,15 +71,6 @@ def rows(config: DeviceBenchmark, world: World, device: torch.device) -> Iterato
         for amp in PRECISIONS:
             for compiled in (0, 1):
                 yield step_row(config, device, amp, compiled)
-        yield timed("published", config, device, published_way(config, device))
-        round_ = rounds.way("ours", config.batch_size, config.cluster, 128, device, ALONE)
-        yield timed("a round of the bank alone", config, device, round_)
-        data = views.jpeg(views.Image.fromarray(views.made_up().read(0)))
-        for name, renderer in RENDERERS.items():
-            way = partial(views.ours, renderer, 0, data)
-            seconds = measure.interleaved({"": way}, config.repeats, device)[""]
-            rate = 1 / measure.spread(seconds)[0]
-            yield f"two views of a JPEG, {name}", measure.milliseconds(seconds), f"{rate:.0f}", ""
     yield from upkeep_rows(config, world, device)
 
 
@@ -108,18 +97,8 @@ def step_row(
         game, batch, _ = game_of(config, ALONE, device, **more)
     except InputError as error:
         return name, str(error).partition(";")[0], "", ""
-    return timed(name, config, device, lambda: game.play(batch))
-
-
-def published_way(config: DeviceBenchmark, device: torch.device):
-    size = (config.batch_size, 3, config.image_size, config.image_size)
-    batch = [torch.randn(size, device=device) for _ in range(2)]
-    return train.published(config.arch, config.cluster, lambda: batch, device)
-
-
-def timed(name: str, config: DeviceBenchmark, device: torch.device, way) -> tuple[str, ...]:
     measure.reset_peak(device)
-    seconds = measure.interleaved({"": way}, config.repeats, device)[""]
+    seconds = measure.interleaved({"": lambda: game.play(batch)}, config.repeats, device)[""]
     rate = config.batch_size / measure.spread(seconds)[0]
     memory = measure.peak_bytes(device) / 1e9
     return name, measure.milliseconds(seconds), f"{rate:.1f}", f"{memory:.2f}"
