@@ -137,7 +137,8 @@ def test_what_was_stopped_or_killed_goes_on_to_the_same_bytes(model, digit_folde
     assert_refused(ended, "is of another max_megapixels: remove it first")
     # The rows that are there are taken as they are.
     kept = shutil.copytree(parts, tmp_path / "y.npz.part")
-    (kept / "000000000.rows").write_bytes(np.full(512, 7, "<f4").tobytes())
+    with open(kept / "features", "r+b") as file:
+        file.write(np.full(512, 7, "<f4").tobytes())
     other = embedded(model[0], data, tmp_path / "y.npz", options=options)["features"]
     embedded(model[0], data, tmp_path / "x.npz", options=options)
     whole = embedded(model[0], data, tmp_path / "z.npz", options=options)["features"]
