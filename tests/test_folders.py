@@ -199,7 +199,7 @@ def test_processes_that_see_other_data_are_refused(tmp_path):
     assert in_processes(of_each_process, 2, tmp_path) == ["", ""]
     (tmp_path / "1/a/0.png").rename(tmp_path / "1/b/9.png")
     first, second = in_processes(of_each_process, 2, tmp_path)
-    assert first.startswith("process 1 sees other data: train was 5") and "process 0" in second
+    assert first.startswith("process 1 has other data: train was 5") and "process 0" in second
 
 
 def test_the_runs_own_folder_in_the_data_is_no_class(tmp_path):
