@@ -6,6 +6,7 @@ of the class are difficult ones.
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,11 +15,11 @@ import torch
 import torchvision.transforms.functional as VF
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
 from adco.data.decoder import AS_STORED, Decoding
 from adco.data.folder import read_folder
+from adco.data.loader import LabelledViews
 from adco.data.pictures import FolderPictures
 from adco.data.views import view_rng
 from ops.errors import InputError, some
@@ -110,44 +111,31 @@ def read_text(path: Path) -> str:
         raise InputError(f"cannot read {str(path)!r}: {error}; unpack the archive again") from error
 
 
-class VocTrainingViews(Dataset):
-    """(random view [3, S, S], labels [20] of 0 and 1) of each picture, in whole batches."""
-
-    def __init__(self, pictures: FolderPictures, size: int, seed: int):
-        self.pictures, self.size, self.seed = pictures, size, seed
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """[n, 3, S, S] and labels [n, 20], for pairs (epoch, index)."""
-        views = [
-            training_view(
-                Image.fromarray(self.pictures.read(index)),
-                self.size,
-                view_rng(self.seed, epoch, index, view=0),
-            )
-            for epoch, index in positions
-        ]
-        # A class whose objects are all difficult trains as absent.
-        labels = self.pictures.labels[[index for _, index in positions]]
-        return torch.stack(views), torch.from_numpy(labels == 1).float()
-
-
-class VocEvalViews(Dataset):
+class VocViews(LabelledViews):
     """(view(picture), labels [20] int8) of each picture, in whole batches."""
 
+    join = staticmethod(torch.stack)
+
     def __init__(self, pictures: FolderPictures, view):
-        self.pictures, self.view = pictures, view
+        super().__init__(pictures)
+        self.view = view
 
-    def __len__(self) -> int:
-        return len(self.pictures)
+    def render(self, index: int) -> Tensor:
+        return self.view(Image.fromarray(self.pictures.read(index)))
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Views [n, ...] and labels [n, 20], for indices."""
-        pictures = map(self.pictures.read, indices)
-        views = [self.view(Image.fromarray(pixels)) for pixels in pictures]
-        return torch.stack(views), torch.from_numpy(self.pictures.labels[list(indices)])
+
+class VocTrainingViews(VocViews):
+    """(random view [3, S, S], labels [20] of 0 and 1) of each picture, for pairs (epoch, index)."""
+
+    def __init__(self, pictures: FolderPictures, size: int, seed: int):
+        super().__init__(pictures, partial(training_view, size=size))
+        self.seed = seed
+        # A class whose objects are all difficult trains as absent.
+        self.labels = (pictures.labels == 1).astype(np.float32)
+
+    def render(self, epoch: int, index: int) -> Tensor:
+        rng = view_rng(self.seed, epoch, index, view=0)
+        return self.view(Image.fromarray(self.pictures.read(index)), rng=rng)
 
 
 def training_view(picture: Image.Image, size: int, rng: np.random.Generator) -> Tensor:

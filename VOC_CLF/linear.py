@@ -20,7 +20,7 @@ from ops.errors import InputError, RunFailed
 from ops.journal import Journal
 from ops.schedule import cosine, set_rate
 from ops.workers import SignalSafeLoader, workers_per_process
-from VOC_CLF.dataset import CLASSES, VocEvalViews, VocTrainingViews, center_crop, five_crops
+from VOC_CLF.dataset import CLASSES, VocTrainingViews, VocViews, center_crop, five_crops
 from VOC_CLF.options import VocConfig
 from VOC_CLF.scores import voc_score
 
@@ -41,7 +41,7 @@ def linear_scores(
     nn.init.zeros_(model.fc.bias)
     model.to(device)
     train_linear_(config, model, voc, device, journal)
-    crops = VocEvalViews(voc[scored], partial(five_crops, size=config.picture_size()))
+    crops = VocViews(voc[scored], partial(five_crops, size=config.picture_size()))
     return predict(model, loader_in_order(config, crops), device)
 
 
@@ -51,7 +51,7 @@ def train_linear_(config: VocConfig, model, voc: dict, device, journal: Journal)
     views = VocTrainingViews(voc["train"], config.picture_size(), config.seed)
     batches = EpochBatches(len(views), config.batch_size, World(), config.seed)
     train_loader = batch_loader(views, batches, workers_per_process(config.workers, 1))
-    crops = VocEvalViews(voc["val"], partial(center_crop, size=config.picture_size()))
+    crops = VocViews(voc["val"], partial(center_crop, size=config.picture_size()))
     val_loader = loader_in_order(config, crops)
 
     # The rate falls to 0 in 12 epochs and rises again, as published.

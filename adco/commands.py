@@ -4,50 +4,30 @@ What a command needs is imported by the command.
 """
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from ops.errors import steady_streams
 from ops.signals import end_by_requests
 
-
-def pretrain() -> int:
-    from main_adco import main
-
-    end_by_requests()
-    return begin(main)
+# Before the names of what lies beside adco/ in the repository: "adco." where it is installed.
+BESIDE = steady_streams.__module__.removesuffix("ops.errors")
 
 
-def probe() -> int:
-    from lincls import main
+def command(home: str, *begin: Callable) -> Callable[[], int]:
+    """The main of a script, with streams that never fail. Its errors name what was typed."""
 
-    return begin(main)
+    def run() -> int:
+        main = import_module(home).main
+        for prepare in (steady_streams, *begin):
+            prepare()
+        return main(program=Path(sys.argv[0]).stem)
 
-
-def voc() -> int:
-    from VOC_CLF.main import main
-
-    return begin(main)
-
-
-def export() -> int:
-    from adco.export import main
-
-    return begin(main)
+    return run
 
 
-def embed() -> int:
-    from adco.embed import main
-
-    return begin(main)
-
-
-def report() -> int:
-    from adco.report import main
-
-    return begin(main)
-
-
-def begin(main) -> int:
-    """Run a script's main. Its errors name the command that was typed."""
-    steady_streams()
-    return main(program=Path(sys.argv[0]).stem)
+pretrain = command(f"{BESIDE}main_adco", end_by_requests)
+probe = command(f"{BESIDE}lincls")
+voc = command(f"{BESIDE}VOC_CLF.main")
+export, embed, report = map(command, ("adco.export", "adco.embed", "adco.report"))

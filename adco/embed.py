@@ -4,8 +4,8 @@ OUT is .npz, .csv or .parquet, with the columns name, label (the class, where th
 features [n, d] float32 (in a .csv f0 to f(d-1)), in the order of the names. The row of a picture
 that cannot be read is nan, and it is named. adco.embed(model, pictures) gives the array alone.
 
-Until all is there the rows lie in the folder OUT.part, a file for each batch: the same command goes
-on from them.
+Until all is there the rows lie in the folder OUT.part, batch by batch: the same command goes on
+from them.
 """
 
 import json
@@ -15,7 +15,6 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -28,24 +27,28 @@ from adco.data.datasets import introduction, load_splits
 from adco.data.decoder import Decoding, decoding_of
 from adco.data.folder import read_folder
 from adco.data.identity import check_same_everywhere, identity
-from adco.data.loader import CheckViews, batch_loader
-from adco.data.pictures import ArrayPictures, BrokenPicture, FolderPictures
+from adco.data.loader import CheckViews, batch_loader, check_loader
+from adco.data.pictures import ArrayPictures, BrokenPicture, FolderPictures, Pictures
 from adco.encoder import Encoder, Trunk, TrunkWeights, check_sides, read_trunk
 from adco.probe.features import features_of
 from adco.probe.options import PROBE_PRESETS
 from adco.probe.parts import WRITERS, Parts
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, argument, option, parse, switch
 from ops.checkpoint import load_strictly
-from ops.distributed import Flags, World, once_per_node
-from ops.errors import EXIT_STOPPED, InputError, RunFailed, reported, steady_streams
+from ops.distributed import ALONE, Flags, World, once_per_node
+from ops.errors import EXIT_STOPPED, InputError, RunFailed, optional, reported, steady_streams
 from ops.files import json_bytes, partial_name, write_whole
 from ops.launch import device_kind, launch
 from ops.options import ARCHITECTURES, DATASETS, PictureOptions, ProcessOptions
 from ops.signals import StopRequest, WaitInterrupted
+from ops.training import unwrap
 from ops.workers import end_workers, workers_per_process
 
 # Options that decide the numbers, beside the checkpoint and the pictures.
-DECIDING = ("of", "image_size", "eval_crop", "batch_size", "channels", "exif", "ground")
+DECIDING = (
+    "of", "image_size", "eval_crop", "batch_size", "channels", "exif", "ground", "max_megapixels",
+)  # fmt: skip
+PARTS = ("trunk", "head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class EmbedConfig(ProcessOptions, PictureOptions):
     checkpoint: str = argument("checkpoint of any program, with a ResNet or a model of timm")
     data: str = argument("folder of the pictures, or what --data is for --dataset")
     out: str = argument("new file: .npz, .csv or .parquet")
-    of: str = option("trunk", "what gives the features", choices=("trunk", "head"))
+    of: str = option("trunk", "what gives the features", choices=PARTS)
     dataset: str = option("folder", "which data set DATA holds", choices=DATASETS)
     split: str = option("train", "which part, where there is a val", choices=("train", "val"))
     arch: str = option(None, "architecture, where the file does not say", choices=ARCHITECTURES)
@@ -72,8 +75,8 @@ class EmbedConfig(ProcessOptions, PictureOptions):
             raise InputError(
                 f"out={self.out!r}: expected a new file {', '.join(WRITERS)} in an existing folder"
             )
-        if out.suffix == ".parquet" and find_spec("pyarrow") is None:
-            raise InputError("parquet needs pyarrow: python3 -m pip install pyarrow")
+        if out.suffix == ".parquet":
+            optional("pyarrow", f"out={self.out}")
 
 
 def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, workers=0) -> np.ndarray:
@@ -84,14 +87,23 @@ def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, worker
     files, or arrays [H, W, C] of whole numbers and PIL images.  Raises InputError, also for a
     broken picture.
     """
+    if of not in PARTS:
+        raise InputError(f"of={of!r}: expected {' or '.join(PARTS)}")
     if isinstance(model, (str, os.PathLike)):
-        model = network_of(read_trunk(os.fspath(model)), of).to(device_kind("auto"))
-    encoder = getattr(model, "encoder_q", model if isinstance(model, Encoder) else None)
-    network = model = encoder or model
-    if encoder is not None and of == "trunk":
-        network = Trunk(encoder)
-    filters = next(p for p in network.parameters() if p.dim() == 4)  # the first ones
-    how = Decoding(channels=filters.shape[1])
+        trunk = read_trunk(os.fspath(model))
+        network = model = network_of(trunk, of, [image_size]).to(device_kind("auto"))
+    else:
+        encoder = getattr(unwrap(model), "encoder_q", None)
+        network = model = encoder or model
+        if isinstance(model, Encoder) and of == "trunk":
+            network = Trunk(model)
+        elif encoder and of == "trunk":
+            raise InputError(
+                "the trunk of an encoder of one's own is not known: give it, or 'head'"
+            )
+    filters = (p for p in network.parameters() if p.dim() == 4)
+    first = next(filters, None)  # of a network without any: RGB
+    how = Decoding(channels=3 if first is None else first.shape[1])
     if isinstance(pictures, (str, os.PathLike)):
         found = FolderPictures(Path(pictures), read_folder(Path(pictures)).names, decoding=how)
     elif len(pictures) and isinstance(pictures[0], (str, os.PathLike)):
@@ -101,9 +113,8 @@ def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, worker
     if not len(found):
         raise InputError("no pictures; expected a folder, files or arrays")
     views, was_training = CheckViews(found, image_size), model.training
-    batches = [range(len(found))[i : i + batch_size] for i in range(0, len(found), batch_size)]
     try:
-        rows = features_of(network.eval(), batch_loader(views, batches, workers))
+        rows = features_of(network.eval(), check_loader(views, batch_size, workers, ALONE))
         return np.concatenate([features.cpu().numpy() for features, _ in rows])
     finally:
         model.train(was_training)
@@ -125,9 +136,10 @@ def network_of(trunk: TrunkWeights, of: str, sides=()) -> nn.Module:
         raise InputError(f"{trunk.source} has no head on its trunk that is known; take --of trunk")
     # Linear layers, which BatchNorm may follow, with a ReLU between two of them.
     for number in sorted({name.partition(".")[0] for name in head}, key=int):
-        weight = head[f"{number}.weight"]
-        if weight.dim() == 1:
-            layers.add_module(number, nn.BatchNorm1d(len(weight)))
+        weight = head.get(f"{number}.weight")  # None: of a BatchNorm without scale and shift
+        if weight is None or weight.dim() == 1:
+            norm = nn.BatchNorm1d(len(head[f"{number}.running_mean"]), affine=weight is not None)
+            layers.add_module(number, norm)
             continue
         if len(layers):
             layers.add_module(f"relu{number}", nn.ReLU())
@@ -153,7 +165,7 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     shape = 1, config.channels, config.image_size, config.image_size
     with torch.no_grad():
         width = network(torch.zeros(shape, device=device)).shape[1]
-    parts = Parts(Path(config.out + ".part"), pictures, config.batch_size, width)
+    parts = Parts(Path(config.out + ".part"), len(pictures), config.batch_size, width)
 
     # What the rows are of: those that are there have to be of the same.
     flags, data = Flags(world), identity({config.split: pictures})
@@ -164,17 +176,18 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     theirs = json.loads(note.read_text()) if note.exists() else decides
     if other := [name for name in decides if theirs.get(name) != decides[name]]:
         raise InputError(f"{str(parts.folder)!r} is of another {', '.join(other)}: remove it first")
-    if world.first:
-        print("\n".join(introduction({config.split: pictures})), flush=True)
-        write_whole(note, json_bytes(decides))
-
     workers = workers_per_process(config.workers, world.local_size)
     try:
+        if world.first:
+            print("\n".join(introduction({config.split: pictures})), flush=True)
+            write_whole(note, json_bytes(decides))
+            parts.file.touch()
         with StopRequest() as stop, suppress(WaitInterrupted):
-            if fill(parts, network, config, workers, world, flags, stop):
+            views = CheckViews(pictures, config.image_size, True, whole=not config.eval_crop)
+            if fill(parts, network, views, workers, world, flags, stop):
                 with stop.waiting():
                     if world.first:
-                        finish(parts, Path(config.out))
+                        finish(parts, pictures, Path(config.out))
                     return 0
     except OSError as error:
         raise RunFailed(f"NOT WRITTEN: {config.out} ({error}); make room, start again") from error
@@ -184,9 +197,8 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     return EXIT_STOPPED
 
 
-def fill(parts: Parts, network, config: EmbedConfig, workers: int, world, flags, stop) -> bool:
+def fill(parts: Parts, network, views: CheckViews, workers: int, world, flags, stop) -> bool:
     """Write all batches that are missing; False where a stop came. Every process calls it."""
-    views = CheckViews(parts.pictures, config.image_size, True, whole=not config.eval_crop)
     views.labels = np.arange(len(views))  # which pictures have come
     missing = [b for b in range(len(parts.batches)) if not parts.path(b).exists()]
     (stopped,) = flags.exchange(0)  # all have looked
@@ -210,11 +222,10 @@ def fill(parts: Parts, network, config: EmbedConfig, workers: int, world, flags,
     return not stopped
 
 
-def finish(parts: Parts, out: Path) -> None:
+def finish(parts: Parts, pictures: Pictures, out: Path) -> None:
     """Write OUT, say which of its rows are nan and why, and take the parts away."""
-    broken, pictures = [], parts.pictures
-    for numbers, (_, rows) in zip(parts.batches, parts.blocks(), strict=True):
-        broken += [numbers[place] for place in np.flatnonzero(np.isnan(rows[:, 0]))]
+    rows = parts.rows()
+    broken = np.flatnonzero(np.isnan(rows[:, 0])).tolist()
     for number in broken:
         why = "it could not be read before"
         try:
@@ -222,13 +233,17 @@ def finish(parts: Parts, out: Path) -> None:
         except BrokenPicture as error:
             why = error.reason
         print(f"nan: {pictures.name(number)}: {why}", file=sys.stderr, flush=True)
-    if len(broken) == len(pictures):
+    if len(broken) == len(rows):
         shutil.rmtree(parts.folder)
-        raise InputError(f"none of the {len(pictures)} pictures can be read; give sound ones")
-    WRITERS[out.suffix](partial_name(out), parts)
+        raise InputError(f"none of the {len(rows)} pictures can be read; give sound ones")
+    texts = {"name": [pictures.name(number) for number in range(len(rows))]}
+    if pictures.labels is not None:
+        classes = [*pictures.classes, ""]  # -1: of no class
+        texts["label"] = [classes[label] for label in pictures.labels]
+    WRITERS[out.suffix](partial_name(out), texts, rows)
     os.replace(partial_name(out), out)
     shutil.rmtree(parts.folder)
-    print(f"wrote {out}: {len(pictures)} rows of {parts.width}, {len(broken)} of them nan")
+    print(f"wrote {out}: {len(rows)} rows of {rows.shape[1]}, {len(broken)} of them nan")
 
 
 def main(argv=None, program: str = "adco.embed") -> int:

@@ -171,7 +171,8 @@ class TrunkWeights:
         # Old torchvision files lack batch counters, which a BatchNorm with a momentum never reads.
         full = trunk.state_dict()
         own = {n: full[n] for n in full if n.startswith("fc.") or is_counter(n)}
-        checkpoint.load_strictly(trunk, {**own, **self.weights}, self.source)
+        source = f"{self.source}, taken for a {self.arch},"
+        checkpoint.load_strictly(trunk, {**own, **self.weights}, source)
 
     def classifier(self) -> dict[str, Tensor]:
         """{"weight", "bias"} of the file's linear classifier; empty where it has none.

@@ -1,4 +1,4 @@
-"""What one device does with the published step: right numbers, speed, memory, and what is lost.
+"""What one device does with the published step: right numbers, speed, memory, what safety costs.
 
 python3 -m benchmarks.device                   # the GPU of this machine, at most 8 minutes
 python3 -m benchmarks.device --arch resnet18 --batch_size 8 --cluster 16384   # a CPU
@@ -21,7 +21,7 @@ from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import Progress, pack
 from adco.pretrain.upkeep import CHECK_STEPS
-from benchmarks import measure, rounds, train, views
+from benchmarks import measure
 from ops import checkpoint
 from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
 from ops.device import tune
@@ -47,7 +47,7 @@ class StepBenchmark(ProcessOptions):
 
 @dataclass(frozen=True)
 class DeviceBenchmark(StepBenchmark):
-    """One table of one device: parity, steps, memory, the bank, the renderers, saving."""
+    """One table of one device: parity, steps, memory, the bank, the renderers, what safety costs."""
 
     cluster: int = option(65536, "K", AT_LEAST_1)
     repeats: int = option(7, "times that each is taken", AT_LEAST_1)
@@ -55,11 +55,11 @@ class DeviceBenchmark(StepBenchmark):
 
 
 def game_of(
-    config: StepBenchmark, world: World, device: torch.device, **more
+    config: StepBenchmark, world: World, device: torch.device, dataset: str = "digits", **more
 ) -> tuple[Game, list[torch.Tensor], PretrainConfig]:
     """A game, the views of one step, and the options they follow from. more: further options."""
     options = PretrainConfig(
-        dataset="digits", arch=config.arch, image_size=config.image_size, workers=0,
+        dataset=dataset, arch=config.arch, image_size=config.image_size, workers=0,
         global_batch_size=config.batch_size * world.size, **more,
     )  # fmt: skip
     game = Game(options, world, device)
@@ -73,15 +73,7 @@ def rows(config: DeviceBenchmark, world: World, device: torch.device) -> Iterato
         for amp in PRECISIONS:
             for compiled in (0, 1):
                 yield step_row(config, device, amp, compiled)
-        yield timed("published", config, device, published_way(config, device))
-        round_ = rounds.way("ours", config.batch_size, config.cluster, 128, device, ALONE)
-        yield timed("a round of the bank alone", config, device, round_)
-        data = views.jpeg(views.Image.fromarray(views.made_up().read(0)))
-        for name, renderer in RENDERERS.items():
-            way = partial(views.ours, renderer, 0, data)
-            seconds = measure.interleaved({"": way}, config.repeats, device)[""]
-            rate = 1 / measure.spread(seconds)[0]
-            yield f"two views of a JPEG, {name}", measure.milliseconds(seconds), f"{rate:.0f}", ""
+        yield from other_rows(config, device)
     yield from upkeep_rows(config, world, device)
 
 
@@ -111,10 +103,22 @@ def step_row(
     return timed(name, config, device, lambda: game.play(batch))
 
 
-def published_way(config: DeviceBenchmark, device: torch.device):
+def other_rows(config: DeviceBenchmark, device: torch.device) -> Iterator[tuple[str, ...]]:
+    """The published way, the bank's share, and the renderers, on a core."""
+    from benchmarks import rounds, train, views  # which use this file
+
     size = (config.batch_size, 3, config.image_size, config.image_size)
     batch = [torch.randn(size, device=device) for _ in range(2)]
-    return train.published(config.arch, config.cluster, lambda: batch, device)
+    published = train.published(config.arch, config.cluster, lambda: batch, device)
+    yield timed("published", config, device, published)
+    round_ = rounds.way("ours", config.batch_size, config.cluster, 128, device, ALONE)
+    yield timed("a round of the bank alone", config, device, round_)
+    data = views.jpeg(views.Image.fromarray(views.made_up().read(0)))
+    for name, renderer in RENDERERS.items():
+        way = partial(views.ours, renderer, 0, data)
+        seconds = measure.interleaved({"": way}, config.repeats, device)[""]
+        rate = 1 / measure.spread(seconds)[0]
+        yield f"two views of a JPEG, {name}", measure.milliseconds(seconds), f"{rate:.0f}", ""
 
 
 def timed(name: str, config: DeviceBenchmark, device: torch.device, way) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import copy
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from adco.data.datasets import from_folders
 from adco.data.pictures import FolderPictures
 from adco.encoder import Trunk, build_encoder, build_trunk
-from adco.pretrain.game import Game
-from adco.pretrain.options import PretrainConfig
 from benchmarks import measure
+from benchmarks.device import game_of
 from benchmarks.rounds import DECAY, MOCO_T, MOMENTUM, play_published, whole_bank
 from benchmarks.views import jpeg, made_up, published_recipe
 from ops.arguments import AT_LEAST_1, option, parse
@@ -53,12 +52,8 @@ class TrainBenchmark(ProcessOptions):
 
 def ours(config: TrainBenchmark, files: FolderPictures, size: int, device, amp: str, last: int):
     """What main_adco.py does in a step, with its loader in this process."""
-    options = PretrainConfig(
-        dataset="folder", data=str(files.root), arch=config.arch,
-        global_batch_size=config.batch_size, image_size=size, cluster=config.cluster, amp=amp,
-        channels_last=last, workers=0,
-    )  # fmt: skip
-    game = Game(options, ALONE, device)
+    how = dict(data=str(files.root), cluster=config.cluster, amp=amp, channels_last=last)
+    game, *_ = game_of(replace(config, image_size=size), ALONE, device, "folder", **how)
     batches = chain.from_iterable(game.batches(epoch) for epoch in count())
     return lambda: game.play(next(batches))
 

@@ -15,11 +15,10 @@ import torch
 import torchvision.transforms as VT
 from PIL import Image, ImageFilter
 
-import adco
 from adco.data import views
-from adco.data.datasets import from_folders, load_splits
+from adco.data.datasets import from_folders
 from adco.data.decoder import decode
-from adco.data.loader import RENDERERS, TrainingViews
+from adco.data.loader import RENDERERS
 from adco.data.pictures import ArrayPictures, Pictures
 from adco.data.views import Draw, Recipe, as_batch, draw_view, normalised, view_rng
 from benchmarks import measure
@@ -33,11 +32,10 @@ ONE_CORE = torch.device("cpu")
 
 @dataclass(frozen=True)
 class ViewsBenchmark:
-    """Time of two full-size views of a 500 x 375 JPEG, difference of the renderers, small views."""
+    """Time of two full-size views of a 500 x 375 JPEG."""
 
     data: str = option("", "folder of pictures; none: one of its own making")
     pictures: int = option(8, "pictures whose views are timed", POSITIVE)
-    compared: int = option(1000, "pictures whose views are compared with Pillow's", POSITIVE)
     repeats: int = option(15, "times that each way is taken, in turn with the others", AT_LEAST_1)
 
 
@@ -48,10 +46,6 @@ def main(argv=None) -> int:
     torch.set_num_threads(1)
     print(measure.describe(ONE_CORE) + "\n")
     print_times(pictures, config.pictures, config.repeats)
-    print()
-    print_differences(pictures, config.compared)
-    print()
-    print_small(config.repeats)
     return 0
 
 
@@ -143,44 +137,6 @@ def print_times(pictures: Pictures, number: int, repeats: int) -> None:
     for name, turns in per_picture.items():
         ratio = measure.ratio(turns, per_picture["ours, fast"])
         measure.print_row(name, measure.milliseconds(turns), ratio)
-
-
-def print_small(repeats: int, batch_size: int = 128) -> None:
-    """The loader's batch of digits beside the training step that it feeds."""
-    digits = load_splits("digits", "").train
-    recipe = Recipe(28, blur_p=0, flip_p=0)
-    positions = [(0, index) for index in range(batch_size)]
-    model = adco.AdCo("resnet10")
-    bank = adco.NegativeBank(1024)
-    optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
-
-    def views(name: str) -> list[torch.Tensor]:
-        batches, _ = TrainingViews(digits, [recipe] * 2, 0, name).__getitems__(positions)
-        return [normalised(batch) for batch in batches]
-
-    load = {name: partial(views, name) for name in ("fast", "pil")}
-    batch = load["fast"]()
-    step = partial(adco.train_step, model, bank, optimizer, batch, adco.view_plan())
-    seconds = measure.interleaved({**load, "step": step}, repeats, ONE_CORE)
-    measure.print_head(f"two views of {batch_size} digits", "ms", "share of a resnet10 step")
-    for name, turns in seconds.items():
-        measure.print_row(name, measure.milliseconds(turns), measure.ratio(turns, seconds["step"]))
-
-
-# ---- difference
-
-
-def print_differences(pictures: Pictures, number: int) -> None:
-    means = []
-    for index in range(min(number, len(pictures))):
-        pixels = pictures.read(index)
-        for view in (0, 1):
-            drawn = draw(index, view, *pixels.shape[1::-1])
-            one, other = (r.render(pixels, drawn, FULL.size) for r in RENDERERS.values())
-            means.append(np.abs(one.astype(int) - other).mean())
-    measure.print_head("crops", "mean |fast - pil|, of 255", "99th percentile", "largest")
-    numbers = (np.mean(means), np.percentile(means, 99), max(means))
-    measure.print_row(len(means), *(f"{value:.2f}" for value in numbers))
 
 
 if __name__ == "__main__":

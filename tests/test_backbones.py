@@ -10,6 +10,7 @@ import torch
 import adco
 from adco import export
 from adco.encoder import Trunk, build_encoder, build_trunk, check_sides, read_trunk
+from adco.probe.features import extract_features
 from ops.checkpoint import with_module
 from ops.errors import InputError
 from tests.support.pictures import class_folders
@@ -140,6 +141,14 @@ def test_unknown_names_and_sizes_are_one_sentence():
         build_trunk(VIT, "small")
     with pytest.raises(InputError, match="takes no pictures of 65 pixels"):
         check_sides(build_trunk(VIT), 3, [64, 65])
+
+
+def test_a_batch_of_broken_pictures_has_no_features():
+    encoder = model(VIT).encoder_q
+    views = [(torch.zeros(n, 3, 64, 64, dtype=torch.uint8), torch.arange(n)) for n in (2, 0, 1)]
+    found = extract_features(encoder, views, 4, unit=False)
+    assert found.rows.shape == (3, encoder.inplanes) and found.labels.tolist() == [0, 1, 0]
+    assert (found.rows[0] == found.rows[2]).all()
 
 
 @pytest.mark.parametrize("name", ["edgenext_xx_small", "legacy_seresnet18"])

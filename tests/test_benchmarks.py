@@ -12,7 +12,7 @@ TINY = {
     "rounds": "--processes 1 2 --queries 4 --cluster 64 --memory_cluster 64 --dim 8 --repeats 1",
     "model": "",
     "train": "--arch resnet10 --batch_size 2 --image_size 32 --cluster 64 --repeats 1",
-    "views": "--pictures 1 --compared 2 --repeats 1",
+    "views": "--pictures 1 --repeats 1",
     "device": "--arch resnet10 --batch_size 2 --image_size 32 --cluster 64 --minutes 0.1",
 }
 

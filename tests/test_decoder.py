@@ -287,6 +287,7 @@ def test_other_numbers_of_channels_are_taken_as_they_are(tmp_path, mode, channel
 def test_arrays_that_are_no_pictures_are_broken(tmp_path):
     for array, why in (
         (RAMP, r"numbers \(float64\) have no known range; save 8"),
+        (np.zeros((4, 4), np.int64), r"numbers \(int64\) have no known range"),
         (np.zeros(9, np.uint8), r"an array \[9\]; expected"),
         (np.zeros((0, 4), np.uint8), r"an array \[0, 4\]"),
         (np.zeros((2, 2, 2), np.uint8), r"2 channel\(s\), not the 3"),

@@ -17,6 +17,7 @@ from torchvision.transforms import functional as VF
 import adco
 from adco.data.folder import read_folder
 from adco.data.views import MEAN, STD
+from adco.encoder import build_trunk
 from ops.errors import InputError
 from tests.conftest import ROOT
 from tests.support.pictures import trunk_file
@@ -74,6 +75,21 @@ def test_rows_are_the_features_of_the_pictures_in_the_order_of_their_names(
     assert val["name"].tolist() == read_folder(digit_folder / "val").names
 
 
+def test_a_head_may_end_in_a_norm_without_scale(digit_folder, tmp_path):
+    """As those of SimSiam and MoCo v3 do."""
+    encoder = build_trunk("resnet10")
+    norm = torch.nn.BatchNorm1d(6, affine=False)
+    hidden = [torch.nn.Linear(512, 9, bias=False), torch.nn.BatchNorm1d(9), torch.nn.ReLU()]
+    encoder.fc = torch.nn.Sequential(*hidden, torch.nn.Linear(9, 6), norm)
+    norm.running_mean.fill_(2)
+    weights = {f"module.encoder.{name}": value for name, value in encoder.state_dict().items()}
+    torch.save({"arch": "resnet10", "state_dict": weights}, tmp_path / "x.pth")
+    files = [digit_folder / "val" / name for name in read_folder(digit_folder / "val").names]
+    found = adco.embed(tmp_path / "x.pth", files, of="head", image_size=32)
+    true = np.stack([plainly(encoder.eval(), path) for path in files])
+    np.testing.assert_allclose(found, true, atol=1e-4)
+
+
 def test_all_formats_hold_the_same_numbers(model, digit_folder, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     npz, *_ = (
@@ -117,9 +133,12 @@ def test_what_was_stopped_or_killed_goes_on_to_the_same_bytes(model, digit_folde
     # Other options would mix two kinds of rows.
     ended = run_main("adco/embed.py", *words, "--of", "head", cwd=tmp_path)
     assert_refused(ended, "is of another of: remove it first")
+    ended = run_main("adco/embed.py", *words, "--max_megapixels", 1, cwd=tmp_path)
+    assert_refused(ended, "is of another max_megapixels: remove it first")
     # The rows that are there are taken as they are.
     kept = shutil.copytree(parts, tmp_path / "y.npz.part")
-    (kept / "000000000.rows").write_bytes(np.full(512, 7, "<f4").tobytes())
+    with open(kept / "features", "r+b") as file:
+        file.write(np.full(512, 7, "<f4").tobytes())
     other = embedded(model[0], data, tmp_path / "y.npz", options=options)["features"]
     embedded(model[0], data, tmp_path / "x.npz", options=options)
     whole = embedded(model[0], data, tmp_path / "z.npz", options=options)["features"]
@@ -147,6 +166,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_is_there(model, digit_folde
         ended = run_main("adco/embed.py", *words, cwd=tmp_path)
     assert ended.returncode == 70 and "NOT WRITTEN" in ended.stderr and "make room" in ended.stderr
     assert not (tmp_path / "x.npz").exists()
+    (tmp_path / "y.npz.part").write_text("no folder")
+    ended = run_main("adco/embed.py", *words[:2], tmp_path / "y.npz", cwd=tmp_path)
+    assert ended.returncode == 70 and "NOT WRITTEN" in ended.stderr
 
 
 def test_pictures_that_are_all_broken_are_refused(model, tmp_path):
@@ -181,6 +203,28 @@ def test_in_python_folders_files_arrays_and_modules_give_the_same_rows(
     for wrong, why in (([], "no pictures"), ([np.zeros((4, 4))], r"number 0.*known range")):
         with pytest.raises(InputError, match=why):
             adco.embed(checkpoint, wrong)
+
+
+class Own(torch.nn.Module):
+    """An encoder of one's own, which is more than its children one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.top = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 4)
+
+    def forward(self, pictures):
+        return self.top(self.body(pictures).relu().mean((2, 3)))
+
+
+def test_in_python_networks_of_ones_own_are_taken_as_they_are(model):
+    pixels, own = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8), Own()
+    flat = torch.nn.Flatten()  # no weights
+    assert adco.embed(flat, pixels, image_size=8).shape == (3, 192)
+    rows = adco.embed(own, pixels, image_size=8)
+    assert (adco.embed(adco.AdCo(own), pixels, of="head", image_size=8) == rows).all()
+    for network, how in ((adco.AdCo(own), {}), (model[0], {"of": "tail"})):
+        with pytest.raises(InputError, match=r"'head'|expected trunk or head"):
+            adco.embed(network, pixels, image_size=8, **how)
 
 
 @pytest.mark.parametrize("channels", [1, 5])

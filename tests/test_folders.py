@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from adco.data.datasets import described, from_folders, load_splits, scan_folder, warnings_about
+from adco.data.decoder import Decoding
 from adco.data.folder import read_folder
 from adco.data.identity import check_same_everywhere, difference, identity
 from adco.data.pictures import FolderPictures
@@ -157,6 +158,8 @@ def test_another_name_class_label_or_number_is_another_identity(tmp_path, change
 
 def test_data_sets_in_memory_have_an_identity():
     digits = load_splits("digits", "").identity()
+    with pytest.raises(InputError, match="channels=5: digits has 3, or 1 as gray"):
+        load_splits("digits", "", decoding=Decoding(channels=5))
     assert digits["train"]["pictures"] == 4000 and digits == load_splits("digits", "").identity()
 
 
@@ -196,7 +199,7 @@ def test_processes_that_see_other_data_are_refused(tmp_path):
     assert in_processes(of_each_process, 2, tmp_path) == ["", ""]
     (tmp_path / "1/a/0.png").rename(tmp_path / "1/b/9.png")
     first, second = in_processes(of_each_process, 2, tmp_path)
-    assert first.startswith("process 1 sees other data: train was 5") and "process 0" in second
+    assert first.startswith("process 1 has other data: train was 5") and "process 0" in second
 
 
 def test_the_runs_own_folder_in_the_data_is_no_class(tmp_path):

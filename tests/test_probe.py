@@ -273,6 +273,13 @@ def test_without_a_holdout_the_output_says_that_the_choice_was_made_on_val(
     assert "chosen on val, as published" in capsys.readouterr().out
 
 
+def test_neighbours_that_are_not_there_are_told_once(pictures, tmp_path, capsys):
+    folder, trunk = pictures
+    config = small_config(folder, trunk, head="knn", knn_k=(3, 25, 99), save_path=str(tmp_path))
+    run(config, World(), CPU)
+    assert capsys.readouterr().err.count("k 99 is above the 24 training pictures") == 1
+
+
 # ---- bad input
 
 

@@ -96,6 +96,9 @@ def test_keys_missing_and_left_over_are_named(tmp_path):
         read_trunk(write(tmp_path, weights), arch="resnet10").build()
     assert "missing: layer1.0.conv1.weight; left over: layer1.0.other.weight" in str(refusal.value)
     assert "check --arch" in str(refusal.value)
+    # The architecture that is assumed where neither the file nor the command names one.
+    with pytest.raises(InputError, match="taken for a resnet50, does not fit"):
+        read_trunk(write(tmp_path, encoder_weights(""))).build()
 
 
 def test_an_architecture_other_than_the_files_is_refused(tmp_path):

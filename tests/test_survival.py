@@ -217,6 +217,7 @@ def test_a_dry_run_says_what_the_run_needs_and_leaves_nothing(tmp_path, digit_fo
     rows = ("steps per epoch", "images/s", "whole run", "peak memory", "kNN scores")
     for name in (*rows, '"cluster": 32'):
         assert name in result.stdout
+    assert "_crops" not in result.stdout  # nothing reads them without --multi_crop 1
     assert not list(tmp_path.iterdir())
     refused = run_main("main_adco.py", *words, "--save_path", "/proc/nowhere", cwd=tmp_path)
     assert_refused(refused, "--save_path")

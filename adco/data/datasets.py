@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from adco.data import identity
-from adco.data.decoder import AS_STORED, Decoding, decoding_of
+from adco.data.decoder import AS_STORED, COLOURS, Decoding, decoding_of
 from adco.data.folder import counted, read_folder
 from adco.data.pictures import ArrayPictures, FolderPictures, Pictures, joined
 from adco.data.shards import INDEX, load_shards
 from ops.distributed import ALONE, World, once_per_node
-from ops.errors import InputError, printable, some
+from ops.errors import InputError, one_line, printable, some
 
 IN_MEMORY = ("cifar10", "cifar100", "stl10", "digits")
 SAMPLE = 200  # pictures that are looked at before a run
@@ -60,8 +60,10 @@ def load_splits(
     if not isinstance(data, str):
         return from_several(dataset, data, decoding, log_folder)
     if dataset in IN_MEMORY:
-        fetch = partial(from_torchvision, dataset, data, download)
-        splits = embedded_digits() if dataset == "digits" else fetch()
+        if decoding.channels not in COLOURS:
+            raise InputError(f"channels={decoding.channels}: {dataset} has 3, or 1 as gray")
+        digits = dataset == "digits"
+        splits = embedded_digits() if digits else from_torchvision(dataset, data, download)
         for pictures in splits:
             pictures.channels = decoding.channels
         return splits
@@ -107,14 +109,10 @@ def from_torchvision(dataset: str, data: str, download: bool) -> Splits:
             return Splits(fetch(split="train+unlabeled"), fetch(split="train"), fetch(split="test"))
         train = fetch(train=True)
         return Splits(train, train, fetch(train=False))
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise InputError(
-            f"{dataset} is not complete in {data!r}; expected the files torchvision downloads: "
-            "run once with --download 1, or point --data at them"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"{dataset} could not be read from or downloaded to {data!r}: {error}"
+            f"{dataset} cannot be read in {data!r} ({one_line(str(error))}); expected the files "
+            "torchvision downloads: run once with --download 1, or point --data at them"
         ) from error
 
 

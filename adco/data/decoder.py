@@ -13,6 +13,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+from ops.errors import optional
+
 # Pillow reads HEIC where this package is installed.
 with suppress(ImportError):
     import pillow_heif
@@ -122,7 +124,7 @@ def array_pixels(values: np.ndarray) -> np.ndarray:
 
 
 def check_array(shape: tuple[int, ...], dtype: np.dtype) -> None:
-    if dtype.kind not in "iu":
+    if dtype.kind not in "iu" or dtype.itemsize > 4:  # 64 bits: of no camera
         raise OSError(f"its numbers ({dtype}) have no known range; save 8 or 16 bits")
     if len(shape) not in (2, 3) or 0 in shape:
         raise OSError(f"it is an array {list(shape)}; expected [H, W] or [H, W, C]")
@@ -141,11 +143,7 @@ def npy_pixels(file: BinaryIO, how: Decoding) -> np.ndarray:
 
 def tiff_planes(file: BinaryIO, how: Decoding) -> tuple[np.ndarray, int]:
     """The planes of a TIFF's first page, or its pages of one plane each; and its orientation."""
-    try:
-        from tifffile import TiffFile
-    except ImportError as error:
-        raise OSError("TIFFs of such channels need it: python3 -m pip install tifffile") from error
-    with TiffFile(file) as tiff:
+    with optional("tifffile", "a TIFF of such channels").TiffFile(file) as tiff:
         first, planes = tiff.pages[0], []
         check_size(first.imagewidth, first.imagelength, how)
         for page in tiff.pages if first.samplesperpixel == 1 else [first]:

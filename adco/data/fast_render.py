@@ -62,10 +62,6 @@ def mixed(view: np.ndarray, factor: float, shift=0.0, gray=0.0) -> np.ndarray:
     return cv2.transform(view, np.column_stack([matrix, np.full(channels, shift) - CUT]))
 
 
-def adjust_brightness(view: np.ndarray, factor: float) -> np.ndarray:
-    return mixed(view, factor)
-
-
 def adjust_contrast(view: np.ndarray, factor: float) -> np.ndarray:
     # Pillow's mean gray of the view is a whole number. Other channels have one each.
     colour = view.ndim == 3 and view.shape[2] == 3
@@ -89,7 +85,7 @@ def adjust_hue(view: np.ndarray, turns: float) -> np.ndarray:
 
 
 JITTER = {
-    "brightness": adjust_brightness,
+    "brightness": mixed,
     "contrast": adjust_contrast,
     "saturation": adjust_saturation,
     "hue": adjust_hue,

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import unicodedata
+from collections.abc import Callable
 
 import numpy as np
 
@@ -68,11 +69,12 @@ def in_words(part: dict | None) -> str:
     return "{pictures} pictures in {classes} classes (names and labels {sha256:.8})".format(**part)
 
 
-def check_same_everywhere(data: dict[str, dict], flags: Flags) -> None:
-    """Raise InputError where another process sees other data, as on a node with a copy of its own.
-
-    For all processes to call.
+def check_same_everywhere(
+    ours: dict, flags: Flags, what: str = "data", differ: Callable[..., str] = difference
+) -> None:
+    """Raise InputError where another process has other data, as on a node with a copy of its own,
+    or other options. For all processes to call.
     """
-    for rank, theirs in enumerate(flags.gather(data)):
-        if other := difference(theirs, data):
-            raise InputError(f"process {rank} sees other data: {other}; give all nodes the same")
+    for rank, theirs in enumerate(flags.gather(ours)):
+        if other := differ(theirs, ours):
+            raise InputError(f"process {rank} has other {what}: {other}; give all nodes the same")

@@ -54,16 +54,20 @@ def read_places(path: Path, root: Path, present: set[str], decoding: Decoding) -
             )
         names.append(inside(match[1], f"line {number} of {str(path)!r}"))
         labels.append(int(match[2]))
-    if not names:
-        raise InputError(f"{str(path)!r} names no picture; expected 'path label' on each line")
-    missing = sorted(set(names) - present)
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(names)} pictures of {str(path)!r} are not in {str(root)!r}: "
-            f"{some(missing)}; fetch them or take their lines out"
-        )
+    check_named(path, len(names), sorted(set(names) - present), f"in {str(root)!r}")
     classes = [str(i) for i in range(PLACES_CLASSES)]
     return FolderPictures(root, names, labels, classes, decoding)
+
+
+def check_named(path: Path, number: int, missing: list[str], where: str) -> None:
+    """Raise InputError where a list names no picture, or some that are missing."""
+    if not number:
+        raise InputError(f"{str(path)!r} names no picture; expected one on each line")
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {number} pictures of {str(path)!r} are not {where}: "
+            f"{some(missing)}; correct the list, or fetch them"
+        )
 
 
 def read_lines(path: Path):
@@ -123,12 +127,6 @@ def listed(splits: Splits, file: str) -> Splits:
             missing.append(name)
         else:
             chosen.append(found)
-    if missing:
-        raise InputError(
-            f"{len(missing)} pictures of {str(path)!r} are not among those to train on: "
-            f"{some(missing)}; correct the list"
-        )
-    if not chosen:
-        raise InputError(f"{str(path)!r} names no picture; expected a file name on each line")
+    check_named(path, len(chosen) + len(missing), missing, "among those to train on")
     train = pictures.part(np.array(sorted(set(chosen))))
     return splits._replace(train=train, labelled=splits.labelled and train)

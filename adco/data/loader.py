@@ -80,53 +80,53 @@ class TrainingViews(Dataset):
         )
 
 
-class CheckViews(Dataset):
-    """(test view [C, S, S], label) of each picture, in whole batches; without labels all are 0.
+class LabelledViews(Dataset):
+    """(view [C, S, S], label) of each picture, in whole batches; without labels all are 0.
 
     skip_broken: leave out pictures that cannot be read; a batch may then be smaller, even empty.
-    Without it they raise BrokenPicture.
-    square, whole: of each picture, as pil_render.check_view takes them.
+    Without it they raise BrokenPicture. A subclass says what the view at a position is.
     """
 
-    def __init__(
-        self,
-        pictures: Pictures,
-        size: int,
-        skip_broken: bool = False,
-        square: bool = False,
-        whole: bool = False,
-    ):
+    join = staticmethod(as_batch)  # views to a batch
+
+    def __init__(self, pictures: Pictures, size: int = 0, skip_broken: bool = False):
         self.pictures, self.size, self.skip_broken = pictures, size, skip_broken
-        self.square, self.whole = square, whole
         labels = pictures.labels
         self.labels = np.zeros(len(pictures), np.int64) if labels is None else labels
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """uint8 [n, C, S, S], [n]; n may be less than was asked for, and 0."""
-        rendered = {}  # index to view
-        for index in indices:
+    def __getitems__(self, positions: list) -> tuple[Tensor, Tensor]:
+        """uint8 [n, C, S, S], [n]; n may be less than was asked for, and 0.
+
+        positions: numbers of pictures, or tuples that end in one.
+        """
+        rendered = []  # index, view
+        for position in positions:
+            place = position if isinstance(position, tuple) else (position,)
             try:
-                rendered[index] = self._render(index)
+                rendered.append((place[-1], self.render(*place)))
             except BrokenPicture:
                 if not self.skip_broken:
                     raise
         # A batch may be empty but never missing: how many there are is known beforehand.
         batch = torch.empty(0, self.pictures.channels, self.size, self.size, dtype=torch.uint8)
         if rendered:
-            batch = as_batch(list(rendered.values()))
-        return batch, torch.as_tensor(self.labels[list(rendered)])
+            batch = self.join([view for _, view in rendered])
+        return batch, torch.as_tensor(self.labels[[index for index, _ in rendered]])
 
-    def _render(self, index: int) -> np.ndarray:
+
+class CheckViews(LabelledViews):
+    """The test views. square, whole: of each picture, as pil_render.check_view takes them."""
+
+    def __init__(self, pictures, size: int, skip_broken=False, square=False, whole=False):
+        super().__init__(pictures, size, skip_broken)
+        self.square, self.whole = square, whole
+
+    def render(self, index: int) -> np.ndarray:
         pixels = self.pictures.read(index)
         return pil_render.check_view(pixels, self.size, self.square, self.whole)
-
-
-def as_it_is(batch):
-    """Collate nothing: the data sets above return whole batches."""
-    return batch
 
 
 class EpochBatches(Sampler):
@@ -180,7 +180,7 @@ def batch_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        collate_fn=as_it_is,
+        collate_fn=tuple,  # nothing to collate: the data sets above return whole batches
     )
 
 

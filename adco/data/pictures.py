@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -25,26 +25,29 @@ OUTAGE_SECONDS = 120.0  # for which a file server may be away
 T = TypeVar("T")
 
 
-class Pictures(Protocol):
-    """Pictures by index, with the label of each (None: there are no labels) and the class names."""
+class Pictures:
+    """Pictures by index, with the label of each (None: there are no labels) and the class names.
 
-    labels: np.ndarray | None
-    classes: list[str]
-    channels: int  # C
+    channels: C. A subclass reads them: its read(index) gives uint8 [H, W, C].
+    """
 
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> np.ndarray:
-        """Picture `index`, uint8 [H, W, C]."""
+    def __init__(self, labels, classes: list[str], channels: int):
+        self.labels = None if labels is None else np.asarray(labels)
+        self.classes, self.channels = classes, channels
 
     def name(self, index: int) -> str:
         """The picture's name in a message."""
+        return f"number {index}"
 
     def joined_names(self) -> str:
         """The names of all with \\0 between, where they are files."""
+        return ""
 
     def part(self, positions: np.ndarray) -> "Pictures":
         """The pictures at `positions`, in that order."""
+        part = copy(self)  # shallow: what does not depend on positions is shared
+        part.labels = None if self.labels is None else self.labels[positions]
+        return part
 
 
 class BrokenPicture(InputError):
@@ -84,7 +87,7 @@ class Names:
         return Names([names[i] for i in positions])
 
 
-class FilePictures:
+class FilePictures(Pictures):
     """Pictures in files, or in parts of files, with the label of each or none.
 
     left_out: kinds of files in the folder that are not among them, and how many of each.
@@ -104,10 +107,9 @@ class FilePictures:
         decoding: Decoding = AS_STORED,
         left_out: Counter | None = None,
     ):
+        super().__init__(labels, classes, decoding.channels)
         self.root, self.decoding, self.left_out = root, decoding, left_out or Counter()
         self.names = Names(names)
-        self.labels = None if labels is None else np.array(labels)
-        self.classes, self.channels = classes, decoding.channels
 
     def __len__(self) -> int:
         return len(self.names)
@@ -176,8 +178,8 @@ class FilePictures:
         return printable(self.names[index].decode(errors="backslashreplace"))
 
     def part(self, positions: np.ndarray) -> "FilePictures":
-        part = copy(self)  # shallow: root and classes are shared
-        part.names, part.labels = self.names.part(positions), labels_at(self.labels, positions)
+        part = super().part(positions)
+        part.names = self.names.part(positions)
         return part
 
 
@@ -236,14 +238,14 @@ def reason(error: Exception) -> str:
     return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
-class ArrayPictures:
+class ArrayPictures(Pictures):
     """Pictures in memory, arrays [H, W, C] or PIL images, with the label of each or none."""
 
     def __init__(self, array, labels=None, classes: list[str] = (), channels: int = 3):
         # A part shares the array, and has positions of its own in it.
-        self.array, self.positions, self.channels = array, np.arange(len(array)), channels
-        self.labels = None if labels is None else np.asarray(labels, np.int64)
-        self.classes = classes
+        self.array, self.positions = array, np.arange(len(array))
+        labels = None if labels is None else np.asarray(labels, np.int64)
+        super().__init__(labels, classes, channels)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -254,17 +256,7 @@ class ArrayPictures:
         except OSError as error:
             raise BrokenPicture(f"picture {self.name(index)}: {error}", str(error)) from error
 
-    def joined_names(self) -> str:
-        return ""
-
-    def name(self, index: int) -> str:
-        return f"number {index}"
-
     def part(self, positions: np.ndarray) -> "ArrayPictures":
-        part = copy(self)
-        part.positions, part.labels = self.positions[positions], labels_at(self.labels, positions)
+        part = super().part(positions)
+        part.positions = self.positions[positions]
         return part
-
-
-def labels_at(labels: np.ndarray | None, positions: np.ndarray) -> np.ndarray | None:
-    return None if labels is None else labels[positions]

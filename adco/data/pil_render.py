@@ -8,12 +8,6 @@ from adco.data.decoder import by_pillow
 from adco.data.views import Draw
 
 MOST_PIXELS = 2**26  # of a picture that is resized whole
-JITTER = {
-    "brightness": VF.adjust_brightness,
-    "contrast": VF.adjust_contrast,
-    "saturation": VF.adjust_saturation,
-    "hue": VF.adjust_hue,
-}
 
 
 def render(pixels: np.ndarray, draw: Draw, size: int) -> np.ndarray:
@@ -30,7 +24,7 @@ def drawn(picture: Image.Image, draw: Draw, size: int) -> Image.Image:
 
     # Colours, blur and flip, in the order of MoCo v2's augmentation.
     for name, factor in draw.jitter:
-        view = JITTER[name](view, factor)
+        view = getattr(VF, f"adjust_{name}")(view, factor)
     if draw.gray:
         view = VF.to_grayscale(view, num_output_channels=3)
     if draw.sigma:

@@ -65,15 +65,9 @@ def draw_view(recipe: Recipe, width: int, height: int, rng: np.random.Generator)
     u = rng.random(13 + 4 * NUM_TRIES).tolist()
     factors, order, chances, sigma, tries = u[:4], u[4:8], u[8:12], u[12], u[13:]
 
-    # Which factor each colour operation has.
-    brightness, contrast, saturation, hue = recipe.jitter
-    ranges = (
-        (1 - brightness, 1 + brightness),
-        (1 - contrast, 1 + contrast),
-        (1 - saturation, 1 + saturation),
-        (-hue, hue),
-    )
-    factors = [between(*ends, factor) for ends, factor in zip(ranges, factors, strict=True)]
+    # Which factor each colour operation has: about 1, the hue about 0.
+    ways = zip((1, 1, 1, 0), recipe.jitter, factors, strict=True)
+    factors = [between(middle - most, middle + most, x) for middle, most, x in ways]
 
     # Sorting four random numbers gives every order with equal probability.
     ranked = sorted(range(4), key=order.__getitem__)

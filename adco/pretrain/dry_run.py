@@ -14,7 +14,7 @@ import torch
 from adco.data.datasets import SAMPLE, sample_of
 from adco.data.pictures import BrokenPicture, Pictures
 from adco.pretrain.game import Game, describe
-from adco.pretrain.options import PretrainConfig
+from adco.pretrain.options import CROPS, PretrainConfig
 from adco.pretrain.resume import log_folder, start_or_resume_
 from adco.pretrain.state import Progress, pack
 from adco.probe.knn import bytes_held
@@ -59,7 +59,8 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
         "amp": str(game.model.amp or torch.float32),
         "workers": workers_per_process(config.workers, world.local_size) * world.local_size,
     }
-    print(json.dumps(effective))
+    without = () if config.multi_crop else CROPS  # lists that nothing reads
+    print(json.dumps({name: x for name, x in effective.items() if name not in without}))
     print("\n".join([describe(game), *start.warnings, start.note]).strip())
     total = len(game.splits.train)
     rows = {

@@ -246,12 +246,12 @@ def check_negatives(config):
         raise InputError(f"negatives={kind} has no adversaries to refresh or to start late")
 
 
+CROPS = ("size_crops", "nmb_crops", "min_scale_crops", "max_scale_crops")
 SIZE_CROPS = (224, 192, 160, 128, 96)  # published, for full-size views of 224 pixels
 
 
 def check_crops(config):
-    lists = ("size_crops", "nmb_crops", "min_scale_crops", "max_scale_crops")
-    lengths = {name: len(getattr(config, name)) for name in lists}
+    lengths = {name: len(getattr(config, name)) for name in CROPS}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{length} in --{name}" for name, length in lengths.items())
         raise InputError(f"the four lists of crops need one length, found {found}; give all four")

@@ -46,7 +46,8 @@ def start_or_resume_(game: Game, flags: Flags) -> RunStart:
     """
     config, data = game.config, game.splits.identity()
     check_same_everywhere(data, flags)
-    check_same_options(config, flags)
+    options = config.changes_numbers()
+    check_same_everywhere(options, flags, "options", lambda *two: ", ".join(differences(*two)))
     progress = Progress(config.start_epoch, **counts(game), best_of=game.monitor)
     start = RunStart(progress, data=data)
     start.note = "\n".join(game.beginning)
@@ -94,17 +95,6 @@ def counts(game: Game) -> dict[str, int]:
         * game.num_keys
         // (game.world.size * game.config.accum_steps),
     )
-
-
-def check_same_options(config: PretrainConfig, flags: Flags) -> None:
-    """Raise InputError where another process was started with options that give other numbers."""
-    ours = config.changes_numbers()
-    for rank, theirs in enumerate(flags.gather(ours)):
-        if found := differences(theirs, ours):
-            raise InputError(
-                f"process {rank} was started with other options: {', '.join(found)}; give the same "
-                "on all nodes"
-            )
 
 
 def log_folder(config: PretrainConfig) -> Path:

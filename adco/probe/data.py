@@ -5,16 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from adco.data import pil_render
 from adco.data.datasets import share_of_each_class, splits_of
 from adco.data.decoder import decoding_of
 from adco.data.list_files import listed, load_places
-from adco.data.loader import CheckViews, check_loader
+from adco.data.loader import CheckViews, LabelledViews, check_loader
 from adco.data.pictures import Pictures
-from adco.data.views import Recipe, as_batch, draw_view, view_rng
+from adco.data.views import Recipe, draw_view, view_rng
 from adco.encoder import Encoder, TrunkWeights
 from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import ALONE, World, once_per_node
@@ -63,45 +61,34 @@ def load_probe_sets(config: ProbeConfig, holdout: float, world: World = ALONE) -
         )
 
     # Of train the share asked for.
-    positions = np.arange(len(train))
     if config.train_fraction < 1:
-        labels = train.labels[positions]
-        positions = positions[share_of_each_class(labels, config.train_fraction, config.seed)]
+        train = train.part(share_of_each_class(train.labels, config.train_fraction, config.seed))
+    if not holdout:
+        return ProbeSets(train, None, val)
 
     # Of that, a share apart to choose by.
-    held_out = None
-    if holdout:
-        apart = share_of_each_class(train.labels[positions], holdout, config.seed)
-        held_out = train.part(positions[apart])
-        positions = np.delete(positions, apart)
-        if len(positions) == 0:
-            raise InputError(
-                f"holdout={holdout} leaves no picture to train on (of {len(apart)}, at least one "
-                "of each class is held out); give more pictures or --holdout 0"
-            )
-    return ProbeSets(train.part(positions), held_out, val)
+    apart = share_of_each_class(train.labels, holdout, config.seed)
+    if len(apart) == len(train):
+        raise InputError(
+            f"holdout={holdout} leaves no picture to train on (of {len(apart)}, at least one "
+            "of each class is held out); give more pictures or --holdout 0"
+        )
+    rest = np.delete(np.arange(len(train)), apart)
+    return ProbeSets(train.part(rest), train.part(apart), val)
 
 
-class ProbeViews(Dataset):
-    """(training view [3, S, S], label) of each picture, in whole batches.
+class ProbeViews(LabelledViews):
+    """(training view [C, S, S], label) of each picture, for pairs (epoch, index).
 
     randcrop: each view is a window of the picture at full resolution.
     """
 
     def __init__(self, pictures: Pictures, recipe: Recipe, randcrop: bool, seed: int):
-        self.pictures, self.recipe, self.randcrop, self.seed = pictures, recipe, randcrop, seed
+        super().__init__(pictures, recipe.size)
+        self.recipe, self.randcrop, self.seed = recipe, randcrop, seed
 
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitems__(self, positions: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """uint8 [n, 3, S, S] and labels [n], for pairs (epoch, index)."""
-        views = [self._render(epoch, index) for epoch, index in positions]
-        labels = self.pictures.labels[[index for _, index in positions]]
-        return as_batch(views), torch.as_tensor(labels)
-
-    def _render(self, epoch: int, index: int) -> np.ndarray:
-        pixels, size = self.pictures.read(index), self.recipe.size
+    def render(self, epoch: int, index: int) -> np.ndarray:
+        pixels, size = self.pictures.read(index), self.size
         height, width = pixels.shape[:2]
         draw = draw_view(self.recipe, width, height, view_rng(self.seed, epoch, index, 0))
         # The drawn box gives way to a window of the view's own size.

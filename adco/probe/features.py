@@ -53,10 +53,13 @@ def features_of(network: nn.Module, loader, check: bool = True) -> Iterator[tupl
 
     check: raise InputError where a feature is not finite.
     """
-    device = next(network.parameters()).device
+    device = next(network.parameters(), torch.empty(0)).device
     for pictures, labels in loader:
+        if not len(labels):  # all are broken: most models of timm take no batch of none
+            pictures = pictures.new_zeros(1, *pictures.shape[1:])
         # The sum of their squares needs float32, whatever the network computes in.
         features = network(normalised(pictures.to(device, non_blocking=True))).float()
+        features = features[: len(labels)]
         if check:
             check_features(features)
         yield features, labels

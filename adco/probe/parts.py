@@ -1,79 +1,64 @@
 """Features [n, d] on their way to a file: batch by batch in a folder, and the file's formats."""
 
 import csv
+import os
 from pathlib import Path
-from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 from torch import Tensor
 
-from adco.data.pictures import Pictures
 from ops.files import write_whole
 
 
 class Parts:
-    """The rows that are there, in a folder, a file for each batch; and the columns of text."""
+    """Rows [n, d] in one file of a folder, with an empty file for each batch that is there."""
 
-    def __init__(self, folder: Path, pictures: Pictures, batch_size: int, width: int):
-        self.folder, self.pictures, self.width = folder, pictures, width
-        everything = range(len(pictures))
-        self.batches = [everything[i:][:batch_size] for i in range(0, len(pictures), batch_size)]
-        self.texts = {"name": [pictures.name(number) for number in everything]}
-        if pictures.labels is not None:
-            classes = [*pictures.classes, ""]  # -1: of no class
-            self.texts["label"] = [classes[label] for label in pictures.labels]
+    def __init__(self, folder: Path, number: int, batch_size: int, width: int):
+        self.folder, self.file, self.shape = folder, folder / "features", (number, width)
+        self.batches = [range(number)[i:][:batch_size] for i in range(0, number, batch_size)]
 
     def path(self, batch: int) -> Path:
         return self.folder / f"{batch:09}.rows"
 
     def write(self, batch: int, features: Tensor, numbers: Tensor) -> None:
         """Write a batch: the features of those of its pictures that are not broken."""
-        rows = np.full((len(self.batches[batch]), self.width), np.nan, "<f4")
-        rows[numbers - self.batches[batch].start] = features.cpu()
-        write_whole(self.path(batch), rows.tobytes())
+        places, width = self.batches[batch], self.shape[1]
+        rows = np.full((len(places), width), np.nan, "<f4")
+        rows[numbers - places.start] = features.cpu()
+        with open(self.file, "r+b") as file:  # no map of it: a full disk would end the process
+            file.seek(4 * width * places.start)
+            file.write(rows.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        write_whole(self.path(batch), b"")
 
-    def blocks(self):
-        """(columns of text, rows [n, d]) of each batch, in order."""
-        for batch, numbers in enumerate(self.batches):
-            part = slice(numbers.start, numbers.stop)
-            rows = np.fromfile(self.path(batch), "<f4").reshape(-1, self.width)
-            yield [texts[part] for texts in self.texts.values()], rows
-
-
-def write_npz(path: Path, parts: Parts) -> None:
-    with ZipFile(path, "w") as archive:
-        # Without a date (that of ZipInfo) the same rows are the same bytes.
-        for title, texts in parts.texts.items():
-            with archive.open(ZipInfo(f"{title}.npy"), "w", force_zip64=True) as file:
-                np.save(file, np.array(texts))
-        with archive.open(ZipInfo("features.npy"), "w", force_zip64=True) as file:
-            shape = len(parts.pictures), parts.width
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for _, rows in parts.blocks():
-                file.write(rows.tobytes())
+    def rows(self) -> np.ndarray:
+        """All of them, read when they are used."""
+        return np.memmap(self.file, "<f4", "r", shape=self.shape)
 
 
-def write_csv(path: Path, parts: Parts) -> None:
+# Write columns of text {title: [n]} and rows [n, d] as `features`, a part at a time.
+
+
+def write_npz(path: Path, texts: dict[str, list[str]], rows: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, **{title: np.array(words) for title, words in texts.items()}, features=rows)
+
+
+def write_csv(path: Path, texts: dict[str, list[str]], rows: np.ndarray) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*parts.texts, *(f"f{i}" for i in range(parts.width))])
-        for texts, rows in parts.blocks():
-            for *words, row in zip(*texts, rows.tolist(), strict=True):
-                writer.writerow([*words, *(f"{number:.9g}" for number in row)])  # exact
+        writer.writerow([*texts, *(f"f{i}" for i in range(rows.shape[1]))])
+        for *words, row in zip(*texts.values(), rows, strict=True):
+            writer.writerow([*words, *(f"{number:.9g}" for number in row.tolist())])  # exact
 
 
-def write_parquet(path: Path, parts: Parts) -> None:
+def write_parquet(path: Path, texts: dict[str, list[str]], rows: np.ndarray) -> None:
     import pyarrow as pa
-    from pyarrow.parquet import ParquetWriter
+    from pyarrow.parquet import write_table
 
-    fields = [(title, pa.string()) for title in parts.texts]
-    schema = pa.schema([*fields, ("features", pa.list_(pa.float32(), parts.width))])
-    with ParquetWriter(path, schema) as writer:
-        for texts, rows in parts.blocks():
-            features = pa.FixedSizeListArray.from_arrays(rows.ravel(), parts.width)
-            columns = [*map(pa.array, texts), features]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+    features = pa.FixedSizeListArray.from_arrays(rows.ravel(), rows.shape[1])
+    write_table(pa.table({**texts, "features": features}), path, row_group_size=1024)
 
 
 WRITERS = {".npz": write_npz, ".csv": write_csv, ".parquet": write_parquet}

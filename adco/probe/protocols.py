@@ -79,6 +79,10 @@ def score_knn(run: ProbeRun) -> Outcome:
     """The kNN vote on frozen features."""
     config, num_classes = run.config, len(run.sets.train.classes)
     train, held_out, val = features_of(run)
+    if max(config.knn_k) > (most := len(run.sets.train)):
+        run.journal.warn(
+            f"k {max(config.knn_k)} is above the {most} training pictures: all of them vote"
+        )
 
     # Choose k.
     score = partial(knn_accuracies, num_classes=num_classes, tau=config.knn_t, world=run.world)

@@ -45,16 +45,8 @@ def run(config: ProbeConfig, world: World, device: torch.device) -> int:
     folder = new_run_folder(parent) if world.first else None
     journal = Journal(folder, asdict(config), data)
     try:
-        probe_run = ProbeRun(
-            config=config,
-            encoder=encoder.to(device),
-            sets=sets,
-            world=world,
-            device=device,
-            journal=journal,
-            trunk=trunk,
-            data=data,
-        )
+        known = (config, encoder.to(device), sets, world, device, journal, trunk, data)
+        probe_run = ProbeRun(*known)
         introduce(probe_run)
         report_outcome(PROTOCOLS[protocol](probe_run), probe_run)
     finally:
