@@ -1,6 +1,7 @@
 """Data sets by name."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -42,7 +43,13 @@ def splits_of(config, world: World = ALONE) -> Splits:
         load_splits, config.dataset, config.data, bool(config.download), decoding_of(config),
         log_folder=Path(config.save_path) / config.log_path,
     )  # fmt: skip
-    return load() if config.dataset in IN_MEMORY else once_per_node(load, world)
+    if config.dataset not in IN_MEMORY:
+        return once_per_node(load, world)
+    if config.download:
+        # The first process of all, then that of each node: where a folder is shared, all is there.
+        for nodes in (replace(world, local_rank=world.rank, local_size=world.size), world):
+            once_per_node(lambda: load() and None, nodes)
+    return load()
 
 
 def load_splits(
