@@ -102,6 +102,12 @@ def test_resume_auto_goes_on_in_the_same_folder_with_the_newest_usable_file(
     assert torch.load(run / "checkpoint_last.pth.tar", weights_only=True)["epoch"] == 2
 
 
+def test_the_time_for_pictures_is_no_time_for_saves(tmp_path, digit_folder):
+    words = ["--save_minutes", 1e-6, "--knn_freq", 0, "--ad_init", 0, "--epochs", 1]
+    (epoch,) = records(pretrain(tmp_path, digit_folder, *words), "epoch")
+    assert epoch["data_seconds"] < 0.2 * epoch["seconds"]
+
+
 def test_start_up_can_go_round_the_bank_more_than_once(tmp_path, digit_folder):
     run = pretrain(tmp_path, digit_folder, "--init_steps", 9, "--epochs", 1)
     assert [record["step"] for record in records(run, "startup")] == [2, 4, 6, 8, 9]
