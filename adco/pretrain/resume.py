@@ -71,6 +71,11 @@ def start_or_resume_(game: Game, flags: Flags) -> RunStart:
 
     source = str(start.source)
     progress = unpack_(state, source, game.players, config.arch)
+    if config.resume != "auto" and progress.epoch >= config.epochs:
+        raise InputError(
+            f"{source} has had {progress.epoch} epochs, which leaves nothing of epochs="
+            f"{config.epochs}; raise --epochs to go on"
+        )
     start.kept = {key: state[key] for key in KEPT if state.get(key) is not None}
     if other := difference(state.get("data"), data):
         start.warnings.append(f"{source} was made of other data ({other}): its best score is void")
