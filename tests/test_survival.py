@@ -172,6 +172,19 @@ def test_two_runs_never_share_a_folder(tmp_path, digit_folder):
     assert running.end()[0] == EXIT_STOPPED
 
 
+def test_a_run_that_cannot_be_written_is_passed_over(tmp_path):
+    run = run_in(tmp_path)
+    run.chmod(0o500)
+    if os.access(run, os.W_OK):  # as root
+        for words in (["--bind", run, run], ["-o", "remount,bind,ro", run]):
+            if subprocess.run(["mount", *words], capture_output=True).returncode:
+                pytest.skip("root needs a mount to see a folder that cannot be written")
+    path, _, (sentence,) = newest_with(CONFIG, tmp_path, {})
+    subprocess.run(["umount", run], capture_output=True)
+    run.chmod(0o700)
+    assert path is None and sentence.startswith(f"passed over: {run} cannot be written")
+
+
 def test_a_second_interrupt_ends_the_process_at_once():
     code = "import time; from ops.signals import StopRequest\n"
     code += "with StopRequest(): print('ready', flush=True); time.sleep(60); time.sleep(60)"

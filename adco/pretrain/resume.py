@@ -1,6 +1,7 @@
 """How a run begins: from nothing, or from a checkpoint."""
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
@@ -120,7 +121,7 @@ def newest_with(
     config: PretrainConfig, folder: Path, data: dict
 ) -> tuple[Path | None, dict | None, list[str]]:
     """The checkpoint that a run of this configuration and data goes on from: its path, its content,
-    and a sentence about each one before it that is damaged.
+    and a sentence about each one before it that is damaged, or lies where nothing can be written.
 
     It is the one with the most steps in the folder that was written last. Where there is none:
     None, None, and a sentence about the damaged ones or, without such, about the newest run that
@@ -131,6 +132,9 @@ def newest_with(
     for run in sorted(runs, key=lambda run: (written_at(run), run.name), reverse=True):
         if why := made_otherwise(run / "config.json", config, data):
             other = other or [f"{run} was made otherwise ({why}): --resume PATH goes on from it"]
+            continue
+        if not os.access(run, os.W_OK):
+            damaged.append(f"passed over: {run} cannot be written by this user, or on this machine")
             continue
         # Times do not tell the order in a folder: a copy may have changed them.
         for path in sorted(run.glob("checkpoint_*.pth.tar"), key=steps_in, reverse=True):
