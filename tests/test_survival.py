@@ -200,10 +200,12 @@ def test_a_run_that_cannot_be_written_is_passed_over(tmp_path):
         for words in (["--bind", run, run], ["-o", "remount,bind,ro", run]):
             if subprocess.run(["mount", *words], capture_output=True).returncode:
                 pytest.skip("root needs a mount to see a folder that cannot be written")
-    path, _, (sentence,) = newest_with(CONFIG, tmp_path, {})
-    subprocess.run(["umount", run], capture_output=True)
-    run.chmod(0o700)
-    assert path is None and sentence.startswith(f"passed over: {run} cannot be written")
+    try:
+        path, _, sentences = newest_with(CONFIG, tmp_path, {})
+    finally:
+        subprocess.run(["umount", run], capture_output=True)
+        run.chmod(0o700)
+    assert path is None and sentences[0].startswith(f"passed over: {run} cannot be written")
 
 
 def test_a_second_interrupt_ends_the_process_at_once():

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 @contextmanager
 def served(folder: Path):
-    """The server of a folder: `url`; `drops`, requests that it loses from now on; `ranges`; `asked`, for
-    which files.
+    """The server of a folder: `url`; `drops`, requests that it loses from now on; `ranges`; and
+    `asked`, the files.
     """
     server = SimpleNamespace(drops=0, ranges=True, asked=[])
 
