@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from ops.errors import RunFailed, some
+from ops.waiting import waiting_for
 
 NOT_SAVED = (
     "NOT SAVED: {} could not be written ({}). The run goes on and tries again at the next save; "
@@ -21,6 +22,11 @@ def write_whole(path: Path, content, previous: Path | None = None) -> None:
     previous: the name that the old file is kept under. Raises OSError where the new one cannot be
     written; the old file is then still there, under its own name or under `previous`.
     """
+    with waiting_for(lambda: f"the disk, to write {path}"):
+        _write_whole(path, content, previous)
+
+
+def _write_whole(path: Path, content, previous: Path | None) -> None:
     partial = partial_name(path)
     try:
         # The folder may have been lost since the run began.
