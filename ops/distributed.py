@@ -47,7 +47,7 @@ def has_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def meet_others(world: World, url: str, minutes: float = 30.0):
+def meet_all(world: World, url: str, minutes: float = 30.0):
     """Wait for all processes. Returns the store through which they have met.
 
     minutes: to wait for the others. Raises RunFailed where they do not meet.
@@ -72,7 +72,7 @@ def meet_others(world: World, url: str, minutes: float = 30.0):
     return store
 
 
-def join_group(store, world: World, backend: str) -> None:
+def connect(store, world: World, backend: str) -> None:
     """Enter the process group. Raises RunFailed where the processes cannot connect."""
     try:
         dist.init_process_group(

@@ -22,18 +22,13 @@ def write_whole(path: Path, content, previous: Path | None = None) -> None:
     previous: the name that the old file is kept under. Raises OSError where the new one cannot be
     written; the old file is then still there, under its own name or under `previous`.
     """
-    with waiting_for(lambda: f"the disk, to write {path}"):
-        _write_whole(path, content, previous)
-
-
-def _write_whole(path: Path, content, previous: Path | None) -> None:
     partial = partial_name(path)
     try:
         # The folder may have been lost since the run began.
         path.parent.mkdir(parents=True, exist_ok=True)
         # Beside the file, for a rename stays on one disk; flushed, so that a crash of the machine
         # after the rename does not leave an empty file.
-        with open(partial, "wb") as file:
+        with waiting_for(lambda: f"the disk, to write {path}"), open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

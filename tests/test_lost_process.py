@@ -140,7 +140,7 @@ def test_nodes_connect_by_the_wire_between_them_and_miss_each_other_when_it_is_c
 def test_the_store_of_one_machine_listens_to_that_machine_alone():
     with two_networks() as networks:
         code = "from ops.distributed import *; import subprocess\n"
-        code += "store = meet_others(World(), 'tcp://HOST:2345')\n"
+        code += "store = meet_all(World(), 'tcp://HOST:2345')\n"
         code += "print(os.environ[IFNAME], subprocess.getoutput('ss -Hltn'), flush=True)"
         for host, heard in (("127.0.0.1", "lo LISTEN"), ("10.77.0.1", "wire0 LISTEN")):
             command = [*networks[0], sys.executable, "-c", code.replace("HOST", host)]

@@ -1,7 +1,6 @@
 """Data sets by name."""
 
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -43,13 +42,11 @@ def splits_of(config, world: World = ALONE) -> Splits:
         load_splits, config.dataset, config.data, bool(config.download), decoding_of(config),
         log_folder=Path(config.save_path) / config.log_path,
     )  # fmt: skip
-    if config.dataset not in IN_MEMORY:
-        return once_per_node(load, world)
-    if config.download:
-        # The first process of all, then that of each node: where a folder is shared, all is there.
-        for nodes in (replace(world, local_rank=world.rank, local_size=world.size), world):
-            once_per_node(lambda: load() and None, nodes)
-    return load()
+    fetches = config.download and config.dataset in IN_MEMORY
+    # One process downloads: the first of all, then, for folders that are not shared, of each node.
+    for nodes in (World(world.rank, world.size, world.rank, world.size), world) * fetches:
+        once_per_node(lambda: load() and None, nodes)
+    return load() if config.dataset in IN_MEMORY else once_per_node(load, world)
 
 
 def load_splits(

@@ -21,7 +21,6 @@ from ops import checkpoint
 from ops.errors import InputError, shown, some
 from ops.options import differences
 
-BEST = "model_best.pth.tar"
 KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
 
@@ -145,19 +144,13 @@ def keep_published_best(probe: HeadTraining, percent: float) -> None:
     probe.keep_if_best([found._replace(right1=right1, right5=max(right1, found.right5))])
 
 
-def save_best(probe: HeadTraining) -> None:
-    """Write the best head as it is in the probe, which has gone back to it."""
-    content = checkpoint.content_of(pack_probe(probe, probe.best.head))
-    probe.journal.files.write({probe.journal.folder / BEST: content})
-
-
 def save_probe(probe: HeadTraining, head: int, is_best: bool) -> None:
     """Write the checkpoints due after an epoch. is_best: no epoch before it scored as high."""
     content = checkpoint.content_of(pack_probe(probe, head))
     # probe.epoch is the next one already.
     names = ["checkpoint.pth.tar"]
     if is_best:
-        names.append(BEST)
+        names.append("model_best.pth.tar")
     if probe.epoch > probe.config.epochs - KEPT_EPOCHS:
         names.append(f"model_{probe.epoch - 1}.pth.tar")
     folder = probe.journal.folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ops.distributed import World, join_group, leave_group, meet_others, wait_for_all
+from ops.distributed import World, connect, leave_group, meet_all, wait_for_all
 from ops.signals import unblock_requests
 from tests.conftest import FORKS
 
@@ -54,8 +54,8 @@ def _member(rank: int, function, size: int, folder: str, arguments: tuple) -> No
     world = World(rank, size)
     store = None
     if size > 1:
-        store = meet_others(world, f"file://{folder}/meet")
-        join_group(store, world, "gloo")
+        store = meet_all(world, f"file://{folder}/meet")
+        connect(store, world, "gloo")
     torch.save(function(world, *arguments), Path(folder) / f"{rank}.pt")
     if store is not None:
         wait_for_all(store, world)
