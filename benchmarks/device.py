@@ -47,7 +47,7 @@ class StepBenchmark(ProcessOptions):
 
 @dataclass(frozen=True)
 class DeviceBenchmark(StepBenchmark):
-    """One table of one device: parity, steps, memory, the bank, the renderers, what safety costs."""
+    """One table of one device: parity, steps, memory, bank, renderers, and what safety costs."""
 
     cluster: int = option(65536, "K", AT_LEAST_1)
     repeats: int = option(7, "times that each is taken", AT_LEAST_1)

@@ -16,9 +16,6 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-
 from benchmarks.background import (
     ERR,
     OUT,
@@ -49,16 +46,9 @@ class Answer(NamedTuple):
 
 
 def begin(folder: Path, processes: int) -> subprocess.Popen:
-    """A short run on pictures of noise, with a loader process for each of its processes."""
-    rng = np.random.default_rng(0)
-    for split, index in product(("train", "val"), range(64)):
-        path = folder / "pictures" / split / str(index % 2) / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
-    words = ["--dataset", "folder", "--data", str(folder / "pictures"), "--image_size", "16"]
-    words += ["--batch_size", "16", "--cluster", "32", "--init_steps", "4", "--epochs", "3"]
-    words += ["--save_minutes", "0.0005", "--nproc", str(processes), "--workers", str(processes)]
-    return start(folder, words)
+    """A short run, with a loader process for each of its processes."""
+    words = ["--init_steps", "4", "--epochs", "1", "--knn_freq", "0", "--save_minutes", "0.0005"]
+    return start(folder, [*words, "--nproc", str(processes), "--workers", str(processes)])
 
 
 def where(folder: Path) -> str:
@@ -129,6 +119,9 @@ def judge(process, folder: Path, place: str, number: signal.Signals, deaf: bool)
         faults.append("traceback")
     if not (finished or (not deaf and (code == EXIT_STOPPED or own))) and not too_early:
         faults.append(f"exit code {code}")
+    last = printed.rpartition("\n")[0].rpartition("\n")[2]
+    if not last.startswith({0: "finished: ", EXIT_STOPPED: "stopped by "}.get(code, "")):
+        faults.append(f"last line {last!r}")
     if code == EXIT_STOPPED and place == EPOCH and not list(folder.rglob(checkpoint.LAST)):
         faults.append("nothing saved")
     return Answer(place, code, faults, said)

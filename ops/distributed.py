@@ -4,17 +4,20 @@ Each function does the right thing when alone. Collectives are called by every p
 """
 
 import os
+import socket
+import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ops.errors import RunFailed, error_of, outcome_of
-from ops.waiting import meet, waiting_for
+from ops.errors import RunFailed, error_of, outcome_of, shown
+from ops.waiting import address_of, interface, meet, the_others, waiting_for
+
+IFNAME = "GLOO_SOCKET_IFNAME"  # the interface that gloo listens at
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ def has_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def join_group(world: World, url: str, backend: str, minutes: float = 30.0):
-    """Enter the process group. Returns the store through which its processes met.
+def meet_all(world: World, url: str, minutes: float = 30.0):
+    """Wait for all processes. Returns the store through which they have met.
 
     minutes: to wait for the others. Raises RunFailed where they do not meet.
     """
@@ -54,35 +57,47 @@ def join_group(world: World, url: str, backend: str, minutes: float = 30.0):
         where += "; RANK and WORLD_SIZE are set in this shell"
     try:
         with waiting_for(lambda: f"process 0, at {where}"):
-            store = open_store(url, world, timedelta(minutes=minutes))
+            host, port = address_of(url)
+            store = open_store(url, host, port, world, timedelta(minutes=minutes))
         store = dist.PrefixStore(meet(store, world.rank, world.size, minutes, where), store)
-        dist.init_process_group(
-            backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size
-        )
+        if host:
+            os.environ.setdefault(IFNAME, interface(store, world.rank, world.size, host))
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise RunFailed(
-            f"the {world.size} processes do not meet at {url}: {reason}; check that all are "
-            f"started, and the address ({where})"
+            f"the {world.size} processes do not meet at {url}: {shown(error, 300)}; check that all "
+            f"are started, and the address ({where})"
         ) from error
     # All have met; what they wait for at the end takes as long as it takes.
     store.set_timeout(timedelta(hours=1))
     return store
 
 
-def open_store(url: str, world: World, limit: timedelta):
+def connect(store, world: World, backend: str) -> None:
+    """Enter the process group. Raises RunFailed where the processes cannot connect."""
+    try:
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RunFailed(
+            f"the {world.size} processes have met, but cannot connect: {shown(error, 300)}; set "
+            f"{IFNAME} to the interface of this node that the others reach, here it is "
+            f"{os.environ.get(IFNAME, '')!r}"
+        ) from error
+
+
+def open_store(url: str, host: str | None, port: int | None, world: World, limit: timedelta):
     """A store that all processes can reach. Waits for the first process, not for the others."""
-    if url.startswith("file"):
+    if host is None:
         return next(dist.rendezvous(url, world.rank, world.size))[0]
-    host, port = urlparse(url).hostname, urlparse(url).port
-    if url.startswith("env"):
-        names = ("MASTER_ADDR", "MASTER_PORT")
-        if missing := [name for name in names if name not in os.environ]:
-            raise ValueError(f"{' and '.join(missing)} not set")
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     # torchrun has a store of its own at this address.
     is_server = world.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    return dist.TCPStore(host, port, None, is_server, limit, wait_for_workers=False)
+    # By itself it would listen to the whole network.
+    inside = is_server and host in ("127.0.0.1", "localhost") and sys.platform != "win32"
+    own = socket.create_server((host, port)).detach() if inside else None
+    return dist.TCPStore(
+        host, port, None, is_server, limit, wait_for_workers=False, master_listen_fd=own
+    )
 
 
 def wait_for_all(store, world: World) -> None:
@@ -91,7 +106,8 @@ def wait_for_all(store, world: World) -> None:
     Not by a collective: who leaves first would close the connections that another still reads.
     """
     store.set(f"through/{world.rank}", "")
-    store.wait([f"through/{rank}" for rank in range(world.size)])
+    with waiting_for(lambda: "the other processes to end"):
+        store.wait([f"through/{rank}" for rank in range(world.size)])
 
 
 def leave_group(store, world: World) -> None:
@@ -105,7 +121,8 @@ def leave_group(store, world: World) -> None:
 
 def is_lost_connection(error: Exception) -> bool:
     """Whether a collective failed because of another process, not of this one."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    of_group = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    return of_group and not isinstance(error, RunFailed)
 
 
 class Flags:
@@ -123,7 +140,7 @@ class Flags:
             return list(numbers)
         sums = torch.tensor(numbers, dtype=torch.long)
         work, since = dist.all_reduce(sums, group=self.group, async_op=True), time.monotonic()
-        with waiting_for(lambda: "the other processes; one of them is slow, or waits itself"):
+        with waiting_for(the_others):
             # Short looks at first, for most waits are short.
             while not work.is_completed():
                 time.sleep(min(0.05, (time.monotonic() - since) / 10))
@@ -135,7 +152,8 @@ class Flags:
         if self.group is None:
             return [thing]
         everything = [None] * dist.get_world_size()
-        dist.all_gather_object(everything, thing, group=self.group)
+        with waiting_for(the_others):
+            dist.all_gather_object(everything, thing, group=self.group)
         return everything
 
     def raise_first(self, error: Exception | None) -> None:

@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from ops.errors import RunFailed, some
+from ops.waiting import waiting_for
 
 NOT_SAVED = (
     "NOT SAVED: {} could not be written ({}). The run goes on and tries again at the next save; "
@@ -27,7 +28,7 @@ def write_whole(path: Path, content, previous: Path | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Beside the file, for a rename stays on one disk; flushed, so that a crash of the machine
         # after the rename does not leave an empty file.
-        with open(partial, "wb") as file:
+        with waiting_for(lambda: f"the disk, to write {path}"), open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

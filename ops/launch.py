@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from ops.distributed import World, is_lost_connection, join_group, leave_group, wait_for_all
+from ops.distributed import World, connect, is_lost_connection, leave_group, meet_all, wait_for_all
 from ops.engines import place_in_engine, with_slurms_nodes
 from ops.errors import EXIT_STOPPED, InputError, RunFailed, error_of, outcome_of, steady_streams
 from ops.heartbeat import Heartbeat, follow_parent
@@ -138,21 +138,23 @@ def run_worker(run, config: ProcessOptions, world: World, url: str, kind: str) -
         torch.set_num_threads(max(1, cores_of_process(world.local_size)))
     unblock_requests()
     backend = config.dist_backend if kind == "cuda" else "gloo"
-    store = join_group(world, url, backend, config.dist_timeout)
+    store = meet_all(world, url, config.dist_timeout)
 
     # The heartbeat notices a dead process, so that the others do not wait forever.
     heartbeat = Heartbeat(store, world)
     with requests_blocked():  # signals go to the main thread
         heartbeat.start()
     try:
+        connect(store, world, backend)
         code = run(config, world, device)
         wait_for_all(store, world)
     except RuntimeError as error:
         if is_lost_connection(error) and heartbeat.someone_is_lost():
             raise RunFailed(heartbeat.message()) from error
         raise
+    finally:
+        heartbeat.stop()
     # Close connections only when all processes are through; the first process goes last.
-    heartbeat.stop()
     leave_group(store, world)
     return code
 

@@ -1,15 +1,18 @@
 """The folder of a run: a name of its own, one run at a time, and where its numbers come from."""
 
+import os
 import platform
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TextIO
 
-from ops.errors import InputError
+from ops.errors import InputError, printable
+from ops.waiting import waiting_for
 
 try:
     import fcntl
@@ -17,6 +20,7 @@ except ImportError:  # Windows: no locks
     fcntl = None
 
 LOCK = "run.lock"
+LOCK_SECONDS = 120.0  # for which a lock of somebody else is tried again
 PACKAGES = ("torch", "torchvision", "numpy", "Pillow", "timm", "tensorboardX")
 
 
@@ -26,22 +30,46 @@ def new_run_folder(parent: Path) -> Path:
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Keep the run folder for this process, as long as the file that comes back stays open."""
+    """Keep the run folder for this process, as long as the file that comes back stays open.
+
+    The file says who keeps it. Raises InputError where another one does, for LOCK_SECONDS.
+    """
     # POSIX locks belong to the process, so loader processes do not inherit them. One such file
     # is opened once only: closing a second one would drop the lock of the first.
-    lock = open(folder / LOCK, "w")
+    lock, deadline = open(folder / LOCK, "a+"), time.monotonic() + LOCK_SECONDS
+
+    def holder() -> str:
+        lock.seek(0)
+        return printable(lock.read(200)) or "another process"
+
+    # A run that has just been told to stop may still save, and a file server keeps the lock of a
+    # machine that is gone for a while.
+    with waiting_for(lambda: f"the run in {str(folder)!r}, which is still going on in {holder()}"):
+        while not locked(lock):
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"the run in {str(folder)!r} is still going on in {holder()}; wait for its "
+                    "end, or start a new run without --resume auto"
+                )
+            time.sleep(0.1)
+    job = os.environ.get("SLURM_JOB_ID", "")
+    job = job and f", SLURM job {job}"
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}{job}")
+    lock.flush()
+    return lock
+
+
+def locked(file: TextIO) -> bool:
+    """Whether the file is this process's now; no other one wants it where there are no locks."""
     try:
-        if fcntl is None:
-            return lock
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        raise InputError(
-            f"the run in {str(folder)!r} is still going on in another process; wait for its end, "
-            "or start a new run without --resume auto"
-        ) from error
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
     except OSError:
         pass  # a file system without locks
-    return lock
+    return True
 
 
 def provenance() -> dict:

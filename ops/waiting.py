@@ -1,16 +1,21 @@
-"""Who waits says so, and processes wait for one another: nothing hangs without a word."""
+"""Who waits says so, and processes find one another: nothing hangs without a word."""
 
+import os
+import socket
+import struct
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from urllib.parse import urlparse
 from uuid import uuid4
 
 from ops.errors import some
 from ops.signals import requests_blocked
 
 SAY_SECONDS = 30.0  # between two lines
+SIOCGIFADDR = 0x8915  # Linux: an interface's address
 
 # What the main thread waits for, and since when; the last one is what it waits for now.
 waits: list[tuple[Callable[[], str], float]] = []
@@ -34,6 +39,10 @@ def waiting_for(what: Callable[[], str]):
         yield
     finally:
         waits.pop()
+
+
+def the_others() -> str:
+    return "the other processes; one of them is slow, or waits itself"
 
 
 def speak() -> None:
@@ -80,3 +89,42 @@ def who_is_missing(store, name: str, size: int) -> str:
     """The processes that have not come to a meeting yet, in words; nothing where all are there."""
     missing = [str(rank) for rank in range(size) if not store.check([f"{name}/{rank}"])]
     return f"process(es) {some(missing)} of {size}" if missing else ""
+
+
+def address_of(url: str) -> tuple[str | None, int | None]:
+    """The first process's host and port; of a file None. Raises ValueError where none are given."""
+    if not url.startswith("env"):
+        return urlparse(url).hostname, urlparse(url).port
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in names if name not in os.environ]:
+        raise ValueError(f"{' and '.join(missing)} not set")
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+
+def interface(store, rank: int, size: int, host: str) -> str:
+    """The interface by which this process reaches the others, that is the first one's host, for
+    gloo: it would take what this machine's own name leads to, often 127.0.1.1. IPv4 on Linux; empty
+    where nothing is found, which leaves the choice to gloo.
+    """
+    own = address_towards(host)
+    store.set(f"address/{rank}", own)
+    # The first node's name may lead it to itself. The last process is one of the last node.
+    if own.startswith("127."):
+        own = address_towards(store.get(f"address/{size - 1}").decode())
+    if sys.platform == "linux":
+        from fcntl import ioctl
+
+        for _, name in socket.if_nameindex():
+            with suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as any_socket:
+                answer = ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(answer[20:24]) == own:
+                    return name
+    return ""
+
+
+def address_towards(host: str) -> str:
+    """This machine's own address on the way to a host; empty where there is no way."""
+    with suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as sends_nothing:
+        sends_nothing.connect((host, 9))
+        return sends_nothing.getsockname()[0]
+    return ""

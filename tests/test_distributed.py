@@ -1,12 +1,20 @@
 """Collectives on gloo. That several processes play as one does: test_sharded_bank.py."""
 
+import hashlib
+import pickle
+import tarfile
+
 import pytest
 import torch
+import torchvision
 
+from adco.data.datasets import splits_of
+from adco.pretrain.options import PretrainConfig
 from ops import distributed
 from ops.errors import RunFailed
 from ops.training import check_ranks_agree
 from tests.support.gloo import in_processes
+from tests.support.web import served
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -49,3 +57,31 @@ def test_gathered_rows_stand_in_the_order_of_ranks(ranks):
 
 def test_a_tensor_that_differs_between_ranks_is_named(ranks):
     assert all("on other:" in rank["told"] for rank in ranks)
+
+
+def fetched(world, folder, url: str, sums: dict) -> int:
+    """Pictures of a small CIFAR-10 that each process was told to download."""
+    of_torch = torchvision.datasets.CIFAR10
+    of_torch.url, of_torch.tgz_md5 = url, sums.pop("cifar.tar.gz")
+    of_torch.meta = of_torch.meta | {"md5": sums["batches.meta"]}
+    of_torch.train_list = [["data_batch_1", sums["data_batch_1"]]]
+    of_torch.test_list = [["test_batch", sums["test_batch"]]]
+    config = PretrainConfig(dataset="cifar10", data=str(folder), download=1)
+    return len(splits_of(config, distributed.World(world.rank, world.size, 0, 1)).train)
+
+
+def test_one_process_downloads_what_all_read(tmp_path):
+    rows = {"data": torch.zeros(5, 3072, dtype=torch.uint8).numpy(), "labels": [*range(5)]}
+    files = {"batches.meta": {"label_names": [*"abcdefghij"]}}
+    files |= {"data_batch_1": rows, "test_batch": rows}
+    sums, web = {}, tmp_path / "web"
+    with tarfile.open(web.mkdir() or web / "cifar.tar.gz", "w:gz") as archive:
+        for name, content in files.items():
+            (web / name).write_bytes(pickle.dumps(content))
+            archive.add(web / name, f"cifar-10-batches-py/{name}")
+    for path in web.iterdir():
+        sums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
+    with served(web) as server:
+        url = f"{server.url}/cifar.tar.gz"
+        assert in_processes(fetched, 3, tmp_path / "data", url, sums) == [5, 5, 5]
+        assert len(server.asked) < 4  # torchvision asks twice, for the address and the file

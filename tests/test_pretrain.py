@@ -15,6 +15,7 @@ from PIL import Image
 
 from adco.data.datasets import load_splits
 from adco.data.decoder import Decoding
+from ops.checkpoint import LAST
 from ops.errors import InputError
 from tests.conftest import ROOT
 from tests.support.scripts import TINY, assert_refused, losses, pretrain, records, run_main
@@ -100,6 +101,20 @@ def test_resume_auto_goes_on_in_the_same_folder_with_the_newest_usable_file(
     again = pretrain(tmp_path, digit_folder, "--resume", "auto", "--save_freq", 1)
     assert again == run
     assert torch.load(run / "checkpoint_last.pth.tar", weights_only=True)["epoch"] == 2
+
+
+def test_a_file_that_has_had_its_epochs_is_refused(run_of, tmp_path, digit_folder):
+    words = [*TINY, "--data", digit_folder, "--resume", run_of("--sym 0", 1) / LAST]
+    for more in ([], ["--epochs", 1], ["--dry_run", 1]):
+        ended = run_main("main_adco.py", *words, *more, cwd=tmp_path)
+        assert_refused(ended, "has had 2 epochs", "raise --epochs")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_time_for_pictures_is_no_time_for_saves(tmp_path, digit_folder):
+    words = ["--save_minutes", 1e-6, "--knn_freq", 0, "--ad_init", 0, "--epochs", 1]
+    (epoch,) = records(pretrain(tmp_path, digit_folder, *words), "epoch")
+    assert epoch["data_seconds"] < 0.2 * epoch["seconds"]
 
 
 def test_start_up_can_go_round_the_bank_more_than_once(tmp_path, digit_folder):

@@ -104,11 +104,13 @@ def test_the_score_of_a_published_probe_is_the_one_to_beat(made, tmp_path):
     path = published(made, tmp_path, best_acc1=torch.tensor([98.0]))
     words = ("--resume", path, "--epochs", "2", "--lr", "1e-6", "--final_lr", "0")
     assert probe(made, *words, cwd=tmp_path).returncode == 0
-    assert not list(tmp_path.rglob("model_best.pth.tar"))
+    best = checkpoint.load(next(tmp_path.rglob("model_best.pth.tar")))  # of before the resume
     last = checkpoint.load(next(tmp_path.rglob("checkpoint.pth.tar")))
     assert last["best_acc1"] == 100 and last["best"]["epoch"] == 0
     fc = checkpoint.load(path)["state_dict"]["module.fc.weight"]
     assert torch.equal(last["best"]["weights"]["0.weight"], fc)
+    assert torch.equal(best["state_dict"]["module.fc.weight"], fc) and best["epoch"] == 1
+    assert not torch.equal(last["state_dict"]["module.fc.weight"], fc)
 
 
 # ---- a probe that goes on

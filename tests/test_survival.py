@@ -2,9 +2,11 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from ops import checkpoint
 from ops.errors import EXIT_FAILED, EXIT_STOPPED
 from ops.journal import Journal
 from ops.launch import free_port
+from ops.run_folder import lock_folder
 from tests.conftest import ROOT
 from tests.support.scripts import (
     TINY,
@@ -33,7 +36,6 @@ from tests.support.scripts import (
     pretrain,
     records,
     run_main,
-    run_script,
 )
 
 CONFIG = PretrainConfig(global_batch_size=256)
@@ -160,16 +162,50 @@ def test_a_run_told_to_stop_saves_and_ends_with_code_75(tmp_path, digit_folder, 
     assert state["epoch_step"] > 0 or state["epoch"] > 0
 
 
-def test_two_runs_never_share_a_folder(tmp_path, digit_folder):
+def test_two_runs_never_share_a_folder(tmp_path, digit_folder, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     words = ["--data", digit_folder, "--epochs", 400, "--knn_freq", 0, "--save_minutes", 0.001]
     running = Running(tmp_path, *words)
     running.wait_for_a_step()
     while not list(tmp_path.rglob(checkpoint.LAST)):
         time.sleep(0.01)
-    second = run_script("main_adco.py", *TINY, *words, "--resume", "auto", cwd=tmp_path)
-    assert_refused(second, "still going on", "--resume auto")
+    words = ["main_adco.py", *TINY, *words, "--resume", "auto"]
+    monkeypatch.setattr("ops.run_folder.LOCK_SECONDS", 0.5)
+    who = f"process {running.process.pid} on {platform.node()}, SLURM job 7;"
+    assert_refused(run_main(*words, cwd=tmp_path), "still going on in", who, "--resume auto")
     running.process.terminate()
     assert running.end()[0] == EXIT_STOPPED
+
+
+def test_a_lock_that_is_given_up_in_time_is_waited_for(tmp_path, monkeypatch, capfd):
+    code = "import sys; from pathlib import Path; from ops.run_folder import lock_folder\n"
+    code += f"lock = lock_folder(Path({str(tmp_path)!r})); print('kept', flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout.readline() == b"kept\n"
+    monkeypatch.setattr("ops.waiting.SAY_SECONDS", 0.2)
+    timer = threading.Timer(1.5, holder.kill)
+    timer.start()
+    with lock_folder(tmp_path) as lock:
+        assert f"process {os.getpid()} on {platform.node()}" in Path(lock.name).read_text()
+    assert f"still going on in process {holder.pid} on {platform.node()}" in capfd.readouterr().err
+    timer.join(), holder.communicate()
+
+
+def test_a_run_that_cannot_be_written_is_passed_over(tmp_path):
+    run = run_in(tmp_path)
+    run.chmod(0o500)
+    if os.access(run, os.W_OK):  # as root
+        for words in (["--bind", run, run], ["-o", "remount,bind,ro", run]):
+            if subprocess.run(["mount", *words], capture_output=True).returncode:
+                pytest.skip("root needs a mount to see a folder that cannot be written")
+    try:
+        path, _, sentences = newest_with(CONFIG, tmp_path, {})
+    finally:
+        subprocess.run(["umount", run], capture_output=True)
+        run.chmod(0o700)
+    assert path is None and sentences[0].startswith(f"passed over: {run} cannot be written")
 
 
 def test_a_second_interrupt_ends_the_process_at_once():

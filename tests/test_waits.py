@@ -17,7 +17,7 @@ from adco.data.pictures import ArrayPictures
 from adco.data.views import Recipe
 from adco.probe.metrics import Accuracy
 from ops import checkpoint, waiting
-from ops.distributed import World, join_group
+from ops.distributed import World, meet_all
 from ops.errors import InputError, RunFailed, Steady, reported
 from ops.heartbeat import Heartbeat
 from ops.launch import device_kind, free_port
@@ -155,7 +155,7 @@ def test_who_waits_says_for_what(monkeypatch, capfd):
 
 def missing_process(world, port):
     try:
-        join_group(World(world.rank, 3), f"tcp://127.0.0.1:{port}", "gloo", minutes=0.02)
+        meet_all(World(world.rank, 3), f"tcp://127.0.0.1:{port}", minutes=0.02)
     except RunFailed as error:
         return str(error)
 

@@ -32,8 +32,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
     """
     # Everything that the run would do first.
     game = Game(config, world, device)
-    config = game.config
-    start = start_or_resume_(game, Flags(world))
+    start, config = start_or_resume_(game, Flags(world)), game.config
     num_broken = read_sample(game.splits.train, config)
     seconds = time_steps(game)
     state = pack(game.players, start.progress, config, start.data)
@@ -53,14 +52,15 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
             "--save_freq"
         )
 
-    # The options as they are carried out, then what follows from them.
+    # The options as they are carried out, without lists that nothing reads.
     effective = asdict(config) | {
         "device": str(device),
         "amp": str(game.model.amp or torch.float32),
         "workers": workers_per_process(config.workers, world.local_size) * world.local_size,
     }
-    without = () if config.multi_crop else CROPS  # lists that nothing reads
+    without = () if config.multi_crop else CROPS
     print(json.dumps({name: x for name, x in effective.items() if name not in without}))
+    # What follows from them.
     print("\n".join([describe(game), *start.warnings, start.note]).strip())
     total = len(game.splits.train)
     rows = {

@@ -40,13 +40,13 @@ class Game:
     """Both players, the pictures they play with, and the numbers of the method.
 
     Everything is on its device, with random weights that depend on the seed alone; with --init,
-    the trunks have those of the file. config: the options, with what the recipe has chosen.
-    beginning: that, and what was taken of the file, in sentences.
+    the trunks have those of the file. config: the options, with what the recipe has chosen, which
+    chosen tells. beginning: what was taken of the file, in sentences.
     monitor: which score is taken, knn, rank or none. held_out: whether val is a part of train.
     """
 
     def __init__(self, config: PretrainConfig, world: World, device: torch.device):
-        config, found, chosen = with_recipe(config, world)
+        config, found, self.chosen = with_recipe(config, world)
         if config.cluster < world.size:
             raise InputError(
                 f"cluster={config.cluster}: expected {world.size}, one a process, or more"
@@ -69,7 +69,7 @@ class Game:
         check_sides(self.model.encoder_q, config.channels, sides)
         self.model.to(device, memory_format=self.layout)
         init = read_init(config)
-        self.beginning = chosen + (begin_with_(self.model, init) if init else [])
+        self.beginning = begin_with_(self.model, init) if init else []
         if config.compile:
             compile_(self.model.children(), device)
         self.wrapped = wrap_encoder(self.model, world)  # in DDP, where there are several processes

@@ -56,8 +56,8 @@ def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tu
     yield "moco_m", round(1 - follow, 4), f"the key encoder has to follow within {steps} steps"
 
     # What it learns against.
-    kind = config.negatives or "batch"
-    yield "negatives", kind, "adversaries gain nothing on data of this size: docs/study.md"
+    kind = config.negatives or "learned"
+    yield "negatives", kind, "adversaries that begin late do no harm: docs/study.md"
     if kind in ("learned", "queue"):
         columns = 2 ** round(log2(max(256, min(65536, num_pictures / 16))))
         yield "cluster", columns, f"a sixteenth of {num_pictures} pictures"

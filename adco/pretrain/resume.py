@@ -1,6 +1,7 @@
 """How a run begins: from nothing, or from a checkpoint."""
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
@@ -50,7 +51,7 @@ def start_or_resume_(game: Game, flags: Flags) -> RunStart:
     check_same_everywhere(options, flags, "options", lambda *two: ", ".join(differences(*two)))
     progress = Progress(config.start_epoch, **counts(game), best_of=game.monitor)
     start = RunStart(progress, data=data)
-    start.note = "\n".join(game.beginning)
+    start.note = "\n".join(game.chosen + game.beginning)
     if not config.resume:
         return start
     state = None
@@ -63,7 +64,7 @@ def start_or_resume_(game: Game, flags: Flags) -> RunStart:
             if config.init and not game.beginning:
                 checkpoint.load(config.init)  # says that it is gone
             anew = f"no run with these options and data in {log_folder(config)}: starting anew"
-            start.note = "\n".join([anew, *game.beginning])
+            start.note = f"{anew}\n{start.note}"
             return start
         start.folder = start.source.parent  # the same run goes on in the same folder
     else:
@@ -72,6 +73,9 @@ def start_or_resume_(game: Game, flags: Flags) -> RunStart:
 
     source = str(start.source)
     progress = unpack_(state, source, game.players, config.arch)
+    if config.resume != "auto" and progress.epoch >= config.epochs:
+        had = f"{source} has had {progress.epoch} epochs, which leaves nothing"
+        raise InputError(f"{had} of epochs={config.epochs}; raise --epochs to go on")
     start.kept = {key: state[key] for key in KEPT if state.get(key) is not None}
     if other := difference(state.get("data"), data):
         start.warnings.append(f"{source} was made of other data ({other}): its best score is void")
@@ -105,7 +109,7 @@ def newest_with(
     config: PretrainConfig, folder: Path, data: dict
 ) -> tuple[Path | None, dict | None, list[str]]:
     """The checkpoint that a run of this configuration and data goes on from: its path, its content,
-    and a sentence about each one before it that is damaged.
+    and a sentence about each one before it that is damaged, or lies where nothing can be written.
 
     It is the one with the most steps in the folder that was written last. Where there is none:
     None, None, and a sentence about the damaged ones or, without such, about the newest run that
@@ -116,6 +120,9 @@ def newest_with(
     for run in sorted(runs, key=lambda run: (written_at(run), run.name), reverse=True):
         if why := made_otherwise(run / "config.json", config, data):
             other = other or [f"{run} was made otherwise ({why}): --resume PATH goes on from it"]
+            continue
+        if not os.access(run, os.W_OK):
+            damaged.append(f"passed over: {run} cannot be written by this user, or on this machine")
             continue
         # Times do not tell the order in a folder: a copy may have changed them.
         for path in sorted(run.glob("checkpoint_*.pth.tar"), key=steps_in, reverse=True):

@@ -123,8 +123,6 @@ class Pretraining:
         batches = game.batches(progress.epoch, progress.epoch_step)
         for views in upkeep.arriving(batches, num_steps - progress.epoch_step):
             i = progress.epoch_step
-            meter.data_is_here()
-
             # One step of both players.
             rate = config.rate(progress.epoch + i / num_steps, progress.after_warmup)
             set_rate(game.optimizer, rate)

@@ -72,6 +72,8 @@ class Upkeep:
         """
         for _ in range(number):
             batch, error = self.await_batch(batches)
+            if self.meter:  # what follows is no wait for pictures
+                self.meter.data_is_here()
             self.between_steps(error)
             yield batch
 

@@ -11,7 +11,7 @@ from adco.probe.features import Features, extract_features
 from adco.probe.knn import knn_accuracies
 from adco.probe.linear import HeadTraining
 from adco.probe.metrics import Accuracy, best_index
-from adco.probe.state import load_head_, save_probe, unpack_probe_
+from adco.probe.state import load_head_, pack_probe, save_probe, unpack_probe_
 from ops import checkpoint
 from ops.errors import InputError
 
@@ -40,6 +40,8 @@ def score_linear(run: ProbeRun) -> Outcome:
             "score it with -e"
         )
 
+    begin = probe.epoch
+
     # Train, and score each epoch on the pictures that the choice is made by.
     probe.start_training()
     while probe.epoch < config.epochs:
@@ -55,6 +57,11 @@ def score_linear(run: ProbeRun) -> Outcome:
     # The score on val, of the best head at its best epoch.
     probe.restore_best()
     best = probe.best
+    if run.world.first and best.epoch < begin:
+        # Reached before --resume: this folder has no file of it yet.
+        probe.epoch = best.epoch + 1
+        content = checkpoint.content_of(pack_probe(probe, best.head))
+        journal.files.write({journal.folder / "model_best.pth.tar": content})
     accuracy = probe.score(sets.val, "val")[best.head] if sets.held_out else best.accuracy
     return Outcome(
         protocol="linear probe" if probe.frozen else "fine-tuning",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ops.distributed import World, join_group, leave_group, wait_for_all
+from ops.distributed import World, connect, leave_group, meet_all, wait_for_all
 from ops.signals import unblock_requests
 from tests.conftest import FORKS
 
@@ -52,7 +52,10 @@ def in_processes(function, size: int, *arguments) -> list:
 def _member(rank: int, function, size: int, folder: str, arguments: tuple) -> None:
     torch.set_num_threads(1)
     world = World(rank, size)
-    store = join_group(world, f"file://{folder}/meet", "gloo") if size > 1 else None
+    store = None
+    if size > 1:
+        store = meet_all(world, f"file://{folder}/meet")
+        connect(store, world, "gloo")
     torch.save(function(world, *arguments), Path(folder) / f"{rank}.pt")
     if store is not None:
         wait_for_all(store, world)

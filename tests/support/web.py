@@ -10,14 +10,17 @@ from types import SimpleNamespace
 
 @contextmanager
 def served(folder: Path):
-    """The server of a folder: `url`; `drops`, requests that it loses from now on; `ranges`."""
-    server = SimpleNamespace(drops=0, ranges=True)
+    """The server of a folder: `url`; `drops`, requests that it loses from now on; `ranges`; and
+    `asked`, the files.
+    """
+    server = SimpleNamespace(drops=0, ranges=True, asked=[])
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
             path = folder / self.path.lstrip("/")
+            server.asked.append(path.name)
             if server.drops:
                 server.drops -= 1
                 self.close_connection = True
