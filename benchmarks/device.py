@@ -17,18 +17,16 @@ from pathlib import Path
 import torch
 
 from adco.data.loader import RENDERERS
-from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import Progress, pack
 from adco.pretrain.upkeep import CHECK_STEPS
-from benchmarks import measure
+from benchmarks import measure, rounds, train, views
 from ops import checkpoint
 from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
 from ops.device import tune
 from ops.distributed import ALONE, Flags, World, broadcast_from_first_
 from ops.errors import InputError, reported
 from ops.launch import launch
-from ops.options import ARCHITECTURES, ProcessOptions
 from ops.training import BufferSnapshot, check_finite, check_ranks_agree
 
 PRECISIONS = ("bf16", "fp16", "none")
@@ -36,34 +34,12 @@ SAVE_SECONDS = 60 * PretrainConfig().save_minutes
 
 
 @dataclass(frozen=True)
-class StepBenchmark(ProcessOptions):
-    """Time of real steps on views that are there."""
-
-    arch: str = option("resnet50", "encoder", choices=ARCHITECTURES)
-    batch_size: int = option(64, "N of each process", AT_LEAST_1)
-    image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
-    repeats: int = option(5, "times that each is taken", AT_LEAST_1)
-
-
-@dataclass(frozen=True)
-class DeviceBenchmark(StepBenchmark):
+class DeviceBenchmark(measure.StepBenchmark):
     """One table of one device: parity, steps, memory, bank, renderers, and what safety costs."""
 
     cluster: int = option(65536, "K", AT_LEAST_1)
     repeats: int = option(7, "times that each is taken", AT_LEAST_1)
     minutes: float = option(8.0, "after which what is left is left out", POSITIVE)
-
-
-def game_of(
-    config: StepBenchmark, world: World, device: torch.device, dataset: str = "digits", **more
-) -> tuple[Game, list[torch.Tensor], PretrainConfig]:
-    """A game, the views of one step, and the options they follow from. more: further options."""
-    options = PretrainConfig(
-        dataset=dataset, arch=config.arch, image_size=config.image_size, workers=0,
-        global_batch_size=config.batch_size * world.size, **more,
-    )  # fmt: skip
-    game = Game(options, world, device)
-    return game, next(game.batches(0)), options
 
 
 def rows(config: DeviceBenchmark, world: World, device: torch.device) -> Iterator[tuple[str, ...]]:
@@ -97,7 +73,7 @@ def step_row(
     name = f"step in {'float32' if amp == 'none' else amp}" + ", compiled" * compiled
     try:
         more = dict(amp=amp, compile=compiled, cluster=config.cluster)
-        game, batch, _ = game_of(config, ALONE, device, **more)
+        game, batch, _ = measure.game_of(config, ALONE, device, **more)
     except InputError as error:
         return name, str(error).partition(";")[0], "", ""
     return timed(name, config, device, lambda: game.play(batch))
@@ -105,8 +81,6 @@ def step_row(
 
 def other_rows(config: DeviceBenchmark, device: torch.device) -> Iterator[tuple[str, ...]]:
     """The published way, the bank's share, and the renderers, on a core."""
-    from benchmarks import rounds, train, views  # which use this file
-
     size = (config.batch_size, 3, config.image_size, config.image_size)
     batch = [torch.randn(size, device=device) for _ in range(2)]
     published = train.published(config.arch, config.cluster, lambda: batch, device)
@@ -133,7 +107,7 @@ def upkeep_rows(
     config: DeviceBenchmark, world: World, device: torch.device
 ) -> Iterator[tuple[str, ...]]:
     """A step, and what comes between two steps so that a run is never lost."""
-    game, batch, options = game_of(config, world, device, cluster=config.cluster)
+    game, batch, options = measure.game_of(config, world, device, cluster=config.cluster)
     flags = Flags(world)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / checkpoint.LAST

@@ -1,14 +1,43 @@
-"""Clocks, limits of the machine, and tables."""
+"""Clocks, limits of the machine, tables, and a game to take steps of."""
 
 import os
 import platform
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
+
+from adco.pretrain.game import Game
+from adco.pretrain.options import PretrainConfig
+from ops.arguments import AT_LEAST_1, option
+from ops.distributed import World
+from ops.options import ARCHITECTURES, ProcessOptions
+
+
+@dataclass(frozen=True)
+class StepBenchmark(ProcessOptions):
+    """Time of real steps on views that are there."""
+
+    arch: str = option("resnet50", "encoder", choices=ARCHITECTURES)
+    batch_size: int = option(64, "N of each process", AT_LEAST_1)
+    image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
+    repeats: int = option(5, "times that each is taken", AT_LEAST_1)
+
+
+def game_of(
+    config: StepBenchmark, world: World, device: torch.device, dataset: str = "digits", **more
+) -> tuple[Game, list[torch.Tensor], PretrainConfig]:
+    """A game, the views of one step, and the options they follow from. more: further options."""
+    options = PretrainConfig(
+        dataset=dataset, arch=config.arch, image_size=config.image_size, workers=0,
+        global_batch_size=config.batch_size * world.size, **more,
+    )  # fmt: skip
+    game = Game(options, world, device)
+    return game, next(game.batches(0)), options
 
 
 def wait_for(device: torch.device) -> None:

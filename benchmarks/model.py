@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adco.encoder import build_encoder
 from adco.fused import FEWEST_COLUMNS
 from benchmarks import measure
-from benchmarks.device import SAVE_SECONDS, StepBenchmark, game_of
+from benchmarks.device import SAVE_SECONDS
 from benchmarks.rounds import way
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, option, parse, switch
 from ops.distributed import ALONE, World, gather_rows, sum_across_ranks_
@@ -46,7 +46,7 @@ REMEDIES = {
 
 
 @dataclass(frozen=True)
-class ModelBenchmark(StepBenchmark):
+class ModelBenchmark(measure.StepBenchmark):
     """Time, bytes and memory of a step on many processes. Defaults: H100 nodes, assumed."""
 
     check: int = switch(0, "1: constants measured on this machine, beside real steps")
@@ -218,7 +218,7 @@ def step_of(c: ModelBenchmark, world: World, device: torch.device):
     """Real steps, to be called again and again with the same views; on one core a process."""
     torch.set_num_threads(1)
     more = dict(cluster=c.cluster, sym=c.sym, amp="bf16")
-    game, views, _ = game_of(c, world, device, **more)
+    game, views, _ = measure.game_of(c, world, device, **more)
     return lambda: game.play(views)
 
 

@@ -24,7 +24,6 @@ from adco.data.datasets import from_folders
 from adco.data.pictures import FolderPictures
 from adco.encoder import Trunk, build_encoder, build_trunk
 from benchmarks import measure
-from benchmarks.device import game_of
 from benchmarks.rounds import DECAY, MOCO_T, MOMENTUM, play_published, whole_bank
 from benchmarks.views import jpeg, made_up, published_recipe
 from ops.arguments import AT_LEAST_1, option, parse
@@ -53,7 +52,7 @@ class TrainBenchmark(ProcessOptions):
 def ours(config: TrainBenchmark, files: FolderPictures, size: int, device, amp: str, last: int):
     """What main_adco.py does in a step, with its loader in this process."""
     how = dict(data=str(files.root), cluster=config.cluster, amp=amp, channels_last=last)
-    game, *_ = game_of(replace(config, image_size=size), ALONE, device, "folder", **how)
+    game, *_ = measure.game_of(replace(config, image_size=size), ALONE, device, "folder", **how)
     batches = chain.from_iterable(game.batches(epoch) for epoch in count())
     return lambda: game.play(next(batches))
 

@@ -60,7 +60,6 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
     }
     without = () if config.multi_crop else CROPS
     print(json.dumps({name: x for name, x in effective.items() if name not in without}))
-    # What follows from them.
     print("\n".join([describe(game), *start.warnings, start.note]).strip())
     total = len(game.splits.train)
     rows = {
