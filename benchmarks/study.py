@@ -30,8 +30,8 @@ from ops.files import write_whole
 ROOT = Path(__file__).resolve().parent.parent
 # What all runs share, and what each kind of negatives has.
 SHARED = (
-    "--dataset folder --arch resnet10 --blur 0 --eval_crop 0 --moco_t .12 --moco_m .99 --lr .06 "
-    "--knn_k 20 --knn_freq 1 --sym 1"
+    "--dataset folder --recipe published --arch resnet10 --blur 0 --eval_crop 0 --moco_t .12 "
+    "--moco_m .99 --lr .06 --knn_k 20 --knn_freq 1 --sym 1"
 )
 ANGLE = "--negatives learned --cluster 1024 --memory_lr auto"
 WAYS = {
@@ -117,17 +117,18 @@ def main(argv=None) -> int:
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
         # Only runs that were made alike are continued.
-        alike = [config.image_size, config.batch_size, config.epochs, Path(config.data).name]
+        sizes = [config.image_size, config.batch_size, config.epochs, Path(config.data).name]
+        alike = {way: [*sizes, SHARED, WAYS[way]] for way in config.ways}
         file, curves = out / "runs.jsonl", {}
         for line in file.read_text().splitlines() if file.exists() else []:
             record = json.loads(line)
-            if record["alike"] == alike:
+            if record["alike"] == alike.get(record["way"]):
                 curves[record["way"], record["seed"]] = record["curve"]
         for seed in config.seeds:
             for way in config.ways:
                 if (way, seed) not in curves:
                     curves[way, seed] = train(config, way, seed)
-                    record = dict(alike=alike, way=way, seed=seed, curve=curves[way, seed])
+                    record = dict(alike=alike[way], way=way, seed=seed, curve=curves[way, seed])
                     with file.open("a") as lines:
                         lines.write(json.dumps(record) + "\n")
                     print(f"seed {seed}, {way}: {curves[way, seed][-1]:.2f}", flush=True)

@@ -157,9 +157,16 @@ def parse(config_type, argv=None, presets=None):
     peek.add_argument("-h", "--help", nargs="?")
     asked = vars(peek.parse_known_args(argv)[0])
     from_file = read_config(config_type, asked["config"], argv) if "config" in asked else {}
-    defaults, chosen = {}, from_file | asked
-    for name, of_value in (presets or {}).items():
+    # A preset may decide another one; a run's file without one had its default.
+    presets, known = presets or {}, fields(config_type)
+    chosen = {f.name: f.default for f in known if from_file and f.name in presets}
+    chosen |= from_file | asked
+    for name, of_value in presets.items():
+        chosen = of_value.get(chosen.get(name), {}) | chosen
+    defaults = {}
+    for name, of_value in presets.items():
         defaults |= of_value.get(chosen.get(name), {})
+    defaults |= {name: chosen[name] for name in presets if chosen.get(name)}
 
     parser = build_parser(config_type, defaults | from_file, asked.get("help") == "all")
     if "help" in asked:

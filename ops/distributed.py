@@ -62,7 +62,7 @@ def meet_all(world: World, url: str, minutes: float = 30.0):
         store = dist.PrefixStore(meet(store, world.rank, world.size, minutes, where), store)
         if host:
             os.environ.setdefault(IFNAME, interface(store, world.rank, world.size, host))
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise RunFailed(
             f"the {world.size} processes do not meet at {url}: {shown(error, 300)}; check that all "
             f"are started, and the address ({where})"

@@ -164,6 +164,7 @@ def test_simclr_on_two_processes_is_simclr_on_the_whole_batch():
         (dict(negatives="simclr", multi_crop=1), "multi_crop"),
         (dict(negatives="batch", batch_keys=0), "batch_keys"),
         (dict(negatives="queue", refresh=4), "refresh"),
+        (dict(adversaries_from=0.5, init_steps=4), "init_steps"),
         (dict(memory_lr=-1.0), "memory_lr"),
     ],
 )

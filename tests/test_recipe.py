@@ -11,6 +11,7 @@ from adco.pretrain.recipe import choices, with_recipe
 from ops import checkpoint
 from ops.arguments import parse
 from ops.distributed import World
+from ops.errors import InputError
 from tests.support.game import assert_same
 from tests.support.pictures import class_folders
 from tests.support.scripts import pretrain, run_main
@@ -55,6 +56,8 @@ def test_choices_follow_from_size_number_batch_and_epochs():
     # Adversaries that are asked for have a bank of a size that follows the pictures.
     learned = parsed("--dataset", "folder", "--negatives", "learned")
     assert chosen(learned)["cluster"] == 1024 and chosen(learned, 200_000)["cluster"] == 16384
+    started = parsed("--dataset", "folder", "--negatives", "learned", "--init_steps", 9)
+    assert chosen(learned)["adversaries_from"] > 0 == chosen(started)["adversaries_from"]
     assert chosen(learned)["memory_lr"] == "auto" and 0 < chosen(learned)["refresh"] < 256
 
 
@@ -92,3 +95,21 @@ def test_every_kind_of_negatives_goes_on_to_the_same_numbers(words, digit_folder
     # Where a bank plays, it is no longer the random one.
     begun = NegativeBank(len(ours["Memory_Bank"]["W"].T), 128, seed=0).W
     assert torch.equal(begun, ours["Memory_Bank"]["W"]) == ("simclr" in words)
+
+
+def test_a_data_sets_own_defaults_and_a_runs_file_win_over_the_recipe(tmp_path):
+    cifar = parsed("--dataset", "cifar10", "--recipe", "published")
+    assert (cifar.image_size, cifar.cluster) == (32, PretrainConfig().cluster)
+    assert parsed("--dataset", "digits", "--recipe", "published") == parsed("--dataset", "digits")
+    # A run of a version without recipes had the published numbers where its file says nothing.
+    old = tmp_path / "config.json"
+    old.write_text(json.dumps({"config": {"dataset": "folder", "lr": 0.2, "stem": "small"}}))
+    config = parsed("--config", old)
+    assert (config.lr, config.stem, config.cluster) == (0.2, "small", PretrainConfig().cluster)
+    assert config.recipe == "published"
+
+
+def test_no_more_columns_are_refreshed_than_there_are_keys():
+    config = parsed("--dataset", "digits", "-b", 8, "--refresh", 9)
+    with pytest.raises(InputError, match="refresh=9"):
+        config.images_per_process(1)

@@ -42,7 +42,7 @@ def splits_of(config, world: World = ALONE) -> Splits:
         load_splits, config.dataset, config.data, bool(config.download), decoding_of(config),
         log_folder=Path(config.save_path) / config.log_path,
     )  # fmt: skip
-    fetches = config.download and config.dataset in IN_MEMORY
+    fetches = bool(config.download) and config.dataset in IN_MEMORY and world.size > 1
     # One process downloads: the first of all, then, for folders that are not shared, of each node.
     for nodes in (World(world.rank, world.size, world.rank, world.size), world) * fetches:
         once_per_node(lambda: load() and None, nodes)

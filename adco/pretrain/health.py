@@ -10,11 +10,12 @@ from torch import Tensor
 MOST_DROPPED = 10  # in a row
 LIST = "bad_pictures.txt"
 
-COLLAPSED = (
-    "collapse: {why}. The adversaries push all queries one way. Start them longer (--init_steps, "
-    "three epochs of steps on a small data set), or slow them down (--memory_lr lower, --mem_t "
-    "higher)"
+BY_ADVERSARIES = (
+    "The adversaries push all queries one way. Let them begin late (--adversaries_from 0.25) or "
+    "start them longer (--init_steps, three epochs of steps on a small data set), or slow them "
+    "down (--memory_lr lower, --mem_t higher)"
 )
+BY_RATE = "Take a lower --lr, or --warmup_epochs"
 STARVED = (
     "starved adversaries: for {steps} steps the batch's keys took {mass:.1%} of the softmax at "
     "--mem_t, so the columns get no gradient and only shrink by weight decay. Raise --mem_t, or "
@@ -49,16 +50,14 @@ class CollapseWatch:
         there are adversaries.
         """
         # Three signs: features in a cone, the loss of guessing, a softmax that is all keys.
+        advice = BY_ADVERSARIES if plays else BY_RATE
         at_chance = mass > 0.98 and abs(loss - self.chance) < 0.02 * self.chance
         signs = {
             "cone": (
                 spread < 0.01,
-                COLLAPSED.format(why=f"the features hardly differ (spread {spread:.4f})"),
+                f"collapse: the features hardly differ (spread {spread:.4f}). {advice}",
             ),
-            "chance": (
-                at_chance,
-                COLLAPSED.format(why=f"the loss {loss:.3f} stays at chance, ln M"),
-            ),
+            "chance": (at_chance, f"collapse: the loss {loss:.3f} stays at chance, ln M. {advice}"),
             "starved": (
                 plays and mass > 0.995 and not at_chance,
                 STARVED.format(steps=self.patience, mass=mass),

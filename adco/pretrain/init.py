@@ -21,7 +21,7 @@ def read_init(config: PretrainConfig) -> TrunkWeights | None:
     trunk = read_trunk(config.init, arch=config.arch)
     if config.init_sha256 not in (None, trunk.sha256):
         raise InputError(f"{config.init} has another SHA-256 than --init_sha256: {trunk.sha256}")
-    return replace(trunk, stem=config.stem or "imagenet", channels=config.channels)
+    return replace(trunk, stem=config.stem or trunk.stem, channels=config.channels)
 
 
 def with_init_hash(config: PretrainConfig) -> PretrainConfig:
@@ -31,7 +31,7 @@ def with_init_hash(config: PretrainConfig) -> PretrainConfig:
     """
     if trunk := read_init(config):
         trunk.build()
-        return replace(config, init_sha256=trunk.sha256)
+        return replace(config, init_sha256=trunk.sha256, stem=trunk.stem)
     return config
 
 

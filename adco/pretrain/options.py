@@ -182,6 +182,8 @@ class PretrainConfig(RunOptions):
                 f"{total} pictures a step do not split over {size} processes; take a multiple of "
                 f"{size} with --batch_size (of a node) or --global_batch_size (of all)"
             )
+        if self.refresh > total:
+            raise InputError(f"refresh={self.refresh}: a step has {total} keys; take no more")
         self.check_micro_batches(total // size)
         return total // size
 
@@ -233,17 +235,17 @@ def check_negatives(config):
     """Refuse options that the kind of negatives does not have."""
     kind = config.negatives
     if kind == "simclr" and (config.multi_crop or config.accum_steps > 1):
-        raise InputError(
-            "negatives=simclr needs both views of the whole batch at once: leave --multi_crop and "
-            "--accum_steps out, or take --negatives batch"
-        )
-    if not config.batch_keys and (kind in ("batch", "simclr") or config.decoupled):
-        raise InputError(
-            f"batch_keys=0 with negatives={kind} and decoupled={config.decoupled} leaves too few "
-            "negatives: take --batch_keys 1"
-        )
-    if kind != "learned" and (config.refresh or config.adversaries_from):
+        whole = "both views of the whole batch at once, so no --multi_crop and no --accum_steps"
+        raise InputError(f"negatives=simclr needs {whole}; or take --negatives batch")
+    keyless = kind in ("batch", "simclr") or config.decoupled or config.adversaries_from
+    if not config.batch_keys and keyless:
+        others = "--negatives batch or simclr, --decoupled 1 and --adversaries_from"
+        raise InputError(f"batch_keys=0 leaves no negatives with {others}; take --batch_keys 1")
+    if kind not in ("learned", None) and (config.refresh or config.adversaries_from):
         raise InputError(f"negatives={kind} has no adversaries to refresh or to start late")
+    if config.adversaries_from and config.init_steps:
+        late = "adversaries that begin late have no start-up"
+        raise InputError(f"init_steps={config.init_steps}: {late}; give --init_steps 0")
 
 
 CROPS = ("size_crops", "nmb_crops", "min_scale_crops", "max_scale_crops")
@@ -272,13 +274,13 @@ CHOSEN = (
     "image_size", "stem", "blur", "eval_crop", "sym", "lr", "moco_m", "negatives", "cluster",
     "memory_lr", "mem_t", "refresh", "mem_weight", "adversaries_from",
 )  # fmt: skip
-AUTO = dict(dict.fromkeys(CHOSEN), recipe="auto")
+AUTO = dict.fromkeys(CHOSEN)
 PUBLISHED = {f.name: f.default for f in fields(PretrainConfig) if f.name in CHOSEN}
 # Defaults that differ from ImageNet's. An option that is given always wins.
-CIFAR = dict(AUTO, arch="resnet18", image_size=32, knn_freq=1)
+CIFAR = dict(recipe="auto", arch="resnet18", image_size=32, knn_freq=1)
 DATASET_PRESETS = {
-    "folder": dict(AUTO, knn_freq=1, val_split=0.1),
-    "tar": dict(AUTO, val_split=0.1),
+    "folder": dict(recipe="auto", knn_freq=1, val_split=0.1),
+    "tar": dict(recipe="auto", val_split=0.1),
     "cifar10": CIFAR,
     "cifar100": CIFAR,
     "stl10": dict(CIFAR, image_size=96),
@@ -291,9 +293,8 @@ DATASET_PRESETS = {
 # Rates for 256 pictures a step: of MoCo v3's ViTs, and of SimCLR.
 ADAMW = dict(lr=1.5e-4, lr_final=0.0, weight_decay=0.1)
 LARS = dict(lr=0.3, lr_final=0.0, weight_decay=1e-6, decay_norms=0)
-RECIPES = {"auto": AUTO, "published": PUBLISHED}
 PRESETS = {
+    "recipe": {"auto": AUTO, "published": PUBLISHED},
     "dataset": DATASET_PRESETS,
-    "recipe": RECIPES,
     "optimizer": {"adamw": ADAMW, "lars": LARS},
 }

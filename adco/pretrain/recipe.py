@@ -10,7 +10,7 @@ from adco.data.datasets import Splits, sample_of, splits_of
 from adco.data.list_files import listed
 from adco.data.pictures import BrokenPicture, Pictures
 from adco.pretrain.options import CHOSEN, PUBLISHED, PretrainConfig
-from ops.distributed import World
+from ops.distributed import Flags, World
 from ops.options import TIMM
 
 LOOKED_AT = 50  # pictures, to know their size
@@ -27,7 +27,9 @@ def with_recipe(
         return config, None, []
     splits = listed(splits_of(config, world), config.train_list)
     values, lines = {}, []
-    for name, value, reason in choices(config, len(splits.train), usual_side(splits.train)):
+    # One process looks: what another one reads may be broken there.
+    side = Flags(world).gather(usual_side(splits.train) if world.first else None)[0]
+    for name, value, reason in choices(config, len(splits.train), side):
         if getattr(config, name) is None:
             values[name] = value
             lines.append(f"recipe: --{name} {value} ({reason})")
@@ -66,7 +68,8 @@ def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tu
         yield "mem_t", 0.03, "colder, columns stand still; warmer, they become class centres"
         yield "refresh", max(1, M // 32), "columns that turn into class centres are replaced"
         yield "mem_weight", 0.1, "near columns are often of the query's own class"
-        yield "adversaries_from", 0.25, "in place of a start-up"
+        late = 0.25 if config.batch_keys and not config.init_steps else 0.0
+        yield "adversaries_from", late, "in place of a start-up (--init_steps)"
 
 
 def usual_side(pictures: Pictures) -> int:

@@ -49,7 +49,9 @@ class Upkeep:
         # What watches over the run. A run that goes on keeps what was seen before.
         weight = sum(term.weight for term in game.plan)
         patience = max(200, 2 * len(game.loader))
-        self.watch = CollapseWatch(game.num_keys, weight, patience, start.kept.get("watch"))
+        M, simclr = game.num_keys, self.config.negatives == "simclr"
+        choices = 2 * M - 1 if simclr else M
+        self.watch = CollapseWatch(choices, weight, patience, start.kept.get("watch"))
         known = start.kept.get("bad_pictures", {})
         self.bad_pictures = BadPictures(config.bad_images_max, len(game.splits.train), known)
         self.streak = DropStreak(game.device)
@@ -203,6 +205,11 @@ class Upkeep:
 
     def save(self, more_names: tuple[str, ...] = ()) -> bool:
         """Save everything. False where it could not be written; only the first process knows."""
+        saved = self.write_state(more_names)
+        self.flags.exchange(0)  # who waits for the first process's disk says so
+        return saved
+
+    def write_state(self, more_names: tuple[str, ...]) -> bool:
         # On every process: broken pictures, sums and the bank's columns come together here.
         self.note_bad_pictures()
         game = self.game

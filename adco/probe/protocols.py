@@ -13,6 +13,7 @@ from adco.probe.linear import HeadTraining
 from adco.probe.metrics import Accuracy, best_index
 from adco.probe.state import load_head_, pack_probe, save_probe, unpack_probe_
 from ops import checkpoint
+from ops.distributed import Flags
 from ops.errors import InputError
 
 
@@ -40,7 +41,7 @@ def score_linear(run: ProbeRun) -> Outcome:
             "score it with -e"
         )
 
-    begin = probe.epoch
+    begin, flags = probe.epoch, Flags(run.world)
 
     # Train, and score each epoch on the pictures that the choice is made by.
     probe.start_training()
@@ -52,6 +53,7 @@ def score_linear(run: ProbeRun) -> Outcome:
         journal.say(f"held out: {found[head]}" if sets.held_out else f" * {found[head]}")
         if run.world.first:
             save_probe(probe, head, is_best)
+        flags.exchange(0)  # who waits for the first process's disk says so
     probe.check_trunk_is_unmoved()
 
     # The score on val, of the best head at its best epoch.
