@@ -68,9 +68,9 @@ def test_the_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     data, out = class_folders(tmp_path / "data"), tmp_path / "out"
     words = f"--data {data} --out {out} --image_size 16 --batch_size 8 --epochs 1 --seeds 0"
     assert study.main([*words.split(), "--ways", "batch"]) == 0
-    before = (out / "runs.jsonl").read_text().splitlines()
-    assert study.main([*words.split(), "--ways", "batch", "queue"]) == 0
-    after = (out / "runs.jsonl").read_text().splitlines()
-    assert after[0] == before[0] and len(after) == 2
-    assert len((out / "study.md").read_text().splitlines()) == 4
+    before = (out / "runs.jsonl").read_text()
+    assert len(before.splitlines()) == 1
+    assert study.main([*words.split(), "--ways", "batch"]) == 0
+    assert (out / "runs.jsonl").read_text() == before
+    assert len((out / "study.md").read_text().splitlines()) == 3
     assert (out / "study.png").exists()

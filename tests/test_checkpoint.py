@@ -194,3 +194,17 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, what):
     next(x for x in tensors.values() if x.is_floating_point()).view(-1)[3] = float("inf")
     with pytest.raises(InputError, match="not finite"):
         unpack_(state, "file", parts(), "resnet10")
+
+
+def test_a_file_that_is_renamed_while_it_is_read_is_one_sentence(tmp_path, monkeypatch):
+    """A run that goes on renames its last checkpoint: --resume auto passes over it."""
+    path = tmp_path / checkpoint.LAST
+    checkpoint.save({"step": 1}, path)
+
+    def vanish(*arguments, **options):
+        path.unlink(missing_ok=True)
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr(checkpoint, "verify", vanish)
+    with pytest.raises(InputError, match="cannot be read: no such file"):
+        checkpoint.load(path)
