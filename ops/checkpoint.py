@@ -103,8 +103,8 @@ def safetensors_header(path: Path) -> dict | None:
 
 def why_unreadable(path: Path, error: Exception) -> str:
     """Why a file could not be read as a checkpoint, and what to do."""
-    if isinstance(error, OSError):  # such as one that a run which goes on renames just now
-        return f"cannot be read: {(error.strerror or str(error)).lower()}"
+    if isinstance(error, (PermissionError, FileNotFoundError)):  # it may just be renamed
+        return f"cannot be read: {error.strerror.lower()}"
     # torch names the type that it would have to import.
     found = re.search(r"GLOBAL (\S+)", str(error))
     if found:
