@@ -83,16 +83,13 @@ def train_step(
     objective = partial(losses, W=bank.W, world=bank.world, denominator=denominator, **taus)
     sums = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, objective)
     total = Losses(*sums)
-    reduce_gradients_(model, optimizer, scaler)
 
     # Both move, or neither. (The key encoder has already taken its average.)
-    grad_norm, dropped = check_finite(model, total.loss, total.bank_gradient)
-    step_unless_(dropped, optimizer)
+    watched = (total.loss, total.bank_gradient)
+    grad_norm, dropped = descend_(model, optimizer, scaler, buffers, *watched)
     bank.ascend_(total.bank_gradient, memory_lr, memory_momentum, mem_wd, dropped, angle)
     if refresh:
         bank.write_columns_(keys[plan[0].key][:refresh], first_column)
-    buffers.restore_if_(dropped)
-
     return round_of(total, bank, len(keys[plan[0].key]), accum_steps, grad_norm, dropped)
 
 
@@ -132,11 +129,8 @@ def simclr_step(
     world = current_world()
     embedded = model(views[:2])
     loss, cosines = nt_xent([with_others(rows, world) for rows in embedded], moco_t, decoupled)
-    (scaler.scale(world.size * loss) if scaler else world.size * loss).backward()
-    reduce_gradients_(model, optimizer, scaler)
-    grad_norm, dropped = check_finite(model, loss)
-    step_unless_(dropped, optimizer)
-    buffers.restore_if_(dropped)
+    backward(world.size * loss, scaler)
+    grad_norm, dropped = descend_(model, optimizer, scaler, buffers, loss)
 
     cosines = cosines.detach()
     num_nearer = (cosines > cosines.diagonal(len(cosines) // 2).repeat(2)[:, None]).sum(dim=1)
@@ -182,11 +176,7 @@ def startup_step(
         return (weight * own_key_loss(queries, own, bank.W, moco_t, bank.world),)
 
     (loss,) = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, startup_loss)
-    reduce_gradients_(model, optimizer, scaler)
-
-    _, dropped = check_finite(model, loss)
-    step_unless_(dropped, optimizer)
-    buffers.restore_if_(dropped)
+    _, dropped = descend_(model, optimizer, scaler, buffers, loss)
     bank.write_columns_(keys[term.key], first_column)
     return loss, dropped
 
@@ -239,11 +229,34 @@ def backward_in_micro_batches(
             ]
             first_key = (rank * accum_steps + a) * len(batch[0])
             result = objective(pairs, first_key=first_key)
-            (scaler.scale(result[0]) if scaler else result[0]).backward()
+            backward(result[0], scaler)
         result = [x.detach() for x in result]
         # Add in place, to avoid a second buffer of the size of the bank.
         total = [x.add_(y) for x, y in zip(total, result, strict=True)] if total else result
     return tuple(total)
+
+
+def backward(loss: Tensor, scaler: GradScaler | None) -> None:
+    """The gradients of a loss, scaled up for fp16."""
+    (scaler.scale(loss) if scaler else loss).backward()
+
+
+def descend_(
+    model,
+    optimizer: Optimizer,
+    scaler: GradScaler | None,
+    buffers: BufferSnapshot,
+    *watched: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One step of the encoder, unless its gradient or a watched tensor is not finite.
+
+    buffers: as before the step, to go back to. Returns the gradient's norm and `dropped`.
+    """
+    reduce_gradients_(model, optimizer, scaler)
+    grad_norm, dropped = check_finite(model, *watched)
+    step_unless_(dropped, optimizer)
+    buffers.restore_if_(dropped)
+    return grad_norm, dropped
 
 
 def reduce_gradients_(model, optimizer: Optimizer, scaler: GradScaler | None) -> None:
