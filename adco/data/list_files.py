@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adco.data.datasets import Splits
+from adco.data.datasets import Splits, splits_of
 from adco.data.decoder import AS_STORED, Decoding
 from adco.data.folder import read_folder
 from adco.data.pictures import FilePictures, FolderPictures
+from ops.distributed import World
 from ops.errors import InputError, some
 
 PLACES_PICTURES = "data/vision/torralba/deeplearning/images256"
@@ -96,6 +97,11 @@ def inside(name: str, where: str) -> str:
             f"{where} names {name!r}, which is no picture inside the data folder; correct the list"
         )
     return relative
+
+
+def listed_splits(config, world: World) -> Splits:
+    """The pictures that the options of a run name, in train those of --list alone (RunOptions)."""
+    return listed(splits_of(config, world), config.train_list)
 
 
 def listed(splits: Splits, file: str) -> Splits:

@@ -6,8 +6,8 @@ from math import log2
 
 import numpy as np
 
-from adco.data.datasets import Splits, sample_of, splits_of
-from adco.data.list_files import listed
+from adco.data.datasets import Splits, sample_of
+from adco.data.list_files import listed_splits
 from adco.data.pictures import BrokenPicture, Pictures
 from adco.pretrain.options import CHOSEN, PUBLISHED, PretrainConfig
 from ops.distributed import Flags, World
@@ -25,7 +25,7 @@ def with_recipe(
     """
     if all(getattr(config, name) is not None for name in CHOSEN):
         return config, None, []
-    splits = listed(splits_of(config, world), config.train_list)
+    splits = listed_splits(config, world)
     values, lines = {}, []
     # One process looks: what another one reads may be broken there.
     side = Flags(world).gather(usual_side(splits.train) if world.first else None)[0]

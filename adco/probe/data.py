@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from adco.data import pil_render
-from adco.data.datasets import share_of_each_class, splits_of
+from adco.data.datasets import share_of_each_class
 from adco.data.decoder import decoding_of
-from adco.data.list_files import listed, load_places
+from adco.data.list_files import listed_splits, load_places
 from adco.data.loader import CheckViews, LabelledViews, check_loader
 from adco.data.pictures import Pictures
 from adco.data.views import Recipe, draw_view, view_rng
@@ -52,7 +52,7 @@ def load_probe_sets(config: ProbeConfig, holdout: float, world: World = ALONE) -
         places = partial(load_places, config.data, config.train_list, decoding_of(config))
         splits = once_per_node(places, world)
     else:
-        splits = listed(splits_of(config, world), config.train_list)
+        splits = listed_splits(config, world)
     train, val = splits.labelled, splits.val
     if train is None or val is None:
         raise InputError(
