@@ -1,6 +1,6 @@
 """The game that a pre-training run plays: pictures, encoders, adversaries, and how they meet.
 
-Made from the configuration once. What is called from here on gets plain values.
+Made from the configuration once. The method, which is called from here, gets plain values.
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import SGD, AdamW, Optimizer
 
-from adco.data.datasets import Splits, hold_out, introduction, splits_of
-from adco.data.list_files import listed
+from adco.data.datasets import Splits, hold_out, introduction
+from adco.data.list_files import listed_splits
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import Pictures
 from adco.data.shards import TarPictures
@@ -37,7 +37,7 @@ UNUSED = 1024  # columns of a bank that does not count: so many processes may sh
 
 
 class Game:
-    """Both players, the pictures they play with, and the numbers of the method.
+    """Both players, and the pictures they play with.
 
     Everything is on its device, with random weights that depend on the seed alone; with --init,
     the trunks have those of the file. config: the options, with what the recipe has chosen, which
@@ -57,7 +57,7 @@ class Game:
         recipes = training_recipes(config)
 
         # The encoders, and the layout of their filters and of the views. They come before the
-        # pictures are looked for: a model may take no views of these sizes.
+        # pictures, where the recipe did not need these: a model may take no views of these sizes.
         self.device = device
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         precision = amp_dtype(config.amp, device)
@@ -77,21 +77,17 @@ class Game:
         self.scaler = GradScaler(device.type, enabled=precision is torch.float16)
 
         # Pictures, and which of their views are queries and keys.
-        found = found or listed(splits_of(config, world), config.train_list)
+        found = found or listed_splits(config, world)
         self.splits, self.monitor = scored_by(config, found)
         self.held_out = self.splits is not found
         self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
         self.loader = build_loader(config, self.splits.train, recipes, world, device)
 
-        # The adversaries, and the numbers of the game.
+        # The adversaries.
         unused = config.negatives in ("batch", "simclr")
         columns = UNUSED if unused else config.cluster
         self.bank = NegativeBank(columns, config.moco_dim, config.seed).to(device)
         self.players = (self.model, self.bank, self.optimizer)
-        self.numbers = dict(
-            moco_t=config.moco_t, mem_t=config.mem_t, memory_momentum=config.momentum,
-            mem_wd=config.mem_wd, accum_steps=config.accum_steps,
-        )  # fmt: skip
         self.plays = False  # whether the adversaries played in the last step
 
     @property
@@ -119,26 +115,27 @@ class Game:
                 decoupled=bool(config.decoupled), scaler=self.scaler,
             )  # fmt: skip
 
-        # How the columns move, how many of them become keys, and what counts as a negative.
-        moves, refresh = dict(memory_lr=0.0), 0
-        keys, decoupled = bool(config.batch_keys), bool(config.decoupled)
-        denominator = Denominator(config.mem_weight, keys, decoupled)
-        self.plays = plays = kind == "learned" and done >= config.adversaries_from
-        if plays and config.memory_lr == "auto":
-            # An angle that falls with the encoder's learning rate.
-            moves = dict(angle=ANGLE * self.optimizer.param_groups[0]["lr"] / config.lr)
-        elif plays:
-            moves = dict(memory_lr=config.memory_lr)
-        if plays:
-            refresh = config.refresh
-        elif kind != "batch":  # a queue, or adversaries that will begin as one
+        # How the columns move, how many of them become keys, and how much they count.
+        moves, refresh, weight = dict(memory_lr=0.0), 0, config.mem_weight
+        self.plays = kind == "learned" and done >= config.adversaries_from
+        if self.plays:
+            refresh, moves = config.refresh, dict(memory_lr=config.memory_lr)
+            if config.memory_lr == "auto":
+                # An angle that falls with the encoder's learning rate.
+                moves = dict(angle=ANGLE * self.optimizer.param_groups[0]["lr"] / config.lr)
+        elif kind == "queue":
             refresh = self.num_keys
-        if not plays and kind != "queue":
-            denominator = denominator._replace(column_weight=0.0)
+        elif kind == "learned":  # they will begin as a queue
+            refresh, weight = self.num_keys, 0.0
+        else:
+            weight = 0.0
+        denominator = Denominator(weight, bool(config.batch_keys), bool(config.decoupled))
         first = step * refresh % self.bank.num_negatives
         return train_step(
             self.wrapped, self.bank, self.optimizer, views, self.plan, scaler=self.scaler,
-            refresh=refresh, first_column=first, denominator=denominator, **moves, **self.numbers,
+            moco_t=config.moco_t, mem_t=config.mem_t, memory_momentum=config.momentum,
+            mem_wd=config.mem_wd, accum_steps=config.accum_steps,
+            refresh=refresh, first_column=first, denominator=denominator, **moves,
         )  # fmt: skip
 
     def start_up(self, views: list[Tensor], step: int) -> tuple[Tensor, Tensor]:
@@ -146,8 +143,7 @@ class Game:
         return startup_step(
             self.wrapped, self.bank, self.optimizer, views, self.plan[0],
             first_column=step * self.num_keys % self.bank.num_negatives,
-            moco_t=self.numbers["moco_t"], accum_steps=self.numbers["accum_steps"],
-            scaler=self.scaler,
+            moco_t=self.config.moco_t, accum_steps=self.config.accum_steps, scaler=self.scaler,
         )  # fmt: skip
 
 
