@@ -1,7 +1,7 @@
 """Learned, queued and in-batch negatives in one trainer: kNN accuracy over seeds.
 
 python3 -m benchmarks.study --data FOLDER --image_size 32     # FOLDER: train/CLASS, val/CLASS
-python3 -m benchmarks.study --data FOLDER --ways batch learned --seeds 0 1 2 3
+python3 -m benchmarks.study --data FOLDER --ways batch late --seeds 0 1 2 3
 
 Each run is a whole pre-training of minutes to hours. What has ended is in OUT/runs.jsonl and is not
 run again, so the study goes on where it was interrupted. Runs of one seed share initial weights,
@@ -15,11 +15,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 from adco.report import newest_run, read_metrics
@@ -96,7 +93,8 @@ def table(curves: dict[tuple[str, int], list[float]], config: StudyBenchmark) ->
 
 def draw(curves: dict[tuple[str, int], list[float]], config: StudyBenchmark, path: Path) -> None:
     """Mean curves over the seeds, with the range of the runs behind."""
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
     for way in config.ways:
         runs = np.array([curve for (name, _), curve in curves.items() if name == way])
         if len(runs):
@@ -108,7 +106,6 @@ def draw(curves: dict[tuple[str, int], list[float]], config: StudyBenchmark, pat
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main(argv=None) -> int:

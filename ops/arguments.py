@@ -119,9 +119,9 @@ def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSente
             continue
         if heading := first and config_type.GROUPS.get(f.name):
             group = groups[heading] = groups.get(heading) or parser.add_argument_group(heading)
-        # tuple[int, ...] is a list of whole numbers.
         # Shells leave the ~ in --save_path=~/runs.
         kind = {"type": expanduser if f.type is str else f.type}
+        # tuple[int, ...] is a list of whole numbers.
         if get_args(f.type):
             kind = {"type": get_args(f.type)[0], "nargs": "+"}
         keywords = {**kind, **f.metadata["keywords"], "default": defaults.get(f.name, f.default)}
@@ -152,13 +152,13 @@ def parse(config_type, argv=None, presets=None):
     argv = data_first(config_type, sys.argv[1:] if argv is None else list(argv))
     # What decides the defaults is looked up first, by a parser that leaves the rest alone.
     peek = OneSentenceParser(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
-    for name in (*(presets or {}), "config"):
+    presets, known = presets or {}, fields(config_type)
+    for name in (*presets, "config"):
         peek.add_argument(f"--{name}")
     peek.add_argument("-h", "--help", nargs="?")
     asked = vars(peek.parse_known_args(argv)[0])
     from_file = read_config(config_type, asked["config"], argv) if "config" in asked else {}
     # A preset may decide another one; a run's file without one had its default.
-    presets, known = presets or {}, fields(config_type)
     chosen = {f.name: f.default for f in known if from_file and f.name in presets}
     chosen |= from_file | asked
     for name, of_value in presets.items():

@@ -26,7 +26,8 @@ STARVED = (
 class CollapseWatch:
     """Reads the log and names two failures: collapse, and adversaries without a gradient.
 
-    num_keys: M.  weight: sum of the plan's weights, which the loss is a multiple of.
+    num_keys: among which a query finds its own: M; of SimCLR 2 M - 1.
+    weight: sum of the plan's weights, which the loss is a multiple of.
     patience: steps that a sign has to last without a break. Then there is one warning of it.
     state: of the watch of an interrupted run.
     """
