@@ -30,4 +30,4 @@ def command(home: str, *begin: Callable) -> Callable[[], int]:
 pretrain = command(f"{BESIDE}main_adco", end_by_requests)
 probe = command(f"{BESIDE}lincls")
 voc = command(f"{BESIDE}VOC_CLF.main")
-export, embed, report = map(command, ("adco.export", "adco.embed", "adco.report"))
+export, embed, report = map(command, ("adco.export", "adco.embed", "adco.report.__main__"))

@@ -40,9 +40,9 @@ def switch(default, help, **keywords):
     return option(default, help, choices=(0, 1), **keywords)
 
 
-def argument(help):
+def argument(help, **keywords):
     """A dataclass field that the command line gives by its place, without a name."""
-    return field(metadata={"help": help, "by_place": True})
+    return field(metadata={"help": help, "by_place": True, "names": (), "keywords": keywords})
 
 
 def check_intervals(config) -> None:
@@ -105,7 +105,9 @@ def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSente
         add_help=False,
     )
     # The data folder may also come without a name: main_adco.py --sym=1 FOLDER.
-    data = {f.name: f for f in options if not f.metadata.get("by_place")}.get("data")
+    by_place = {f.name for f in options if f.metadata.get("by_place")}
+    data = {} if by_place else {f.name: f for f in options}
+    data = data.get("data")
     if data is not None:
         several = "*" if "nargs" in data.metadata["keywords"] else "?"
         same = dict(metavar="DATA", help="same as --data", type=expanduser)
@@ -114,8 +116,8 @@ def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSente
     groups = {}
     for f in options:
         if f.metadata.get("by_place"):
-            named = dict(metavar=f.name.upper(), help=f.metadata["help"])
-            parser.add_argument(f.name, type=expanduser, **named)
+            named = dict(metavar=f.name.upper(), help=f.metadata["help"], type=expanduser)
+            parser.add_argument(f.name, **named | f.metadata["keywords"])
             continue
         if heading := first and config_type.GROUPS.get(f.name):
             group = groups[heading] = groups.get(heading) or parser.add_argument_group(heading)

@@ -24,10 +24,12 @@ class Journal:
     config: the options; a run that goes on keeps the file of its first start, for --resume auto
     compares with it.  data: which pictures the run is made of (adco.data.identity).
     size: bytes of metrics.jsonl to keep; lines after them are of steps that will be taken again.
+    more: what else config.json keeps.
     Raises InputError where the folder cannot be written, or belongs to a run that still goes on.
     """
 
     tracker = None  # the run in wandb that has every record too
+    step = 0  # of the last record
 
     def __init__(
         self,
@@ -35,6 +37,7 @@ class Journal:
         config: dict | None = None,
         data: dict | None = None,
         size: int | None = None,
+        **more,
     ):
         self.folder = folder
         self.files = RunFiles(self.warn)  # what the run leaves beside its log
@@ -50,7 +53,7 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = lock_folder(folder)
             # All that the numbers depend on, for results too.
-            self.about = {"config": config, "data": data, **provenance()}
+            self.about = {"config": config, "data": data, **provenance(), **more}
             if config and not (folder / "config.json").exists():
                 write_whole(folder / "config.json", json_bytes(self.about))
             self.metrics.touch()
@@ -121,12 +124,18 @@ class Journal:
 
     def warn(self, text: str) -> None:
         self.say(f"WARNING: {text}", sys.stderr)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """A record of kind warning: the text, and when it was."""
+        self.record("warning", self.step, {"text": text, "time": time.strftime("%F %T")})
 
     def record(self, kind: str, step: int, values: dict) -> None:
         """One JSON line {"kind", "step", values...}, and a TensorBoard scalar of each number."""
         if self.folder is None:
             return
         # The line waits in memory until it is in the file: a full disk loses none.
+        self.step = step
         record = finite_or_none({"kind": kind, "step": step, **values})
         self.waiting += (json.dumps(record) + "\n").encode()
         try:
@@ -135,11 +144,11 @@ class Journal:
             self.troubled = False
         except OSError as error:
             # Said once, not with every line.
-            if not self.troubled:
+            first, self.troubled = not self.troubled, True
+            if first:
                 self.warn(
                     f"cannot write the log in {str(self.folder)!r} ({error}); training goes on"
                 )
-            self.troubled = True
         if self.tracker:
             x = {"startup/step" if kind == "startup" else "step": step}
             numbers = {f"{kind}/{n}": v for n, v in values.items() if isinstance(v, (int, float))}
@@ -162,8 +171,9 @@ class Journal:
         """A progress bar where stderr is a terminal; elsewhere `progress` prints lines."""
         # Where nobody watches, lines are better than a bar.
         self.bar = tqdm(
-            total=total, initial=done, desc=title, unit="step", dynamic_ncols=True, leave=False,
+            total=total, initial=done, desc=title, dynamic_ncols=True, leave=False,
             disable=self.folder is None or not sys.stderr.isatty(),
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n}/{total}, {remaining} left{postfix}",
         )  # fmt: skip
 
     def progress(self, line: str, **shown: str) -> None:

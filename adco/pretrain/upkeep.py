@@ -59,7 +59,7 @@ class Upkeep:
         # What writes, on the first process.
         self.journal, self.saves = Journal(None), None
         if world.first:
-            self.journal, self.saves = open_folder(config, start)
+            self.journal, self.saves = open_folder(config, start, game.chosen)
             self.journal.say(f"run folder: {self.journal.folder}")
             self.journal.say(describe(game))
             start.tell(self.journal)
@@ -182,6 +182,7 @@ class Upkeep:
         """
         last = self.saves.last if self.saves else None
         if complaint := self.streak.complaint(self.progress.where(), last, whole_epoch):
+            self.journal.note(complaint)
             self.flags.raise_first(RunFailed(complaint))
 
     def check_health(self, values: dict[str, float]) -> None:
@@ -227,11 +228,13 @@ class Upkeep:
         return self.saves.save(state, more_names)
 
 
-def open_folder(config: PretrainConfig, start: RunStart) -> tuple[Journal, Checkpoints]:
+def open_folder(
+    config: PretrainConfig, start: RunStart, chosen: list[str]
+) -> tuple[Journal, Checkpoints]:
     """The folder of the run that goes on, or a new one, with its log and its checkpoints."""
     rates = Path(f"lr_{config.lr}_memlr{config.memory_lr}") / f"cos_{config.cos}"
     folder = start.folder or new_run_folder(log_folder(config) / rates)
     # What was logged after the checkpoint is of steps that will be taken again.
     size = start.kept.get("journal_size") if start.folder else None
-    journal = Journal(folder, asdict(config), start.data, size)
+    journal = Journal(folder, asdict(config), start.data, size, recipe=chosen)
     return journal, Checkpoints(folder, config.save_minutes, journal, start.source)

@@ -1,0 +1,9 @@
+"""See a run: python3 -m adco.report RUN writes RUN/report.html, one page that needs nothing else.
+
+runs: what is on disk.  embedded: its pictures through its encoder.  bank: the adversaries, in pure
+functions.  figures: curves.  diagnosis: what is wrong.  page, compare: HTML, from page.html.
+"""
+
+from adco.report.runs import newest_run, read_metrics
+
+__all__ = ["newest_run", "read_metrics"]
