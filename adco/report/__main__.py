@@ -1,4 +1,4 @@
-"""python3 -m adco.report RUN...     RUN: a run folder, or one above it"""
+"""python3 -m adco.report RUN...     RUN: a run folder, or one above it; several are compared"""
 
 import os
 import sys
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adco.report.compare import compare
+from adco.report.diagnosis import diagnose
 from adco.report.one import report_one
-from adco.report.runs import newest_run, read_run, runs_below
-from adco.report.terminal import table
-from ops.arguments import argument, option, parse
+from adco.report.runs import Run, read_run, runs_below
+from ops.arguments import argument, option, parse, switch
+from ops.checkpoint import LAST
 from ops.errors import reported, steady_streams
 
 FORMATS = ("html", "png", "pdf")
@@ -22,26 +23,32 @@ class ReportConfig:
     runs: tuple[str, ...] = argument("run folder, or one above; several are compared", nargs="+")
     data: str = option("", "folder of the pictures, where it is not the one the run was given")
     format: str = option("html", "the figures as files too, in RUN/figures", choices=FORMATS)
+    behind: int = switch(0, "1: let all other processes come first")
+
+
+def table(run: Run) -> str:
+    """What the run has come to, where it lies, and what is wrong."""
+    rows = {**run.scores(), "checkpoint": run.folder / LAST, "log folder": run.folder}
+    rows["page"] = run.folder / "report.html"
+    rows |= {f.name: f"{f.evidence}. {f.advice}" for f in diagnose(run)}
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
 def report_run(config: ReportConfig) -> None:
     """Write the page of one run and print its table, or compare several."""
+    if config.behind and hasattr(os, "nice"):
+        os.nice(10)
     folders = [Path(name) for name in config.runs]
-    several = len(folders) > 1
-    runs = [run for folder in folders for run in (runs_below(folder) or [newest_run(folder)])]
-    if several or len(runs) > 1:
-        return compare(
-            [read_run(run) for run in runs], folders[0].parent if several else folders[0]
-        )
-    run = read_run(runs[0])
-    drawn = report_one(run, config.data)
-    if config.format != "html":
-        (run.folder / "figures").mkdir(exist_ok=True)
-        for name, figure in drawn.items():
-            figure.savefig(
-                run.folder / f"figures/{name}.{config.format}", facecolor="white", dpi=150
-            )
-    print(table(run))
+    runs = [read_run(run) for folder in folders for run in runs_below(folder)]
+    if len(runs) > 1:
+        print(compare(runs, folders[0] if len(folders) == 1 else folders[0].resolve().parent))
+        return
+    drawn, files = report_one(runs[0], config.data), runs[0].folder / "figures"
+    for name, figure in drawn.items() if config.format != "html" else ():
+        files.mkdir(exist_ok=True)
+        figure.savefig(files / f"{name}.{config.format}", facecolor="white", dpi=150)
+    print(table(runs[0]))
 
 
 def main(argv=None, program: str = "adco.report") -> int:
@@ -52,6 +59,4 @@ def main(argv=None, program: str = "adco.report") -> int:
 
 if __name__ == "__main__":
     steady_streams()
-    if hasattr(os, "nice"):  # whatever else goes on comes first
-        os.nice(10)
     sys.exit(main())

@@ -1,7 +1,6 @@
-"""Curves and bars as matplotlib figures, for the page (SVG in the page's own colours) and files."""
+"""Curves as matplotlib figures: for the page, as SVG in the page's own colours, and for files."""
 
 import io
-from collections.abc import Iterable
 
 import matplotlib
 import numpy as np
@@ -10,17 +9,18 @@ from matplotlib.figure import Figure
 from adco.report.runs import Run
 
 INK = "#010203"  # the colour of text and axes: on the page it becomes currentColor
+INKED = ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")
 STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "adco", "axes.spines.top": False, "font.size": 9,
-    "axes.spines.right": False, "figure.facecolor": "none", "axes.facecolor": "none",
-    "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False,
-    "axes.formatter.limits": (-3, 5), "axes.grid": True, "grid.alpha": 0.15, "lines.linewidth": 1.4,
-    **{f"{name}color": INK for name in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")},
+    "svg.fonttype": "none", "svg.hashsalt": "adco", "font.size": 9, "legend.frameon": False,
+    "axes.titlesize": 10, "axes.titlelocation": "left", "axes.grid": True, "grid.alpha": 0.15,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.formatter.limits": (-3, 5),
+    "figure.facecolor": "none", "axes.facecolor": "none", "legend.fontsize": 7,
+    **{f"{name}color": INK for name in INKED},
 }  # fmt: skip
+PLACE, SIZE = (0.14, 0.17, 0.83, 0.70), (3.6, 2.3)
+MOST_POINTS = 400  # of a curve; a longer one is drawn as means of neighbours
 NO_DATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-MOST_POINTS = 400  # of a curve; longer ones are drawn as means of neighbours
-PLACE, SIZE = (0.15, 0.17, 0.82, 0.70), (3.6, 2.3)
-# What is logged: its kind, name and title, and the healthy range (docs/report.md).
+# Of what is logged, in the order of the page: its title, and where a healthy run lies.
 LOGGED = {
     ("train", "loss"): ("encoder's loss, nats", None),
     ("train", "mass"): ("softmax mass on the keys", (0.01, 0.9)),
@@ -29,7 +29,6 @@ LOGGED = {
     ("train", "top1"): ("own key is nearest, share", None),
     ("train", "spread"): ("spread of the queries", (0.1, 1)),
     ("train", "idle"): ("idle adversaries, share", (0, 0.99)),
-    ("train", "grad_norm"): ("length of the gradient", None),
     ("train", "data_share"): ("waiting for pictures, share", (0, 0.1)),
     ("train", "dropped"): ("dropped steps", (0, 0)),
     ("adversaries", "twins"): ("twins among adversaries, share", (0, 0.1)),
@@ -39,74 +38,51 @@ LOGGED = {
 
 
 @matplotlib.rc_context(STYLE)
-def panel(title: str, curves: dict[str, list], xlabel="step", band=None, size=SIZE) -> Figure:
-    """One axis with curves [(x, y), ...] by name, and the healthy range behind them."""
-    figure = Figure(figsize=size)
+def panel(title: str, curves: dict[str, list], xlabel: str = "step", band=None) -> Figure:
+    """Curves [(x, y), ...] by name, with the healthy range behind them."""
+    figure = Figure(figsize=SIZE)
     axis = figure.add_axes(PLACE)
     for name, points in curves.items():
-        x, y = np.array(points, float).reshape(-1, 2).T
-        if len(x) > MOST_POINTS:
-            parts = [np.array_split(values, MOST_POINTS) for values in (x, y)]
-            x, y = (np.array([part.mean() for part in of]) for of in parts)
+        parts = np.array_split(
+            np.array(points, float).reshape(-1, 2), min(MOST_POINTS, len(points))
+        )
+        x, y = np.array([part.mean(0) for part in parts]).T
         axis.plot(x, y, marker="." if len(x) < 40 else "", markersize=4, label=name)
-    low, high = axis.get_ylim()
     if band:
-        axis.axhspan(*band, color="tab:green", alpha=0.12, linewidth=0 if band[0] < band[1] else 3)
+        low, high = axis.get_ylim()
+        axis.axhspan(*band, color="tab:green", alpha=0.12, linewidth=0 if band[1] else 3)
         axis.set_ylim(min(low, 0), max(high, min(band[1], 2 * abs(high) + 0.05)))
     if len(curves) > 1:
-        axis.legend(fontsize=7)
+        axis.legend()
     axis.set(title=title, xlabel=xlabel)
     return figure
 
 
 def curves(run: Run) -> dict[str, Figure]:
-    """A panel for every value that the run has logged, the known ones first."""
-    kinds = [k for k in run.records if k not in ("warning", "epoch", "time")]
-    names = [
-        (kind, name) for kind in kinds for name, value in run.records[kind][-1].items()
-        if name not in ("epoch", "step", "kind", "time") and isinstance(value, int | float | None)
-    ]  # fmt: skip
-    found = {}
-    for kind, name in sorted(names, key=lambda n: [*LOGGED, n].index(n)):
-        title, band = LOGGED.get((kind, name), (f"{name.replace('_', ' ')} ({kind})", None))
-        if (kind, name) == ("train", "loss"):
-            band = (0, 0.95 * run.chance)
-        found[f"{kind}-{name}"] = panel(title, {name: run.curve(kind, name)}, band=band)
-    return found
-
-
-@matplotlib.rc_context(STYLE)
-def bars(title: str, groups: dict[str, Iterable], names: list, stacked=False, xlabel="") -> Figure:
-    """Bars of several groups over names, beside each other or on each other."""
-    figure = Figure(figsize=(max(SIZE[0], min(8, 0.35 * len(names) + 1)), SIZE[1]))
-    axis, x, base = figure.add_axes(PLACE), np.arange(len(names)), np.zeros(len(names))
-    width = 0.85 if stacked else 0.85 / len(groups)
-    for i, (label, values) in enumerate(groups.items()):
-        values = np.array(list(values), float)
-        shift = 0 if stacked else (i - (len(groups) - 1) / 2) * width
-        axis.bar(x + shift, values, width, bottom=base if stacked else 0, label=label)
-        base += values
-    few = x[:: max(1, len(x) // 20)]
-    axis.set_xticks(few, [str(names[i])[:12] for i in few], rotation=0 if len(few) < 12 else 90)
-    axis.set(title=title, xlabel=xlabel)
-    axis.legend(fontsize=7)
-    return figure
-
-
-def where_time_went(run: Run) -> Figure | None:
-    """Seconds of each epoch: pictures, steps, score, saving."""
-    epochs = run.records.get("epoch", [])
-    upkeep = {r["epoch"]: r for r in run.records.get("time", [])}
-    if not epochs:
-        return None
-    groups = {
-        "pictures": [r["data_seconds"] or 0 for r in epochs],
-        "steps": [(r["seconds"] or 0) - (r["data_seconds"] or 0) for r in epochs],
-        "score": [upkeep.get(r["epoch"], {}).get("score_seconds", 0) for r in epochs],
-        "saving": [upkeep.get(r["epoch"], {}).get("save_seconds", 0) for r in epochs],
+    """A panel for every value that the run has logged, and one of where the time went."""
+    names = {
+        (kind, name): (f"{name.replace('_', ' ')} ({kind})", None)
+        for kind in run.records.keys() - {"warning", "epoch", "time"}
+        for name in sorted(run.records[kind][-1].keys() - {"epoch", "step", "kind"})
     }
-    names = [r["epoch"] + 1 for r in epochs]
-    return bars("where the time went, seconds", groups, names, stacked=True, xlabel="epoch")
+    known = {key: of for key, of in LOGGED.items() if key in names}
+    if known:
+        known["train", "loss"] = (LOGGED["train", "loss"][0], (0, 0.95 * run.chance))
+    found = {
+        f"{kind}-{name}": panel(title, {name: points}, band=band)
+        for (kind, name), (title, band) in (known | dict(sorted(names.items())) | known).items()
+        if (points := run.curve(kind, name))
+    }
+    times = {
+        name: [(r["epoch"] + 1, r.get(f"{key}_seconds") or 0) for r in run.records.get(kind, [])]
+        for kind, key, name in (
+            ("epoch", "step", "steps"), ("epoch", "data", "pictures"), ("time", "score", "score"),
+            ("time", "save", "saving"),
+        )
+    }  # fmt: skip
+    if times := {name: points for name, points in times.items() if points}:
+        found["time"] = panel("where the time went, seconds", times, "epoch")
+    return found
 
 
 def svg(figure: Figure) -> str:

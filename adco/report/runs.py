@@ -1,4 +1,4 @@
-"""Runs on disk: where they are, what they were told and have logged, and what probes say of them."""
+"""Runs on disk: where they are, what they were told and have logged, what probes say of them."""
 
 import json
 from contextlib import suppress
@@ -9,15 +9,16 @@ from typing import NamedTuple
 from adco.plan import view_plan
 from ops.errors import InputError
 
-Records = dict[str, list[dict]]
+# Of each kind of score: its name in a record, its title, its unit (adco.pretrain.monitor).
+SCORES = {"knn": ("accuracy", "kNN accuracy", " %"), "rank": ("rank", "effective rank", "")}
 
 
 class Run(NamedTuple):
-    """A pre-training run."""
+    """A pre-training run: its folder, its config.json, and its records by their kind."""
 
     folder: Path
-    about: dict  # its config.json
-    records: Records
+    about: dict
+    records: dict[str, list[dict]]
 
     @property
     def options(self) -> dict:
@@ -27,8 +28,8 @@ class Run(NamedTuple):
     def chance(self) -> float:
         """The loss where all keys are equally near."""
         o = self.options
-        crops = sum(o["nmb_crops"]) if o["multi_crop"] else 0
-        plan = view_plan(bool(o["sym"]), bool(o["multi_crop"]), 1 + crops if crops else 2)
+        views = 1 + (sum(o["nmb_crops"]) if o["multi_crop"] else 1)
+        plan = view_plan(bool(o["sym"]), bool(o["multi_crop"]), views)
         M = o.get("global_batch_size") or o["batch_size"]
         return log(2 * M - 1 if o.get("negatives") == "simclr" else M) * sum(t.weight for t in plan)
 
@@ -37,15 +38,28 @@ class Run(NamedTuple):
         found = ((r["step"], r.get(name)) for r in self.records.get(kind, []))
         return [(step, value) for step, value in found if value is not None]
 
+    def scores(self) -> dict[str, str]:
+        """Epochs, the score of what the run began with, where it is known, and the last score."""
+        epochs = self.records.get("epoch", [])
+        rows = {"epochs": f"{len(epochs)} in {sum(r['seconds'] or 0 for r in epochs):.0f} s"}
+        for kind, (name, title, unit) in SCORES.items():
+            found = self.curve(kind, name)
+            # A run that went on from a checkpoint of elsewhere has no score before its first step.
+            if found and found[0][0] == 0:
+                begun = "weights of --init" if self.options.get("init") else "random weights"
+                rows[f"{title}, {begun}"] = f"{found[0][1]:.1f}{unit}"
+            if found and found[-1][0]:
+                rows[f"{title}, pre-trained"] = f"{found[-1][1]:.1f}{unit}"
+        return rows
+
 
 def read_run(folder: Path) -> Run:
-    about = json.loads((folder / "config.json").read_text())
-    return Run(folder, about, read_metrics(folder))
+    return Run(folder, json.loads((folder / "config.json").read_text()), read_metrics(folder))
 
 
-def read_metrics(run: Path) -> Records:
+def read_metrics(run: Path) -> dict[str, list[dict]]:
     """Records of a run by their kind: startup, train, epoch, knn, rank, warning, ..."""
-    records: Records = {}
+    records: dict[str, list[dict]] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         with suppress(ValueError):  # half a line, of a run that goes on
             record = json.loads(line)
@@ -53,47 +67,40 @@ def read_metrics(run: Path) -> Records:
     return records
 
 
-def is_pretraining(folder: Path) -> bool:
-    """Whether a folder is of a pre-training run, not of a probe."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        options = json.loads((folder / "config.json").read_text())["config"]
-        return "memory_lr" in options and (folder / "metrics.jsonl").is_file()
-    return False
-
-
 def runs_below(folder: Path) -> list[Path]:
-    """The pre-training runs in a folder and below, in the order in which they were written."""
-    if is_pretraining(folder):
-        return [folder]
-    runs = [path.parent for path in folder.rglob("config.json") if is_pretraining(path.parent)]
-    return sorted(runs, key=lambda run: (run / "metrics.jsonl").stat().st_mtime)
-
-
-def newest_run(folder: Path) -> Path:
-    """The pre-training run below a folder that was written last, of those that took a step."""
-    runs = runs_below(folder)
-    begun = [run for run in runs if read_metrics(run).keys() & {"train", "startup"}]
-    if not runs:
+    """The pre-training runs in a folder and below that have logged a step, the newest last; where
+    there is none, those that have not. Raises InputError where there are none of these either.
+    """
+    runs, begun = [], []
+    for path in folder.rglob("config.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if "memory_lr" in json.loads(path.read_text())["config"]:
+                written = (path.parent / "metrics.jsonl").stat().st_mtime
+                kinds = read_metrics(path.parent).keys()
+                (begun if kinds & {"train", "startup"} else runs).append((written, path.parent))
+    if not runs and not begun:
         raise InputError(
             f"no pre-training run in {str(folder)!r}; expected its folder, or one above"
         )
-    return (begun or runs)[-1]
+    return [run for _, run in sorted(begun or runs)]
 
 
-def probe_scores(folder: Path, runs: list[Run]) -> dict[Path, list[tuple[str, float]]]:
-    """(what was scored, percent) of the probes and of VOC below a folder, by the run they are of.
+def newest_run(folder: Path) -> Path:
+    """The pre-training run below a folder that was written last."""
+    return runs_below(folder)[-1]
 
-    A run folder has a name of its own, so it is known where it was moved.
+
+def probe_scores(folder: Path, run: Run) -> list[tuple[str, float]]:
+    """(what was scored, percent) of the probes and of VOC below a folder that are of this run.
+
+    A run folder has a name of its own, so it is known wherever it was moved.
     """
-    found: dict[Path, list] = {run.folder: [] for run in runs}
+    found = []
     for path in sorted(folder.rglob("results.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
             result = json.loads(path.read_text())
-            name = f"{result['protocol']} on {result['dataset']}"
-            for run in runs:
-                if Path(result["checkpoint"]).parent.name == run.folder.name:
-                    value = result["acc1"] if "acc1" in result else result["map"]
-                    found[run.folder].append(
-                        (f"{name}, {'%' if 'acc1' in result else 'mAP'}", value)
-                    )
+            if Path(result["checkpoint"]).parent.name == run.folder.name:
+                of = "Acc@1" if "acc1" in result else "mAP"
+                name = f"{result['protocol']} on {result['dataset']}, {of}"
+                found.append((name, result["acc1"] if "acc1" in result else result["map"]))
     return found
