@@ -73,13 +73,13 @@ def curves(run: Run) -> dict[str, Figure]:
         for (kind, name), (title, band) in (known | dict(sorted(names.items())) | known).items()
         if (points := run.curve(kind, name))
     }
-    times = {
-        name: [(r["epoch"] + 1, r.get(f"{key}_seconds") or 0) for r in run.records.get(kind, [])]
-        for kind, key, name in (
-            ("epoch", "step", "steps"), ("epoch", "data", "pictures"), ("time", "score", "score"),
-            ("time", "save", "saving"),
-        )
-    }  # fmt: skip
+    times = {"steps": [], "pictures": [], "score": [], "saving": []}
+    for r in run.records.get("epoch", []):
+        times["pictures"].append((r["epoch"] + 1, r["data_seconds"]))
+        times["steps"].append((r["epoch"] + 1, r["seconds"] - r["data_seconds"]))
+    for r in run.records.get("time", []):
+        times["score"].append((r["epoch"] + 1, r["score_seconds"]))
+        times["saving"].append((r["epoch"] + 1, r["save_seconds"]))
     if times := {name: points for name, points in times.items() if points}:
         found["time"] = panel("where the time went, seconds", times, "epoch")
     return found
