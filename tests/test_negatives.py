@@ -174,7 +174,7 @@ def test_what_a_kind_of_negatives_does_not_have_is_refused(options, word):
 
 
 def test_negatives_without_adversaries_do_not_starve():
-    watches = [CollapseWatch(num_keys=256, weight=1.0, patience=10) for _ in range(2)]
+    watches = [CollapseWatch(num_keys=256, against=1024, weight=1.0, patience=10) for _ in range(2)]
     for plays, watch in zip((True, False), watches, strict=True):
         told = [text for step in range(30) for text in watch.read(step, 2.0, 1.0, 0.9, plays)]
         assert bool(told) == plays
