@@ -97,7 +97,7 @@ class Look:
         stride = max(1, bank.num_negatives // (4 * LOOKED_AT))
         chosen = bank.W[:, -bank.first_column() % stride :: stride]
         columns = gather_uneven_rows(F.normalize(chosen, dim=0).T, world)  # [S, D]
-        attention = gather_uneven_rows(bank.attention, world)  # [K]
+        attention = gather_uneven_rows(bank.attention, world).clone()  # [K]
         bank.attention.zero_()
 
         turned = self.turned(dict(pictures=pictures, columns=columns), step)
