@@ -7,10 +7,9 @@ INSTALLED := $(VENV)/installed
 
 .PHONY: demo test test-oldest explore lint clean
 
-# Pre-train on the embedded digits, then say and draw what was learned.
+# Pre-train on the embedded digits. The run ends with a table and a page of what was learned.
 demo: $(INSTALLED)
 	$(BIN)/python main_adco.py --dataset digits --save_path demo
-	$(BIN)/python -m adco.report demo
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,5 +1,7 @@
 """Times and means of one epoch. Reads the device on log steps only."""
 
+from datetime import datetime, timedelta
+
 import torch
 
 from adco.step import Round
@@ -7,6 +9,7 @@ from ops.distributed import World, gather_rows, mean_across_ranks_
 from ops.journal import Stopwatch
 
 DROPPED = Round._fields.index("dropped")
+TRIED = 3  # steps after which it is told what a step costs
 
 
 class EpochMeter:
@@ -76,7 +79,7 @@ class EpochMeter:
         shown = {
             "loss": f"{values['loss']:.3f}",
             "mass": f"{values['mass']:.3f}",
-            "images_per_s": f"{images_per_second:.0f}",
+            "images/s": f"{images_per_second:.0f}",
         }
         speed = {"images_per_second": images_per_second, "data_share": data_time / step_time}
         return line, shown, {**values, **speed}
@@ -96,6 +99,37 @@ class EpochMeter:
     def summary(self) -> dict[str, float]:
         """The means over the epoch, and its times."""
         return {**self.means(), "seconds": self.seconds, "data_seconds": self.data_seconds}
+
+
+def in_hours(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def forecast(seconds: float, epoch_steps: int, steps: int) -> str:
+    """When the run is going to end. seconds: of a step.  epoch_steps, steps: left in the epoch and
+    in the run.
+    """
+    end = datetime.now() + timedelta(seconds=seconds * steps)
+    return (
+        f"a step takes {seconds:.2f} s: {in_hours(seconds * epoch_steps)} to the end of the epoch, "
+        f"{in_hours(seconds * steps)} to that of the run ({end:%d %b, %H:%M}), scores aside"
+    )
+
+
+def epoch_line(epoch: dict, before: dict, total: int, num_pictures: int, left: float) -> str:
+    """What an epoch has changed, in one line. epoch, before: its record and that of the one before
+    it (or none), with its score.  total: epochs.  left: seconds of those to come.
+    """
+    parts = []
+    for name, words, form in (
+        ("loss", "loss", "{:.3f}"), ("mass", "mass", "{:.3f}"), ("score", "score", "{:.1f}"),
+    ):  # fmt: skip
+        if epoch.get(name) is not None:
+            change = epoch[name] - before.get(name, epoch[name])
+            parts.append(f"{words} {form.format(epoch[name])} ({change:+.2g})")
+    speed = num_pictures / max(epoch["seconds"], 1e-9)
+    parts += [f"{speed:.0f} images/s", f"{in_hours(left)} left"]
+    return f"epoch {epoch['epoch'] + 1} of {total}: {', '.join(parts)}"
 
 
 def by_name(values: torch.Tensor) -> dict[str, float]:

@@ -55,11 +55,9 @@ class PretrainConfig(RunOptions):
         may_change=True,
     )
     bad_images_max: float = option(
-        0.01,
-        "share of the pictures that may be broken before the run stops",
-        "[0, 1]",
+        0.01, "share of the pictures that may be broken before the run stops", "[0, 1]",
         may_change=True,
-    )
+    )  # fmt: skip
     size_crops: tuple[int, ...] = option(
         None, "multi-crop: sides (of --image_size 224: 224 192 160 128 96)", AT_LEAST_1,
         follows=("image_size", "multi_crop"),
@@ -142,11 +140,13 @@ class PretrainConfig(RunOptions):
     # Scores and checkpoints
     save_freq: int = option(10, "epochs between numbered checkpoints", AT_LEAST_1, may_change=True)
     save_minutes: float = option(
-        15.0,
-        "minutes between two checkpoints inside an epoch; 0: only after epochs",
-        AT_LEAST_0,
+        15.0, "minutes between two checkpoints inside an epoch; 0: only after epochs", AT_LEAST_0,
         may_change=True,
-    )
+    )  # fmt: skip
+    report_epochs: int = option(
+        -1, "epochs between two pages (adco.report); -1: at the end; 0: never", "[-1, inf)",
+        may_change=True,
+    )  # fmt: skip
     dry_run: int = switch(0, "1: check, time two steps, and leave nothing", may_change=True)
     monitor: str = option(None, "score (default: knn with labels, else rank)", choices=MONITORS)
     val_split: float = option(0.0, "share of train held out for scores if there is no val", BELOW_1)

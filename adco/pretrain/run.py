@@ -1,11 +1,13 @@
 """A pre-training run, phase by phase: begin, fill the bank, epochs, scores, end."""
 
+from contextlib import suppress
+
 import torch
 
 from adco.pretrain.dry_run import dry_run
 from adco.pretrain.game import Game
 from adco.pretrain.init import with_init_hash
-from adco.pretrain.meter import EpochMeter
+from adco.pretrain.meter import TRIED, EpochMeter, epoch_line, forecast, in_hours
 from adco.pretrain.monitor import SCORES, score_trunk
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import start_or_resume_
@@ -13,6 +15,7 @@ from adco.pretrain.upkeep import Stopped, Upkeep
 from ops.checkpoint import BEST, numbered
 from ops.distributed import Flags, World, mean_across_ranks_
 from ops.errors import EXIT_STOPPED, InputError, RunFailed
+from ops.journal import Stopwatch
 from ops.schedule import set_rate
 from ops.signals import StopRequest, WaitInterrupted
 from ops.workers import end_workers
@@ -64,6 +67,8 @@ class Pretraining:
 
         self.upkeep = Upkeep(self.game, flags, start, stop)
         self.journal = self.upkeep.journal
+        self.last_epoch: dict = {}  # its record, for what the next one changes
+        self.steps_timed = 0
 
     # ---- before the first epoch
 
@@ -89,12 +94,14 @@ class Pretraining:
             # One pass over the pictures, or what is left of it.
             number, first = divmod(progress.startup_step, len(game.loader))
             left = min(len(game.loader) - first, num_steps - progress.startup_step)
+            clock = Stopwatch()
             for views in self.upkeep.arriving(game.batches(-1 - number, first), left):
                 with self.upkeep.undivided():
                     loss, dropped = game.start_up(views, progress.startup_step)
                     self.upkeep.streak.count_(dropped)
                     progress.startup_step += 1
                 self.journal.bar.update()
+                self.tell_forecast(clock, num_steps - progress.startup_step)
                 self.log_startup(loss, progress.startup_step, num_steps)
         self.journal.bar.close()
         # theta_k <- theta_q: both players begin the epochs with one encoder.
@@ -116,7 +123,9 @@ class Pretraining:
         config, game, progress, upkeep = self.config, self.game, self.progress, self.upkeep
         num_steps = len(game.loader)
         game.model.train()
-        self.journal.open_bar(num_steps, f"epoch {progress.epoch}", progress.epoch_step)
+        title = f"epoch {progress.epoch + 1}/{config.epochs}"
+        self.journal.open_bar(num_steps, title, progress.epoch_step)
+        clock = Stopwatch()
         # An interrupted epoch goes on with its sums.
         meter = EpochMeter(game.device, self.world, self.meter_state)
         upkeep.meter = meter
@@ -136,14 +145,30 @@ class Pretraining:
 
             # Log. Nothing here waits for the device but log().
             self.journal.bar.update()
+            self.tell_forecast(clock)
             if i % config.print_freq == 0 or i + 1 == num_steps:
                 self.log(i, num_steps)
         self.journal.bar.close()
+
+    def tell_forecast(self, clock: Stopwatch, startup_steps: int = 0) -> None:
+        """After the first steps, once: what a step costs, and when the run is going to end."""
+        self.steps_timed += 1
+        # The first step is slower: kernels are chosen, files are opened.
+        if self.steps_timed == 1:
+            clock.lap()
+        if self.steps_timed == 1 + TRIED:
+            progress, epoch_steps = self.progress, len(self.game.loader)
+            left = epoch_steps - progress.epoch_step
+            steps = (self.config.epochs - progress.epoch - 1) * epoch_steps + left + startup_steps
+            self.journal.say(forecast(clock.lap() / TRIED, startup_steps or left, steps))
 
     def log(self, i: int, num_steps: int) -> None:
         """One line and one record of step i. Waits for the device."""
         game, progress = self.game, self.progress
         line, shown, values = self.upkeep.meter.read(game.num_keys)
+        seconds = self.upkeep.meter.seconds / self.upkeep.meter.steps
+        left = (self.config.epochs - progress.epoch) * num_steps - i - 1
+        shown["run"] = in_hours(seconds * left)
         self.journal.progress(
             f"Epoch: [{progress.epoch}][{i:{len(str(num_steps))}d}/{num_steps}]\t{line}", **shown
         )
@@ -174,8 +199,10 @@ class Pretraining:
             upkeep.meter = self.meter_state = None
             progress.epoch, progress.epoch_step = done, 0
 
+            clock, times = Stopwatch(), {"epoch": progress.epoch - 1}
             # The checkpoint is also kept as the best one, and as a numbered one now and then.
             score = self.score() if scored else None
+            times["score_seconds"] = clock.lap()
             names, best_before = [], progress.best_acc
             if score is not None and score > progress.best_acc:
                 progress.best_acc = score
@@ -184,6 +211,15 @@ class Pretraining:
                 names.append(numbered(done - 1))
             if not upkeep.save(tuple(names)):
                 progress.best_acc = best_before  # it is not on disk
+            times["save_seconds"] = clock.lap()
+            self.journal.record("time", progress.step, times)
+            upkeep_seconds = times["score_seconds"] + times["save_seconds"]
+            left = (config.epochs - done) * (epoch["seconds"] + upkeep_seconds)
+            epoch["score"], num = score, len(self.game.splits.train)
+            self.journal.say(epoch_line(epoch, self.last_epoch, config.epochs, num, left))
+            self.last_epoch = epoch
+        if self.world.first:
+            upkeep.reports.draw(done)
         # A stop may have come while the epoch was saved.
         if done < config.epochs:
             upkeep.end_if_asked(upkeep.agree(None), None)
@@ -203,3 +239,7 @@ class Pretraining:
         if self.upkeep.saves:
             self.upkeep.saves.check()
         self.journal.say(f"finished: {self.journal.folder}")
+        if self.world.first:
+            with suppress(WaitInterrupted), self.upkeep.stop.waiting():
+                self.upkeep.reports.draw_last()
+        self.upkeep.flags.exchange(0)  # who waits for the first process's page says so

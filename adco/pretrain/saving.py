@@ -1,12 +1,17 @@
-"""When a run saves, under which names, and what happens when it cannot."""
+"""When a run saves, under which names, and what happens when it cannot; and when it is drawn."""
 
+import os
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ops import checkpoint
-from ops.errors import RunFailed
+from ops.errors import RunFailed, shown
 from ops.files import NOT_SAVED, duplicate
 from ops.journal import Journal
+from ops.waiting import waiting_for
 
 
 class Checkpoints:
@@ -63,3 +68,47 @@ class Checkpoints:
                 f"trained to the end, but the last state could not be saved as {self.last}; make "
                 "room and start again with --resume auto, from the checkpoint before"
             )
+
+
+class Reports:
+    """Draws the page of a run (adco.report) in a process of its own, which no step waits for.
+
+    every: epochs between two pages; 0: never, -1: at the end alone. What fails is a warning.
+    """
+
+    def __init__(self, folder: Path, every: int, journal: Journal):
+        self.every, self.journal, self.process = every, journal, None
+        root = Path(__file__).resolve().parents[2]  # or site-packages
+        paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+        threads = {} if every == -1 else {"OMP_NUM_THREADS": "1"}
+        here = {"PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": "", **threads}
+        self.command = [sys.executable, "-m", "adco.report", str(folder)]
+        self.environment = {**os.environ, **here}
+
+    def draw(self, epochs: int) -> None:
+        """Begin a page every so many epochs, unless the one before is not ready."""
+        is_due = self.every > 0 and epochs % self.every == 0
+        if is_due and (self.process is None or self.process.poll() is not None):
+            silent = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            with suppress(OSError):
+                words = [*self.command, "--behind", "1"]
+                self.process = subprocess.Popen(words, env=self.environment, **silent)
+
+    def draw_last(self) -> None:
+        """Draw the page of the finished run, and say its table."""
+        if not self.every:
+            return
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        try:
+            with waiting_for(lambda: "the page of the run (--report_epochs 0 leaves it out)"):
+                done = subprocess.run(
+                    self.command, env=self.environment, capture_output=True, text=True
+                )
+        except OSError as error:
+            return self.journal.warn(f"no page was drawn: {error}")
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            return self.journal.warn(f"no page was drawn: {shown(why, 300)}")
+        self.journal.say(done.stdout.rstrip())

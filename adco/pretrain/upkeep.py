@@ -12,7 +12,7 @@ from adco.pretrain.meter import EpochMeter
 from adco.pretrain.monitor import Look
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import RunStart, log_folder
-from adco.pretrain.saving import Checkpoints
+from adco.pretrain.saving import Checkpoints, Reports
 from adco.pretrain.state import pack
 from ops.distributed import Flags, broadcast_from_first_
 from ops.errors import InputError, RunFailed
@@ -63,6 +63,7 @@ class Upkeep:
         self.journal, self.saves = Journal(None), None
         if world.first:
             self.journal, self.saves = open_folder(config, start, game.chosen)
+            self.reports = Reports(self.journal.folder, config.report_epochs, self.journal)
             self.journal.say(f"run folder: {self.journal.folder}")
             self.journal.say(describe(game))
             start.tell(self.journal)

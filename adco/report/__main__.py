@@ -30,7 +30,7 @@ def table(run: Run) -> str:
     """What the run has come to, where it lies, and what is wrong."""
     rows = {**run.scores(), "checkpoint": run.folder / LAST, "log folder": run.folder}
     rows["page"] = run.folder / "report.html"
-    rows |= {f.name: f"{f.evidence}. {f.advice}" for f in diagnose(run)}
+    rows |= {f.name: f.evidence for f in diagnose(run)}
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 

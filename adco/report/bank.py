@@ -1,4 +1,4 @@
-"""The adversaries under the microscope: pure functions of arrays, float32.
+"""The adversaries under the microscope: pure functions of arrays, beside those of pretrain/monitor.
 
 Columns are unit rows [K, D]. Nothing here holds a matrix of K times K.
 """
@@ -6,7 +6,6 @@ Columns are unit rows [K, D]. Nothing here holds a matrix of K times K.
 import numpy as np
 
 CHUNK = 512  # rows that meet all others at a time
-TWIN = 0.95  # cosine
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -28,13 +27,8 @@ def nearest(rows: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, n
     return np.einsum("nd,nkd->nk", rows, others[place]), place
 
 
-def twins(columns: np.ndarray, most: int = 4096) -> np.ndarray:
-    """Which of the first `most` columns have another one at a cosine above TWIN: bool."""
-    return nearest(columns[:most], columns, 2)[0][:, 1:].max(axis=1, initial=-1) > TWIN
-
-
 def attention(
-    queries: np.ndarray, keys: np.ndarray, columns: np.ndarray, tau: float, weight: float = 1.0
+    queries: np.ndarray, keys: np.ndarray, columns: np.ndarray, tau: float, weight: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """What columns [K, D] take of the softmax of queries [n, D] over keys [n, D] and columns.
 
@@ -47,22 +41,10 @@ def attention(
         cosine, of_keys = rows @ columns.T, rows @ keys.T
         peak = np.maximum(cosine.max(1), of_keys.max(1))[:, None]
         p = weight * np.exp((cosine - peak) / tau)
-        p /= p.sum(1, keepdims=True) + np.exp((of_keys - peak) / tau).sum(1, keepdims=True)
-        total += p.sum(0)
+        total += (p / (p.sum(1) + np.exp((of_keys - peak) / tau).sum(1))[:, None]).sum(0)
         nearer = cosine.max(1) > (rows * own).sum(1)
         foolers.append(np.where(nearer, cosine.argmax(1), -1))
     return total, np.concatenate(foolers)
-
-
-def effective_number(attention: np.ndarray) -> float:
-    """exp of the entropy of the shares: K where all get the same, 1 where one gets all."""
-    shares = attention[attention > 0] / attention.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def dead(attention: np.ndarray) -> np.ndarray:
-    """Which columns get less than a hundredth of the mean: bool [K]."""
-    return attention <= 0.01 * attention.mean()
 
 
 def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:

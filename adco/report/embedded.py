@@ -11,13 +11,13 @@ from sklearn.manifold import TSNE
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from adco.data.datasets import Splits, hold_out, sample_of
+from adco.data.datasets import hold_out, sample_of
 from adco.data.list_files import listed_splits
 from adco.data.loader import CheckViews, TrainingViews, check_loader
 from adco.data.pictures import Pictures
 from adco.data.views import normalised
 from adco.embed import network_of
-from adco.encoder import build_trunk, read_trunk
+from adco.encoder import Trunk, build_trunk, read_trunk
 from adco.pretrain.game import training_recipes
 from adco.probe.knn import knn_votes
 from adco.report.bank import nearest, unit
@@ -30,14 +30,6 @@ LARGE, SMALL = 128, 64  # pixels: from where on they are, up to where pixels are
 ON_MAP, THUMB, PIXELS, KNN_K = 1500, 48, 32, 20
 
 
-def pictures_of(config) -> Splits:
-    """Those that the options of a run name, with the part that it held out."""
-    splits = listed_splits(config, ALONE)
-    if splits.val is None and config.val_split:
-        return hold_out(splits, config.val_split, config.seed)
-    return splits
-
-
 @torch.inference_mode()
 def embed_run(run: Run, data: str = "") -> SimpleNamespace:
     """What the last checkpoint of a run makes of some of its pictures: of train, then from `cut`
@@ -47,32 +39,31 @@ def embed_run(run: Run, data: str = "") -> SimpleNamespace:
     unit length; thumbs uint8 [n, T, T, 3]; labels [n] or None; W [K, D] of unit length or None;
     queries, keys [m, D] of two training views each of the first m.  data: where pictures lie now.
     """
-    options, path = run.options, str(run.folder / checkpoint.LAST)
-    place = data or options["data"]
-    place = tuple(place) if isinstance(place, list) else place
-    config = SimpleNamespace(**{**options, "data": place, "download": 0})
+    path, config = str(run.folder / checkpoint.LAST), SimpleNamespace(**run.options)
+    config.data = data or config.data
+    config.data = tuple(config.data) if isinstance(config.data, list) else config.data
     trunk = read_trunk(path)
     query, key = (network_of(read_trunk(path, side), "head").eval() for side in ("query", "key"))
     torch.manual_seed(config.seed)
-    random = build_trunk(trunk.arch, trunk.stem, trunk.channels).eval()
-    random.fc = torch.nn.Identity()
+    random = Trunk(build_trunk(trunk.arch, trunk.stem, trunk.channels)).eval()
 
     # Which pictures: without val, a third of those of train stand in for it.
-    splits, share = pictures_of(config), 4 if config.image_size > LARGE else 1
-    train, val = splits.train if splits.labelled is None else splits.labelled, splits.val
+    splits, share = listed_splits(config, ALONE), 4 if config.image_size > LARGE else 1
+    if splits.val is None and config.val_split:
+        splits = hold_out(splits, config.val_split, config.seed)
+    train, val = splits.labelled or splits.train, splits.val
     chosen = sample_of(train, 0, (TRAIN + VAL * (val is None)) // share)
     cut = len(chosen) if val else len(chosen) * 2 // 3
-    others = (val, sample_of(val, 0, VAL // share)) if val else (train, chosen[cut:])
-    found = [passed(*part, config, query, random) for part in ((train, chosen[:cut]), others)]
+    parts = [(train, chosen[:cut]), (val or train, chosen[cut:])]
+    if val:
+        parts[1] = (val, sample_of(val, 0, VAL // share))
+    found = [passed(*part, config, query, random) for part in parts]
     e = SimpleNamespace(**{name: np.concatenate([f[name] for f in found]) for name in found[0]})
-    e.cut, e.classes = len(found[0]["places"]), []
-    if splits.labelled is not None:
+    e.cut, e.classes, e.labels = len(found[0]["places"]), [], None
+    if splits.labelled:
+        of = zip(parts, found, strict=True)
+        e.labels = np.concatenate([part[0].labels[f["places"]] for part, f in of])
         e.classes = list(train.classes)
-        e.labels = np.concatenate(
-            [p.labels[f["places"]] for p, f in zip((train, others[0]), found, strict=True)]
-        )
-    else:
-        e.labels = None
     W = checkpoint.load(path)["Memory_Bank"]["W"] if config.negatives == "learned" else None
     e.W = None if W is None else unit(W.T.float().numpy())
 

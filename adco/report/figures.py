@@ -67,7 +67,7 @@ def curves(run: Run) -> dict[str, Figure]:
     }
     known = {key: of for key, of in LOGGED.items() if key in names}
     if known:
-        known["train", "loss"] = (LOGGED["train", "loss"][0], (0, 0.95 * run.chance))
+        known["train", "loss"] = (LOGGED["train", "loss"][0], (0, 0.95 * run.watch().chance))
     found = {
         f"{kind}-{name}": panel(title, {name: points}, band=band)
         for (kind, name), (title, band) in (known | dict(sorted(names.items())) | known).items()

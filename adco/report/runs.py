@@ -2,15 +2,13 @@
 
 import json
 from contextlib import suppress
-from math import log
 from pathlib import Path
 from typing import NamedTuple
 
 from adco.plan import view_plan
+from adco.pretrain.health import CollapseWatch
+from adco.pretrain.monitor import SCORES
 from ops.errors import InputError
-
-# Of each kind of score: its name in a record, its title, its unit (adco.pretrain.monitor).
-SCORES = {"knn": ("accuracy", "kNN accuracy", " %"), "rank": ("rank", "effective rank", "")}
 
 
 class Run(NamedTuple):
@@ -24,14 +22,15 @@ class Run(NamedTuple):
     def options(self) -> dict:
         return self.about["config"]
 
-    @property
-    def chance(self) -> float:
-        """The loss where all keys are equally near."""
+    def watch(self, state: dict | None = None, patience: int = 0) -> CollapseWatch:
+        """What watched over it. Its chance is the loss where all keys are equally near."""
         o = self.options
         views = 1 + (sum(o["nmb_crops"]) if o["multi_crop"] else 1)
-        plan = view_plan(bool(o["sym"]), bool(o["multi_crop"]), views)
+        weight = sum(t.weight for t in view_plan(bool(o["sym"]), bool(o["multi_crop"]), views))
         M = o.get("global_batch_size") or o["batch_size"]
-        return log(2 * M - 1 if o.get("negatives") == "simclr" else M) * sum(t.weight for t in plan)
+        choices = 2 * M - 1 if o["negatives"] == "simclr" else M
+        against = choices + o["mem_weight"] * o["cluster"]
+        return CollapseWatch(choices, against, weight, patience, state)
 
     def curve(self, kind: str, name: str) -> list[tuple[int, float]]:
         """(step, value) of the records of a kind; what is not finite is left out."""
@@ -90,17 +89,16 @@ def newest_run(folder: Path) -> Path:
     return runs_below(folder)[-1]
 
 
-def probe_scores(folder: Path, run: Run) -> list[tuple[str, float]]:
-    """(what was scored, percent) of the probes and of VOC below a folder that are of this run.
+def probe_scores(folder: Path, run: Run) -> dict[str, float]:
+    """Percent, by what was scored, of the probes and of VOC below a folder that are of this run.
 
     A run folder has a name of its own, so it is known wherever it was moved.
     """
-    found = []
+    found = {}
     for path in sorted(folder.rglob("results.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
             result = json.loads(path.read_text())
             if Path(result["checkpoint"]).parent.name == run.folder.name:
-                of = "Acc@1" if "acc1" in result else "mAP"
-                name = f"{result['protocol']} on {result['dataset']}, {of}"
-                found.append((name, result["acc1"] if "acc1" in result else result["map"]))
+                of = "acc1" if "acc1" in result else "map"
+                found[f"{result['protocol']} on {result['dataset']}, {of}"] = result[of]
     return found

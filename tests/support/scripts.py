@@ -23,6 +23,7 @@ TINY = [
     *("--size_crops", "16", "12", "--nmb_crops", "1", "1", "--mem_t", "0.1", "--memory_lr", "0.1"),
     *("--min_scale_crops", "0.2", "0.1", "--max_scale_crops", "1", "0.5"),
     *("-b", "8", "-j", "0", "-p", "2", "--epochs", "2"),
+    *("--report_epochs", "0"),
 ]
 
 
