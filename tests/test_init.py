@@ -11,7 +11,7 @@ from adco.encoder import build_encoder, build_trunk, read_trunk
 from adco.pretrain.game import Game
 from adco.pretrain.init import with_init_hash
 from adco.pretrain.options import PretrainConfig
-from adco.report import read_metrics, table
+from adco.report.runs import read_run
 from ops.arguments import parse
 from ops.distributed import World
 from ops.errors import InputError
@@ -125,7 +125,7 @@ def test_a_run_begun_with_a_file_is_known_by_it_and_scores_its_trunk(
     result = run_main("lincls.py", *words, cwd=tmp_path)
     (found,) = tmp_path.rglob("results.json")
     assert json.loads(found.read_text())["acc1"] == first["accuracy"], result.stdout
-    assert "kNN accuracy, weights of --init" in table(run, read_metrics(run), kept["init"])
+    assert "kNN accuracy, weights of --init" in read_run(run).scores()
 
 
 def test_options_of_a_run_without_a_file_are_unchanged():

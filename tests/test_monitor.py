@@ -13,7 +13,7 @@ from adco.pretrain.game import scored_by
 from adco.pretrain.monitor import lie, spread
 from adco.pretrain.options import DATASET_PRESETS, PRESETS, PretrainConfig
 from adco.probe.features import effective_rank
-from adco.report import ReportConfig, report_run
+from adco.report.__main__ import ReportConfig, report_run
 from ops.arguments import parse
 from ops.distributed import World
 from ops.errors import InputError
@@ -132,7 +132,7 @@ def test_a_flat_folder_is_scored_by_the_rank_of_its_held_out_features(tmp_path, 
     assert state["best_acc"] == max(record["rank"] for record in ranks[1:])
     data = json.loads((run / "config.json").read_text())["data"]
     assert [data[part]["pictures"] for part in ("train", "val")] == [38, 10]
-    report_run(ReportConfig(str(run)))
+    report_run(ReportConfig((str(run),)))
     assert "effective rank, pre-trained" in capsys.readouterr().out
 
     # The same command goes on; with another share it is another run, and the data are others.

@@ -61,6 +61,7 @@ def test_the_wheel_holds_one_package_that_imports_itself_by_its_own_name(site):
     for name in ("ops", "VOC_CLF"):
         ours = {path.name for path in (ROOT / name).glob("*.py")}
         assert {path.name for path in (site / "adco" / name).iterdir()} == ours
+    assert (site / "adco/report/page.html").is_file()
     for path in (site / "adco").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

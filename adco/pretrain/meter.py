@@ -116,19 +116,17 @@ def forecast(seconds: float, epoch_steps: int, steps: int) -> str:
     )
 
 
-def epoch_line(epoch: dict, before: dict, total: int, num_pictures: int, left: float) -> str:
+def epoch_line(epoch: dict, before: dict, score: str, total: int, num_pictures: int) -> str:
     """What an epoch has changed, in one line. epoch, before: its record and that of the one before
-    it (or none), with its score.  total: epochs.  left: seconds of those to come.
+    it (or none), with the score by its title, and the seconds that are left.  total: epochs.
     """
     parts = []
-    for name, words, form in (
-        ("loss", "loss", "{:.3f}"), ("mass", "mass", "{:.3f}"), ("score", "score", "{:.1f}"),
-    ):  # fmt: skip
+    for name, form in (("loss", ".3f"), ("mass", ".3f"), (score, ".1f")):
         if epoch.get(name) is not None:
-            change = epoch[name] - before.get(name, epoch[name])
-            parts.append(f"{words} {form.format(epoch[name])} ({change:+.2g})")
+            change = f" ({epoch[name] - before[name]:+{form}})" if before.get(name) else ""
+            parts.append(f"{name} {epoch[name]:{form}}{change}")
     speed = num_pictures / max(epoch["seconds"], 1e-9)
-    parts += [f"{speed:.0f} images/s", f"{in_hours(left)} left"]
+    parts += [f"{speed:.0f} images/s", f"{in_hours(epoch['left'])} left"]
     return f"epoch {epoch['epoch'] + 1} of {total}: {', '.join(parts)}"
 
 

@@ -199,10 +199,11 @@ class Pretraining:
             upkeep.meter = self.meter_state = None
             progress.epoch, progress.epoch_step = done, 0
 
-            clock, times = Stopwatch(), {"epoch": progress.epoch - 1}
+            clock, waited = Stopwatch(), epoch["data_seconds"]
+            times = {"pictures": waited, "steps": epoch["seconds"] - waited}
             # The checkpoint is also kept as the best one, and as a numbered one now and then.
             score = self.score() if scored else None
-            times["score_seconds"] = clock.lap()
+            times["score"] = clock.lap()
             names, best_before = [], progress.best_acc
             if score is not None and score > progress.best_acc:
                 progress.best_acc = score
@@ -211,18 +212,23 @@ class Pretraining:
                 names.append(numbered(done - 1))
             if not upkeep.save(tuple(names)):
                 progress.best_acc = best_before  # it is not on disk
-            times["save_seconds"] = clock.lap()
-            self.journal.record("time", progress.step, times)
-            upkeep_seconds = times["score_seconds"] + times["save_seconds"]
-            left = (config.epochs - done) * (epoch["seconds"] + upkeep_seconds)
-            epoch["score"], num = score, len(self.game.splits.train)
-            self.journal.say(epoch_line(epoch, self.last_epoch, config.epochs, num, left))
-            self.last_epoch = epoch
+            times["saving"] = clock.lap()
+            self.tell_epoch(epoch, score, times)
         if self.world.first:
             upkeep.reports.draw(done)
         # A stop may have come while the epoch was saved.
         if done < config.epochs:
             upkeep.end_if_asked(upkeep.agree(None), None)
+
+    def tell_epoch(self, epoch: dict, score: float | None, times: dict[str, float]) -> None:
+        """One line of what it changed. times: seconds that it took, by what for."""
+        done, num_epochs = self.progress.epoch, self.config.epochs
+        self.journal.record("time", self.progress.step, {"epoch": done, **times})
+        title = SCORES[self.game.monitor][1] if score is not None else "score"
+        epoch = {**epoch, title: score, "left": (num_epochs - done) * sum(times.values())}
+        num_pictures = len(self.game.splits.train)
+        self.journal.say(epoch_line(epoch, self.last_epoch, title, num_epochs, num_pictures))
+        self.last_epoch = epoch
 
     def score(self) -> float | None:
         """kNN accuracy of the trunk in percent, or its effective rank; None: no score is taken."""

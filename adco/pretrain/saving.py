@@ -1,6 +1,7 @@
 """When a run saves, under which names, and what happens when it cannot; and when it is drawn."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -91,7 +92,8 @@ class Reports:
         if is_due and (self.process is None or self.process.poll() is not None):
             silent = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             with suppress(OSError):
-                words = [*self.command, "--behind", "1"]
+                behind = ["nice"] if shutil.which("nice") else []  # all others come first
+                words = [*behind, *self.command]
                 self.process = subprocess.Popen(words, env=self.environment, **silent)
 
     def draw_last(self) -> None:

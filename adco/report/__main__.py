@@ -1,6 +1,5 @@
 """python3 -m adco.report RUN...     RUN: a run folder, or one above it; several are compared"""
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,9 @@ from adco.report.compare import compare
 from adco.report.diagnosis import diagnose
 from adco.report.one import report_one
 from adco.report.runs import Run, read_run, runs_below
-from ops.arguments import argument, option, parse, switch
+from ops.arguments import argument, option, parse
 from ops.checkpoint import LAST
 from ops.errors import reported, steady_streams
-
-FORMATS = ("html", "png", "pdf")
 
 
 @dataclass(frozen=True)
@@ -22,8 +19,9 @@ class ReportConfig:
 
     runs: tuple[str, ...] = argument("run folder, or one above; several are compared", nargs="+")
     data: str = option("", "folder of the pictures, where it is not the one the run was given")
-    format: str = option("html", "the figures as files too, in RUN/figures", choices=FORMATS)
-    behind: int = switch(0, "1: let all other processes come first")
+    format: str = option(
+        "html", "the figures as files too, in RUN/figures", choices=("html", "png", "pdf")
+    )
 
 
 def table(run: Run) -> str:
@@ -37,8 +35,6 @@ def table(run: Run) -> str:
 
 def report_run(config: ReportConfig) -> None:
     """Write the page of one run and print its table, or compare several."""
-    if config.behind and hasattr(os, "nice"):
-        os.nice(10)
     folders = [Path(name) for name in config.runs]
     runs = [read_run(run) for folder in folders for run in runs_below(folder)]
     if len(runs) > 1:

@@ -18,10 +18,10 @@ KNOWN = [
     ("diverging", lambda s: s.dropped > 0 or s.loss != s.loss,
      "{dropped:.0f} steps were not finite", BY_RATE),
     ("learning rate too high", lambda s: s.dead,
-     "all features are one point (spread {spread:.4f}) that has no gradient left ({grad_norm:.2g}), "
-     "with --lr {rate:g}", BY_RATE),
+     "all features are one point (spread {spread:.4f}) without a gradient ({grad_norm:.2g}), with "
+     "--lr {rate:g}", BY_RATE),
     ("learning rate too low", lambda s: s.low,
-     "the loss is still at {loss:.3f} (chance {chance:.3f}), and the last third of the steps brought "
+     "the loss is still at {loss:.3f} (chance {chance:.3f}), the last third of the steps brought "
      "{late:.3f} of its fall of {fall:.3f}, with --lr {rate:g}",
      "Raise --lr, threefold at a time, or train for more epochs"),
     ("waiting for pictures", lambda s: s.waiting > 0.3,
@@ -60,7 +60,7 @@ def signs_of(run: Run, train: list[dict]) -> SimpleNamespace:
     # How the fall of the loss is spread over time.
     first, middle, last = (mean("loss", list(part)) for part in np.array_split(train, 3))
     s.fall, s.late = first - last, middle - last
-    slow = s.late > max(0.6 * s.fall, 0.05 * first) or abs(s.fall) < 0.02 * first
+    slow = s.late > max(0.45 * s.fall, 0.05 * first) or abs(s.fall) < 0.02 * first
     s.low = s.spread > 0.01 and s.loss > 0.6 * s.chance and slow
     s.K = o["cluster"] * s.plays
     s.pictures = (run.about.get("data") or {}).get("train", {}).get("pictures", 0)

@@ -14,11 +14,12 @@ STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "adco", "font.size": 9, "legend.frameon": False,
     "axes.titlesize": 10, "axes.titlelocation": "left", "axes.grid": True, "grid.alpha": 0.15,
     "axes.spines.top": False, "axes.spines.right": False, "axes.formatter.limits": (-3, 5),
-    "figure.facecolor": "none", "axes.facecolor": "none", "legend.fontsize": 7,
-    **{f"{name}color": INK for name in INKED},
+    "axes.formatter.useoffset": False, "legend.fontsize": 7, "axes.facecolor": "none",
+    "figure.facecolor": "none", **{f"{name}color": INK for name in INKED},
 }  # fmt: skip
 PLACE, SIZE = (0.14, 0.17, 0.83, 0.70), (3.6, 2.3)
 MOST_POINTS = 400  # of a curve; a longer one is drawn as means of neighbours
+NO_VALUES = {"epoch", "step", "kind"}
 NO_DATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 # Of what is logged, in the order of the page: its title, and where a healthy run lies.
 LOGGED = {
@@ -60,28 +61,18 @@ def panel(title: str, curves: dict[str, list], xlabel: str = "step", band=None) 
 
 def curves(run: Run) -> dict[str, Figure]:
     """A panel for every value that the run has logged, and one of where the time went."""
-    names = {
-        (kind, name): (f"{name.replace('_', ' ')} ({kind})", None)
-        for kind in run.records.keys() - {"warning", "epoch", "time"}
-        for name in sorted(run.records[kind][-1].keys() - {"epoch", "step", "kind"})
-    }
-    known = {key: of for key, of in LOGGED.items() if key in names}
-    if known:
-        known["train", "loss"] = (LOGGED["train", "loss"][0], (0, 0.95 * run.watch().chance))
-    found = {
-        f"{kind}-{name}": panel(title, {name: points}, band=band)
-        for (kind, name), (title, band) in (known | dict(sorted(names.items())) | known).items()
-        if (points := run.curve(kind, name))
-    }
-    times = {"steps": [], "pictures": [], "score": [], "saving": []}
-    for r in run.records.get("epoch", []):
-        times["pictures"].append((r["epoch"] + 1, r["data_seconds"]))
-        times["steps"].append((r["epoch"] + 1, r["seconds"] - r["data_seconds"]))
-    for r in run.records.get("time", []):
-        times["score"].append((r["epoch"] + 1, r["score_seconds"]))
-        times["saving"].append((r["epoch"] + 1, r["save_seconds"]))
-    if times := {name: points for name, points in times.items() if points}:
-        found["time"] = panel("where the time went, seconds", times, "epoch")
+    kinds = run.records.keys() - {"warning", "epoch", "time"}
+    names = {(kind, n) for kind in kinds for n in run.records[kind][-1].keys() - NO_VALUES}
+    found = {}
+    for kind, name in [*(n for n in LOGGED if n in names), *sorted(names - LOGGED.keys())]:
+        title, band = LOGGED.get((kind, name), (f"{name.replace('_', ' ')} ({kind})", None))
+        if (kind, name) == ("train", "loss"):
+            band = (0, 0.95 * run.watch().chance)
+        if points := run.curve(kind, name):
+            found[f"{kind}-{name}"] = panel(title, {name: points}, band=band)
+    if times := run.records.get("time"):
+        parts = {n: [(r["epoch"], r[n]) for r in times] for n in times[0].keys() - NO_VALUES}
+        found["time"] = panel("where the time went, seconds", parts, "epoch")
     return found
 
 

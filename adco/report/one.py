@@ -22,7 +22,7 @@ QUERIES, NEIGHBOURS, HARDEST = 10, 8, 8
 
 def report_one(run: Run, data: str = "") -> dict[str, Figure]:
     """Write the page. Returns the figures on it, by name."""
-    drawn, sprite = curves(run), Sprite()
+    drawn, sprite, o = curves(run), Sprite(), run.options
     sections = [
         {"is": "run", "cards": run.scores(), "note": str(run.folder)},
         {"is": "diagnosis", "findings": [f._asdict() for f in diagnose(run)]},
@@ -37,9 +37,10 @@ def report_one(run: Run, data: str = "") -> dict[str, Figure]:
         sections += adversaries(e, sprite, run, drawn) if e.W is not None else []
     except InputError as error:
         sections.append({"is": "pictures", "note": f"Not shown: {error}"})
-    changed = differences(vars(PretrainConfig()), run.options)
+    changed = differences(vars(PretrainConfig()), o)
     sections.append({"is": "how", "about": run.about, "changed": changed})
-    write_page(run.folder / "report.html", f"Run {run.folder.name}", sections, sprite)
+    title = f"{o['arch']} on {o['dataset']}, {o['negatives']} negatives, {o['epochs']} epochs"
+    write_page(run.folder / "report.html", title, sections, sprite)
     return drawn
 
 
