@@ -8,7 +8,8 @@ import pytest
 from tests.conftest import ROOT
 
 ROOMS = (
-    "adco", "adco.data", "adco.probe", "adco.pretrain", "adco.report", "ops", "VOC_CLF", "benchmarks",
+    "adco", "adco.data", "adco.probe", "adco.pretrain", "adco.report", "ops", "VOC_CLF",
+    "benchmarks",
 )  # fmt: skip
 FILES = sorted(path for room in ROOMS for path in (ROOT / room.replace(".", "/")).glob("*.py"))
 METHOD = (

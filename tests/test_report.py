@@ -121,7 +121,10 @@ FAILURES = {
 
 def test_a_healthy_run_has_nothing_and_neither_has_one_of_few_steps():
     assert diagnose(run_with({"train": train_records()})) == []
-    assert diagnose(run_with({"train": train_records(3, spread=0.0)})) == []
+    few = {"train": train_records(3, spread=0.0)}
+    assert diagnose(run_with(few)) == []
+    few["warning"] = [{"step": 2, "text": "diverged: not finite"}]
+    assert [f.name for f in diagnose(run_with(few))] == ["diverging"]
     assert diagnose(run_with({"train": train_records()}, negatives="batch", cluster=8192)) == []
 
 

@@ -61,7 +61,7 @@ def signs_of(run: Run, train: list[dict]) -> SimpleNamespace:
     first, middle, last = (mean("loss", list(part)) for part in np.array_split(train, 3))
     s.fall, s.late = first - last, middle - last
     slow = s.late > max(0.45 * s.fall, 0.05 * first) or abs(s.fall) < 0.02 * first
-    s.low = s.spread > 0.01 and s.loss > 0.6 * s.chance and slow
+    s.low = s.spread > 0.01 and s.loss > 0.6 * s.chance and slow and s.fall > -0.02 * first
     s.K = o["cluster"] * s.plays
     s.pictures = (run.about.get("data") or {}).get("train", {}).get("pictures", 0)
     found = [[v for _, v in run.curve(kind, name)] for kind, (name, *_) in SCORES.items()]
@@ -75,9 +75,10 @@ def diagnose(run: Run) -> list[Finding]:
     """What is wrong, the gravest first; nothing where nothing is known to be, or too few steps are
     done to tell.
     """
-    train = run.records.get("train", [])
+    train, warned = run.records.get("train", []), run.records.get("warning", [])
     if len(train) < 4:
-        return []
+        ends = [r for r in warned if r["text"].startswith("diverged: ")]
+        return [Finding("diverging", f"at step {r['step']}: {r['text']}") for r in ends]
     s = signs_of(run, train)
     found = [
         (name, f"{text}. {advice}".format(**vars(s)))
