@@ -228,7 +228,7 @@ def test_runs_are_compared_on_one_page(run, tmp_path):
     assert result.stdout.strip().endswith("compare.html")
     found = {s["is"]: s for s in data_of(tmp_path / "compare.html")["sections"]}
     assert [row["runs"] for row in found["scores"]["rows"]] == [2]
-    assert [part["title"] for part in found["neighbours"]["beside"]] == ["a", "b"]
+    assert [part["title"] for part in found["neighbours"]["beside"]] == ["1  a", "2  b"]
 
 
 def test_a_run_draws_its_page_itself_and_says_what_its_epochs_changed(tmp_path, digit_folder):

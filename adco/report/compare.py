@@ -51,18 +51,18 @@ def compare(runs: list[Run], folder: Path) -> Path:
     """Write compare.html into the folder. Returns its path."""
     probes, sprite = {run.folder: probe_scores(folder, run) for run in runs}, Sprite()
     rows, shown = [], []
-    for run in runs:
-        row = {"run": run.folder.name, "seed": run.options["seed"], **run.scores()}
+    for number, run in enumerate(runs, 1):
+        row = {"": number, "run": run.folder.name, "seed": run.options["seed"], **run.scores()}
         row |= {n: str(run.options.get(n)) for n in varying(runs)} | probes[run.folder]
         rows.append({**row, "diagnosis": ", ".join(f.name for f in diagnose(run))})
-    for run in runs[:MOST_SHOWN]:
+    for number, run in enumerate(runs[:MOST_SHOWN], 1):
         try:
             part = neighbours(embed_run(run), sprite)
         except InputError as error:
             part = {"note": f"Not shown: {error}"}
-        shown.append({**part, "is": "", "title": run.folder.name})
+        shown.append({**part, "is": "", "title": f"{number}  {run.folder.name}"})
     curves = {
-        title: {run.folder.name[11:19]: run.curve(*key) for run in runs if run.curve(*key)}
+        title: {f"{i}": run.curve(*key) for i, run in enumerate(runs, 1) if run.curve(*key)}
         for key, (title, _) in LOGGED.items()
     }
     sections = [
