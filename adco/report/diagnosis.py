@@ -80,16 +80,13 @@ def diagnose(run: Run) -> list[Finding]:
         ends = [r for r in warned if r["text"].startswith("diverged: ")]
         return [Finding("diverging", f"at step {r['step']}: {r['text']}") for r in ends]
     s = signs_of(run, train)
-    found = [
-        (name, f"{text}. {advice}".format(**vars(s)))
-        for name, test, text, advice in KNOWN
-        if test(s)
-    ]
+    found = {n: f"{text}. {advice}".format(**vars(s)) for n, test, text, advice in KNOWN if test(s)}
     # As if each sign had lasted since that step.
     watch = run.watch({"since": dict.fromkeys(SIGNS, s.step), "told": []}, s.last - s.step)
     looks = [run.records.get(kind, [None])[-1] for kind in ("embedding", "adversaries")]
     warned = watch.read(s.last, s.loss, s.mass, s.spread, s.plays) if not s.dead else []
-    warned += watch.read_look(s.last, *looks)
-    pairs = [text.partition(": ")[::2] for text in warned if not (s.low and " win" in text)]
-    found = found[:2] + pairs + found[2:] if s.dropped or s.dead else pairs + found
-    return [Finding(name, f"from step {s.step} on {text}") for name, text in dict(found).items()]
+    pairs = (text.partition(": ")[::2] for text in warned + watch.read_look(s.last, *looks))
+    told = {name: text for name, text in pairs if not (s.low and " win" in name)}
+    grave = {name: found[name] for name, *_ in KNOWN[:3] if name in found}
+    whole = grave | told | found
+    return [Finding(name, f"from step {s.step} on {text}") for name, text in whole.items()]

@@ -60,7 +60,7 @@ def embed_run(run: Run, data: str = "") -> SimpleNamespace:
     found = [passed(*part, config, query, random) for part in parts]
     e = SimpleNamespace(**{name: np.concatenate([f[name] for f in found]) for name in found[0]})
     e.cut, e.classes, e.labels = len(found[0]["places"]), [], None
-    if splits.labelled:
+    if splits.labelled or (val is None and train.labels is not None):
         of = zip(parts, found, strict=True)
         e.labels = np.concatenate([part[0].labels[f["places"]] for part, f in of])
         e.classes = list(train.classes)
@@ -118,14 +118,8 @@ def maps(e: SimpleNamespace) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     chosen = np.sort(np.random.default_rng(0).permutation(len(e.features))[:ON_MAP])
     found = PCA(min(50, *e.features[chosen].shape)).fit_transform(unit(e.features[chosen]))
     tsne = TSNE(perplexity=min(30, (len(chosen) - 1) / 3), init="pca", random_state=0)
-    rows = (
-        e.embeddings[chosen] if e.W is None else np.concatenate([e.embeddings[chosen], e.W[:300]])
-    )
-    embeddings = PCA(2).fit(e.embeddings[chosen]).transform(rows)
-    name = "PCA of the embeddings" + ", with adversaries" * (e.W is not None)
-    tsne = tsne.fit_transform(found)
-    return chosen, {
-        "t-SNE of the features": tsne,
-        "PCA of the features": found[:, :2],
-        name: embeddings,
-    }
+    embeddings = e.embeddings[chosen]
+    both = embeddings if e.W is None else np.concatenate([embeddings, e.W[:300]])
+    places = {"t-SNE of the features": tsne.fit_transform(found), "PCA of the features": found}
+    places["PCA of the embeddings"] = PCA(2).fit(embeddings).transform(both)
+    return chosen, {name: xy[:, :2] for name, xy in places.items()}

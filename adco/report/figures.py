@@ -17,7 +17,6 @@ STYLE = {
     "axes.formatter.useoffset": False, "legend.fontsize": 7, "axes.facecolor": "none",
     "figure.facecolor": "none", **{f"{name}color": INK for name in INKED},
 }  # fmt: skip
-PLACE, SIZE = (0.14, 0.17, 0.83, 0.70), (3.6, 2.3)
 MOST_POINTS = 400  # of a curve; a longer one is drawn as means of neighbours
 NO_VALUES = {"epoch", "step", "kind"}
 NO_DATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -41,12 +40,10 @@ LOGGED = {
 @matplotlib.rc_context(STYLE)
 def panel(title: str, curves: dict[str, list], xlabel: str = "step", band=None) -> Figure:
     """Curves [(x, y), ...] by name, with the healthy range behind them."""
-    figure = Figure(figsize=SIZE)
-    axis = figure.add_axes(PLACE)
+    figure = Figure(figsize=(3.6, 2.3))
+    axis = figure.add_axes((0.14, 0.17, 0.83, 0.70))
     for name, points in curves.items():
-        parts = np.array_split(
-            np.array(points, float).reshape(-1, 2), min(MOST_POINTS, len(points))
-        )
+        parts = np.array_split(np.array(points, float), min(MOST_POINTS, len(points)))
         x, y = np.array([part.mean(0) for part in parts]).T
         axis.plot(x, y, marker="." if len(x) < 40 else "", markersize=4, label=name)
     if band:
@@ -71,7 +68,7 @@ def curves(run: Run) -> dict[str, Figure]:
         if points := run.curve(kind, name):
             found[f"{kind}-{name}"] = panel(title, {name: points}, band=band)
     if times := run.records.get("time"):
-        parts = {n: [(r["epoch"], r[n]) for r in times] for n in times[0].keys() - NO_VALUES}
+        parts = {n: [(r["epoch"], r[n]) for r in times] for n in times[0] if n not in NO_VALUES}
         found["time"] = panel("where the time went, seconds", parts, "epoch")
     return found
 
