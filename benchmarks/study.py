@@ -63,7 +63,14 @@ def train(config: StudyBenchmark, way: str, seed: int) -> list[float]:
     same = [f"--{name}={getattr(config, name)}" for name in names]
     words = [*same, f"--seed={seed}", *SHARED.split(), *WAYS[way].split()]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "main_adco.py"), *words, "--save_path", folder]
+        command = [
+            sys.executable,
+            str(ROOT / "main_adco.py"),
+            *words,
+            "--save_path",
+            folder,
+            "--report_epochs=0",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RunFailed(f"{way}, seed {seed}: {done.stderr.strip() or done.returncode}")

@@ -233,6 +233,7 @@ RUN = [
     *("--dataset", "folder", "--recipe", "published", "--arch", "resnet10"),
     *("--image_size", "16", "--cluster", "16"),
     *("--mem_t", "0.1", "--memory_lr", "0.1", "-b", "8", "-j", "1", "--epochs", "1"),
+    *("--report_epochs", "0"),
 ]
 
 

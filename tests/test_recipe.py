@@ -16,7 +16,7 @@ from tests.support.game import assert_same
 from tests.support.pictures import class_folders
 from tests.support.scripts import pretrain, run_main
 
-SMALL = ("--dataset", "folder", "--arch", "resnet10", "--epochs", 2, "-b", 8, "-j", 0)
+SMALL = ("--dataset=folder", "--arch=resnet10", "--epochs=2", "-b8", "-j0", "--report_epochs=0")
 
 
 def parsed(*words) -> PretrainConfig:
