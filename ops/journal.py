@@ -173,7 +173,7 @@ class Journal:
         self.bar = tqdm(
             total=total, initial=done, desc=title, dynamic_ncols=True, leave=False,
             disable=self.folder is None or not sys.stderr.isatty(),
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n}/{total}, {remaining} left{postfix}",
+            bar_format="{desc}|{bar}|{n}/{total} {remaining}{postfix}",
         )  # fmt: skip
 
     def progress(self, line: str, **shown: str) -> None:
@@ -181,7 +181,8 @@ class Journal:
         if self.bar.disable:
             self.say(line)
         else:
-            self.bar.set_postfix(shown, refresh=False)
+            words = ", ".join(f"{name} {value}".strip() for name, value in shown.items())
+            self.bar.set_postfix_str(words, refresh=False)
 
     def close(self) -> None:
         self.bar.close()

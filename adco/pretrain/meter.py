@@ -79,7 +79,7 @@ class EpochMeter:
         shown = {
             "loss": f"{values['loss']:.3f}",
             "mass": f"{values['mass']:.3f}",
-            "images/s": f"{images_per_second:.0f}",
+            "": f"{images_per_second:.0f}/s",
         }
         speed = {"images_per_second": images_per_second, "data_share": data_time / step_time}
         return line, shown, {**values, **speed}
