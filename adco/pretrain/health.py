@@ -1,7 +1,7 @@
 """What watches over a run: collapse, useless adversaries, dropped steps, broken pictures."""
 
 from contextlib import suppress
-from math import log
+from math import inf, log
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 MOST_DROPPED = 10  # in a row
 STANDS = 0.05  # columns that turn so much more slowly than the pictures stand still
-CENTRE = 2  # times the share of its own class among pictures, among the adversaries
+CENTRE = 2  # times the odds of a picture's own class among pictures, among the adversaries
 LIST = "bad_pictures.txt"
 
 BY_ADVERSARIES = (
@@ -102,7 +102,7 @@ class CollapseWatch:
                 ONE_WAY.format(**adversaries) + BY_ADVERSARIES,
             ),
             "centres": (
-                same is not None and same > CENTRE * same_keys,
+                same is not None and odds(same) > CENTRE * odds(same_keys),
                 CENTRES.format(**{"same_class": 0, "same_class_keys": 0, **adversaries}),
             ),
         }
@@ -120,6 +120,10 @@ class CollapseWatch:
                 self.told.add(sign)
                 due.append(text)
         return due
+
+
+def odds(share: float) -> float:
+    return share / (1 - share) if share < 1 else inf
 
 
 class DropStreak:
