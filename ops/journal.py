@@ -187,10 +187,10 @@ class Journal:
     def close(self) -> None:
         self.bar.close()
         if self.folder is not None:
-            self.board.close()
             if self.tracker:
-                with self._tracking():
+                with self._tracking():  # a failure is a record too
                     self.tracker.finish()
+            self.board.close()
             self.lock.close()
 
 

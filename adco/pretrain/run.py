@@ -68,7 +68,7 @@ class Pretraining:
         self.upkeep = Upkeep(self.game, flags, start, stop)
         self.journal = self.upkeep.journal
         self.last_epoch: dict = {}  # its record, for what the next one changes
-        self.steps_timed = 0
+        self.steps_timed, self.save_seconds = 0, 0.0
 
     # ---- before the first epoch
 
@@ -200,10 +200,12 @@ class Pretraining:
             progress.epoch, progress.epoch_step = done, 0
 
             clock, waited = Stopwatch(), epoch["data_seconds"]
-            times = {"pictures": waited, "steps": epoch["seconds"] - waited}
             # The checkpoint is also kept as the best one, and as a numbered one now and then.
             score = self.score() if scored else None
-            times["score"] = clock.lap()
+            steps = epoch["seconds"] - waited
+            times = {"pictures": waited, "steps": steps, "score": clock.lap()}
+            times["saving"] = self.save_seconds  # the save before: this one is to hold the record
+            self.journal.record("time", progress.step, {"epoch": done, **times})
             names, best_before = [], progress.best_acc
             if score is not None and score > progress.best_acc:
                 progress.best_acc = score
@@ -212,7 +214,7 @@ class Pretraining:
                 names.append(numbered(done - 1))
             if not upkeep.save(tuple(names)):
                 progress.best_acc = best_before  # it is not on disk
-            times["saving"] = clock.lap()
+            self.save_seconds = clock.lap()
             self.tell_epoch(epoch, score, times)
         if self.world.first:
             upkeep.reports.draw(done)
@@ -223,7 +225,6 @@ class Pretraining:
     def tell_epoch(self, epoch: dict, score: float | None, times: dict[str, float]) -> None:
         """One line of what it changed. times: seconds that it took, by what for."""
         done, num_epochs = self.progress.epoch, self.config.epochs
-        self.journal.record("time", self.progress.step, {"epoch": done, **times})
         title = SCORES[self.game.monitor][1] if score is not None else "score"
         epoch = {**epoch, title: score, "left": (num_epochs - done) * sum(times.values())}
         num_pictures = len(self.game.splits.train)
