@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from adco.data.datasets import load_splits
+
 ROOT = Path(__file__).resolve().parent.parent
 RUN = [
     *("--dataset", "digits", "--arch", "resnet10", "--image_size", "20", "--cluster", "128"),
@@ -12,6 +17,18 @@ RUN = [
     *("--knn_freq", "2", "--save_minutes", "0.01", "--save_freq", "1", "--resume", "auto"),
 ]
 OUT, ERR = "stdout", "stderr"  # files in the folder of a run, of its last start
+
+
+def write_digits(root: Path, train: int, val: int = 5) -> Path:
+    """Real digits as PNG files: train/{0,1,2} and val/{0,1,2} with so many pictures each."""
+    splits = load_splits("digits", "")
+    for split, pictures, count in (("train", splits.train, train), ("val", splits.val, val)):
+        for digit in range(3):
+            folder = root / split / str(digit)
+            folder.mkdir(parents=True)
+            for index in np.flatnonzero(pictures.labels == digit)[:count]:
+                Image.fromarray(pictures.read(index)).save(folder / f"{index:04d}.png")
+    return root
 
 
 def start(folder: Path, words: list[str]) -> subprocess.Popen:
