@@ -21,7 +21,7 @@ from benchmarks.measure import print_head, print_row
 from benchmarks.nodes import SAVE_SECONDS, Node, networks
 from ops.arguments import AT_LEAST_1, option, parse
 from ops.checkpoint import LAST
-from ops.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, InputError, reported
+from ops.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, reported
 
 CODES = {True: (EXIT_STOPPED,), False: (EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED)}
 SECONDS = 90.0  # in which all have ended
@@ -102,17 +102,6 @@ def silent_log(run: Run) -> None:
     run.first.send(signal.SIGTERM)
 
 
-def own_clock(run: Run) -> None:
-    library, clock = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1")], run.folder / "clock"
-    if not library:
-        raise InputError("the clock of a node is moved by libfaketime, which is not installed")
-    clock.write_text("+0")
-    run.first.environment = {
-        "LD_PRELOAD": str(library[0]), "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }  # fmt: skip
-
-
 def new_agent(run: Run) -> None:
     run.last.send(signal.SIGKILL)
     run.last.process.wait()
@@ -133,7 +122,6 @@ FAULTS = {
     "data differ": Fault(False, before=other_data, says="other data"),
     "disk full": Fault(True, before=full_disk),
     "disk silent": Fault(False, silent_log),
-    "clock an hour on": Fault(True, lambda r: (r.folder / "clock").write_text("+3600"), own_clock),
     "agent anew": Fault(True, new_agent, agent=True, seconds=180),
 }  # fmt: skip
 
@@ -201,11 +189,7 @@ def main(argv=None) -> int:
             print_head("fault", "promise", "seconds", "exit codes", "last sentences", "not kept")
         for name in [name for name in config.faults for _ in range(config.tries)]:
             promise = "goes on" if FAULTS[name].goes_on else "all end"
-            try:
-                seconds, codes, said, found = outcome(name, config.nodes)
-            except InputError as error:
-                print_row(name, promise, "", "", error, "not possible")
-                continue
+            seconds, codes, said, found = outcome(name, config.nodes)
             what = ", ".join(found) or "nothing"
             print_row(name, promise, f"{seconds:.0f}", " ".join(map(str, codes)), said, what)
             good &= not found

@@ -71,7 +71,7 @@ class Node:
 
     def __init__(self, folder: Path, number: int, names: list[str], agent: bool):
         self.folder, self.number, (*nodes, self.hub) = folder, number, names
-        self.network, self.environment, self.asleep = nodes[number], {}, False
+        self.network, self.asleep = nodes[number], False
         self.data, self.said = folder / f"data{number}", folder / f"said{number}"
         shutil.copytree(folder / "digits", self.data)
         own = f"--nodes_num {len(nodes)} --node_rank {number} --master_addr node0"
@@ -87,7 +87,6 @@ class Node:
         words = [*inside, sys.executable, *self.words.split(), "--data", self.data]
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         with self.said.open("a") as said:
-            environment |= self.environment
             self.process = subprocess.Popen(
                 words, cwd=self.folder, env=environment, stdout=said, stderr=said
             )
