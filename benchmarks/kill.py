@@ -153,8 +153,8 @@ def cases(above: Path) -> list[tuple[str, list[str]]]:
     for i, (mode, processes) in enumerate(product(MODES, (1, 2, 4))):
         amp, parts = ("none", "bf16")[i % 2], 1 + i // 2 % 2
         kind, data = ("folder", folder) if i // 4 % 2 else ("tar", above / "shards")
-        words = f"--dataset {kind} --data {data} --recipe published -b 48 --epochs 6 --init_steps 6 --amp {amp} "
-        words += f"--nproc {processes} --accum_steps {parts} {MODES[mode]}"
+        words = f"--dataset {kind} --data {data} --recipe published -b 48 --epochs 6 {MODES[mode]} "
+        words += f"--init_steps 6 --amp {amp} --nproc {processes} --accum_steps {parts}"
         found.append((f"{mode}, {processes}, {amp}, {parts}, {kind}", words.split()))
     return found
 
