@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adco.objective import ALL, Denominator, Losses, Pair, own_key
+from adco.objective import ALL, Denominator, Losses, Pair, own_key, spread_of
 from ops.distributed import ALONE, World, all_to_all_blocks, gather_rows, in_one_message
 
 SHORTEST = 1e-12  # lower bound of a column's length, as eps in F.normalize
@@ -64,9 +64,8 @@ def losses(
     own = [s.gather(1, target)[:, 0] for s in key_cosines]  # [N] each
 
     # The columns, first visit: sums over all K of them, at both temperatures.
-    all_queries, sums = column_sums(
-        queries, W, (moco_t, mem_t), torch.stack(own).detach(), view_of, world
-    )
+    taus, all_own = (moco_t, mem_t), torch.stack(own).detach()
+    all_queries, sums = column_sums(queries, W, taus, all_own, view_of, world)
     total_weight, log_weight = sum(pair.weight for pair in pairs), denominator.log_column_weight
     loss = mass = top1 = top5 = 0
     weights = torch.zeros_like(sums.nearest)  # [V, N]  x_i
@@ -90,7 +89,8 @@ def losses(
     # The columns, second visit: the gradient of each.
     nearest, weights = in_one_message(gather_rows, [sums.nearest[None], weights[None]], world)
     gradient, attention = pull(all_queries, W, nearest, weights, mem_t, total_weight)
-    return Losses(loss, gradient, mass, top1, top5, attention, queries[view_of[0]].detach().mean(0))
+    spread = spread_of(queries[view_of[0]], own[0])
+    return Losses(loss, gradient, mass, top1, top5, attention, *spread)
 
 
 def own_key_loss(

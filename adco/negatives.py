@@ -32,8 +32,10 @@ class NegativeBank(nn.Module):
                 "for each; take more negatives"
             )
         whole = torch.randn(dim, num_negatives, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("W", self._own_columns(whole))
+        self.register_buffer("W", self.own(whole))
         self.register_buffer("v", torch.zeros_like(self.W))
+        # What each column was given since it was last looked at (pretrain/monitor.py).
+        self.register_buffer("attention", torch.zeros_like(self.W[0]), persistent=False)
 
     @torch.no_grad()
     def ascend_(
@@ -97,7 +99,7 @@ class NegativeBank(nn.Module):
 
         # Those that are on this process, counted from its first column. Found on the CPU: a
         # device would have to be waited for to say how many there are.
-        columns = columns - self._first_column()
+        columns = columns - self.first_column()
         here = ((columns >= 0) & (columns < self.W.shape[1])).nonzero()[:, 0]
         columns, here = (x.to(keys.device, non_blocking=True) for x in (columns[here], here))
 
@@ -105,24 +107,24 @@ class NegativeBank(nn.Module):
         self.W[:, columns] = torch.where(new.isfinite().all(dim=0), new, self.W[:, columns])
         self.v[:, columns] = 0
 
-    def _first_column(self) -> int:
+    def first_column(self) -> int:
         """Of this process, among all K. As tensor_split has it, the first shards are the wider."""
         width, wider = divmod(self.num_negatives, self.world.size)
         return self.world.rank * width + min(self.world.rank, wider)
 
-    def _own_columns(self, whole: Tensor) -> Tensor:
-        """This process's part [D, K / R] of [D, K]."""
-        return whole.tensor_split(self.world.size, dim=1)[self.world.rank].clone()
+    def own(self, whole: Tensor) -> Tensor:
+        """This process's part [D, K / R] of [D, K]; of [K] too."""
+        return whole.tensor_split(self.world.size, dim=-1)[self.world.rank].clone()
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, columns in self.named_buffers():
-            whole = gather_uneven_rows(columns.T, self.world).T  # [D, K]
+        for name in ("W", "v"):
+            whole = gather_uneven_rows(getattr(self, name).T, self.world).T  # [D, K]
             destination[prefix + name] = whole.contiguous()
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):
         own = {
-            name: self._own_columns(whole) if name in (prefix + "W", prefix + "v") else whole
+            name: self.own(whole) if name in (prefix + "W", prefix + "v") else whole
             for name, whole in state_dict.items()
         }
         super()._load_from_state_dict(own, prefix, *rest)

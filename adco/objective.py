@@ -89,6 +89,8 @@ class Losses(NamedTuple):
     top5: Tensor  # 0-d
     attention: Tensor  # [K]  softmax weight at tau_a of each column, summed over queries
     mean_query: Tensor  # [D]  of the first term
+    alignment: Tensor  # 0-d  mean |q - own key|^2, of the first term
+    uniformity: Tensor  # 0-d  of the queries of the first term
 
 
 def own_key(num_queries: int, first_key: int, device) -> Tensor:
@@ -122,6 +124,18 @@ def nt_xent(embedded: list[Tensor], tau: float, decoupled: bool = False) -> tupl
     target = torch.arange(len(rows), device=rows.device).roll(len(embedded[0]))
     bias = Denominator(decoupled=decoupled).bias(cosines, target, len(rows))
     return info_nce(cosines, target, tau, bias), cosines
+
+
+def spread_of(queries: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean query [D], alignment and uniformity (Wang and Isola, arXiv:2005.10242; less is better).
+
+    queries: unit rows [N, D].  own: cosines [N] with their own keys.  Alignment is the mean squared
+    distance of the two; uniformity log mean exp(-2 |q - q'|^2) over all pairs of two queries.
+    """
+    N, queries = len(queries), queries.detach()
+    exponents = (4 * (queries @ queries.T) - 4).fill_diagonal_(-inf)
+    uniformity = exponents.flatten().logsumexp(0) - log(max(1, N * (N - 1)))
+    return queries.mean(dim=0), (2 - 2 * own.detach()).mean(), uniformity
 
 
 def directions_of(W: Tensor) -> Tensor:
@@ -167,5 +181,6 @@ def reference_losses(
         top5 = top5 + share * (num_nearer < 5).to(W.dtype).mean()
 
     (gradient,) = torch.autograd.grad(bank_loss, moving_W)
-    mean_query = pairs[0].queries.detach().mean(dim=0)
-    return Losses(loss, -gradient, mass, top1, top5, attention, mean_query)
+    first, keys, _ = pairs[0]
+    own = (first @ keys.T).gather(1, target[:, None])
+    return Losses(loss, -gradient, mass, top1, top5, attention, *spread_of(first, own))

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from adco.fused import losses, own_key_loss  # equal to objective.py: tests/test_fused.py
 from adco.model import micro_batches
 from adco.negatives import NegativeBank
-from adco.objective import ALL, Denominator, Losses, Pair, nt_xent, own_key
+from adco.objective import ALL, Denominator, Losses, Pair, nt_xent, own_key, spread_of
 from adco.plan import Term, key_views, query_views
 from ops.distributed import World, current_world, gather_rows, sum_across_ranks_
 from ops.training import (
@@ -42,6 +42,8 @@ class Round(NamedTuple):
     top5: Tensor
     idle: Tensor  # share of adversaries whose attention, over all queries, is below chance
     spread: Tensor  # 1 - |mean query|^2; 0 = all queries point the same way
+    alignment: Tensor  # mean |query - own key|^2; 0 = both views look alike to the encoder
+    uniformity: Tensor  # of this process's queries: 0 = all alike, -4 or so = all over the sphere
     grad_norm: Tensor  # norm of the encoder's gradient, after averaging over processes
     dropped: Tensor  # 1: something was not finite, so neither encoder_q nor the bank moved; else 0
 
@@ -88,6 +90,7 @@ def train_step(
     watched = (total.loss, total.bank_gradient)
     grad_norm, dropped = descend_(model, optimizer, scaler, buffers, *watched)
     bank.ascend_(total.bank_gradient, memory_lr, memory_momentum, mem_wd, dropped, angle)
+    bank.attention += torch.where(dropped.bool(), 0, total.attention)
     if refresh:
         bank.write_columns_(keys[plan[0].key][:refresh], first_column)
     return round_of(total, bank, len(keys[plan[0].key]), accum_steps, grad_norm, dropped)
@@ -95,10 +98,11 @@ def train_step(
 
 def round_of(total: Losses, bank, num_keys: int, accum_steps: int, grad_norm, dropped) -> Round:
     """What is reported of the sums over the micro-batches."""
-    mass, top1, top5 = (x / accum_steps for x in (total.mass, total.top1, total.top5))
+    means = total.mass, total.top1, total.top5, total.alignment, total.uniformity
+    mass, top1, top5, *apart = (x / accum_steps for x in means)
     spread = 1 - (total.mean_query / accum_steps).square().sum()
     idle = idle_share(total.attention, bank, num_keys)
-    return Round(total.loss, mass, top1, top5, idle, spread, grad_norm, dropped)
+    return Round(total.loss, mass, top1, top5, idle, spread, *apart, grad_norm, dropped)
 
 
 def idle_share(attention: Tensor, bank: NegativeBank, num_keys: int) -> Tensor:
@@ -133,11 +137,13 @@ def simclr_step(
     grad_norm, dropped = descend_(model, optimizer, scaler, buffers, loss)
 
     cosines = cosines.detach()
-    num_nearer = (cosines > cosines.diagonal(len(cosines) // 2).repeat(2)[:, None]).sum(dim=1)
+    own = cosines.diagonal(len(cosines) // 2)
+    num_nearer = (cosines > own.repeat(2)[:, None]).sum(dim=1)
     top1, top5 = ((num_nearer < k).to(loss.dtype).mean() for k in (1, 5))
-    spread = 1 - embedded[0].detach().mean(dim=0).square().sum()
+    mean_query, *apart = spread_of(embedded[0], own)
+    spread = 1 - mean_query.square().sum()
     one = torch.ones_like(grad_norm)
-    return Round(loss.detach(), one, top1, top5, 0 * one, spread, grad_norm, dropped)
+    return Round(loss.detach(), one, top1, top5, 0 * one, spread, *apart, grad_norm, dropped)
 
 
 def with_others(rows: Tensor, world: World) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from adco.data.datasets import MOST_HELD_OUT, Splits, hold_out
 from adco.data.pictures import ArrayPictures
 from adco.pretrain.game import scored_by
+from adco.pretrain.monitor import lie, spread
 from adco.pretrain.options import DATASET_PRESETS, PRESETS, PretrainConfig
 from adco.probe.features import effective_rank
 from adco.report import ReportConfig, report_run
@@ -175,3 +176,52 @@ def test_data_sets_with_val_keep_all_their_pictures():
         "folder",
         "tar",
     }
+
+
+def unit(rows, dim: int, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(rows, dim), dim=1)
+
+
+def test_how_adversaries_lie_is_what_plain_loops_count():
+    columns, images = unit(12, 4, 0), unit(9, 4, 1)
+    columns[3] = columns[7]  # twins
+    labels, tau = torch.arange(9) % 3, 0.1
+    cosines = [float(a @ b) for i, a in enumerate(columns) for j, b in enumerate(columns) if i != j]
+    near = [
+        max(float(a @ b) for j, b in enumerate(columns) if i != j) for i, a in enumerate(columns)
+    ]
+    shares, among_keys = [], []
+    for i, image in enumerate(images):
+        weights = [np.exp(float(image @ column) / tau) for column in columns]
+        owners = [max(range(9), key=lambda n: float(images[n] @ column)) for column in columns]
+        same = [w for w, n in zip(weights, owners, strict=True) if labels[n] == labels[i]]
+        shares.append(sum(same) / sum(weights))
+        others = {n: np.exp(float(image @ images[n]) / tau) for n in range(9) if n != i}
+        same = [w for n, w in others.items() if labels[n] == labels[i]]
+        among_keys.append(sum(same) / sum(others.values()))
+
+    found = lie(columns, images, labels, tau)
+    assert found["cosine"] == pytest.approx(np.mean(cosines), abs=1e-6)
+    assert found["twins"] == pytest.approx(np.mean([x > 0.95 for x in near])) and found["twins"] > 0
+    assert found["same_class"] == pytest.approx(np.mean(shares), rel=1e-4)
+    assert found["same_class_keys"] == pytest.approx(np.mean(among_keys), rel=1e-4)
+    assert "same_class" not in lie(columns, images, None, tau)
+
+
+def test_attention_is_spread_over_as_many_columns_as_share_it():
+    attention = torch.zeros(50)
+    attention[:8] = 3.0
+    found = spread(attention)
+    assert found["dead"] == pytest.approx(0.84) and found["effective"] == pytest.approx(8)
+    assert spread(torch.ones(50)) == {"dead": 0, "effective": pytest.approx(50)}
+
+
+def test_a_run_says_how_its_adversaries_lie(digit_folder, tmp_path):
+    run = pretrain(tmp_path, digit_folder, "--epochs", "2", "--knn_freq", "1")
+    pictures, adversaries = records(run, "embedding"), records(run, "adversaries")
+    assert [record["epoch"] for record in pictures] == [0, 1, 2]
+    assert [record["epoch"] for record in adversaries] == [1, 2]
+    assert "turned" not in pictures[0] and all(record["turned"] > 0 for record in pictures[1:])
+    assert all(record["effective"] > 1 for record in adversaries)
+    assert all(-1 <= record["cosine"] <= 1 for record in adversaries)

@@ -174,7 +174,37 @@ def test_what_a_kind_of_negatives_does_not_have_is_refused(options, word):
 
 
 def test_negatives_without_adversaries_do_not_starve():
-    watches = [CollapseWatch(num_keys=256, weight=1.0, patience=10) for _ in range(2)]
+    watches = [CollapseWatch(num_keys=256, against=1024, weight=1.0, patience=10) for _ in range(2)]
     for plays, watch in zip((True, False), watches, strict=True):
         told = [text for step in range(30) for text in watch.read(step, 2.0, 1.0, 0.9, plays)]
         assert bool(told) == plays
+
+
+def adversaries(**values) -> dict:
+    healthy = dict(turned_a_step=0.005, cosine=0.1, same_class=0.1, same_class_keys=0.1)
+    return {**healthy, **values}
+
+
+@pytest.mark.parametrize(
+    "values, word",
+    [
+        ({}, ""),
+        (dict(turned_a_step=0.0001), "stand still"),
+        (dict(cosine=0.97), "one direction"),
+        (dict(same_class=0.3), "class centres"),
+    ],
+)
+def test_adversaries_of_no_use_are_named_once_it_lasts(values, word):
+    watch = CollapseWatch(num_keys=256, against=1024, weight=1.0, patience=200)
+    looks = [
+        watch.read_look(step, {"turned_a_step": 0.01}, adversaries(**values))
+        for step in (100, 200, 300, 400)
+    ]
+    assert [len(look) for look in looks] == ([0, 0, 1, 0] if word else [0, 0, 0, 0])
+    assert word in "".join(map("".join, looks))
+
+
+def test_adversaries_that_win_are_named():
+    watch = CollapseWatch(num_keys=256, against=1024, weight=1.0, patience=10)
+    told = [text for step in range(30) for text in watch.read(step, 7.5, 0.3, 0.9)]
+    assert len(told) == 1 and "adversaries win" in told[0]

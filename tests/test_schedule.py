@@ -55,7 +55,7 @@ def test_every_group_gets_the_rate():
 
 
 def warnings_of(loss: float, mass: float, spread: float, steps=range(0, 500, 50)) -> list[str]:
-    watch = CollapseWatch(num_keys=128, weight=1.0, patience=200)
+    watch = CollapseWatch(num_keys=128, against=1024, weight=1.0, patience=200)
     return [text for step in steps for text in watch.read(step, loss, mass, spread)]
 
 
@@ -77,6 +77,6 @@ def test_a_healthy_run_is_left_alone():
 
 
 def test_a_sign_that_does_not_last_is_not_told():
-    watch = CollapseWatch(num_keys=128, weight=1.0, patience=200)
+    watch = CollapseWatch(num_keys=128, against=1024, weight=1.0, patience=200)
     for step in range(0, 1000, 100):
         assert watch.read(step, 1.0, 1.0 if step % 200 else 0.5, 0.5) == []

@@ -14,7 +14,7 @@ from tests.support.gloo import in_processes
 
 # Of all processes together. The columns split evenly neither over two nor over three.
 NUM_PICTURES, NUM_COLUMNS = 12, 61
-MEANS = ("loss", "mass", "top1", "top5")  # of a process's own queries
+MEANS = ("loss", "mass", "top1", "top5", "alignment")  # of a process's own queries
 COMMON = ("idle", "grad_norm", "dropped")
 
 
@@ -37,14 +37,14 @@ def played(world, mode, steps: range, begin=None, end=None, wrapped=True) -> tup
 
 def assert_one_game(ranks: list[tuple], alone: tuple) -> None:
     """Means over processes and common values are those of one process on the whole batch."""
-    assert {*MEANS, *COMMON, "spread"} == set(Round._fields)
+    assert {*MEANS, *COMMON, "spread", "uniformity"} == set(Round._fields)
     for _, state, _ in ranks:
         assert_same(state, alone[1], rtol=1e-7, atol=1e-9)
     for name, expected in alone[0].items():
         found = torch.stack([reported[name] for reported, _, _ in ranks])
         if name.split()[0] in (*MEANS, "start-up"):
             found = found.mean(dim=0)
-        if "spread" not in name:
+        if "spread" not in name and "uniformity" not in name:
             expected = expected.expand_as(found)
             torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9, msg=name)
 

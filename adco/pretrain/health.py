@@ -1,17 +1,19 @@
-"""What watches over a run: collapse, steps dropped in a row, broken pictures."""
+"""What watches over a run: collapse, useless adversaries, dropped steps, broken pictures."""
 
 from contextlib import suppress
-from math import log
+from math import inf, log
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 MOST_DROPPED = 10  # in a row
+STANDS = 0.05  # columns that turn so much more slowly than the pictures stand still
+CENTRE = 2  # times the odds of a picture's own class among pictures, among the adversaries
 LIST = "bad_pictures.txt"
 
 BY_ADVERSARIES = (
-    "The adversaries push all queries one way. Let them begin late (--adversaries_from 0.25) or "
+    "Let them begin late (--adversaries_from 0.25) or "
     "start them longer (--init_steps, three epochs of steps on a small data set), or slow them "
     "down (--memory_lr lower, --mem_t higher)"
 )
@@ -21,20 +23,34 @@ STARVED = (
     "--mem_t, so the columns get no gradient and only shrink by weight decay. Raise --mem_t, or "
     "lower --memory_lr (the published 3 goes with K = 65536; a column's gradient grows as 1 / K)"
 )
+WIN = "the adversaries win: the loss {loss:.3f} stays above that of guessing, {guess:.3f}. "
+STILL = (
+    "the adversaries stand still: they turn {columns:.1e} radians a step, the embeddings of the "
+    "pictures {pictures:.1e}. Take --memory_lr auto, or raise --memory_lr or --mem_t"
+)
+ONE_WAY = "the adversaries have collapsed to one direction: mean cosine {cosine:.2f}. "
+CENTRES = (
+    "the adversaries become class centres: {same_class:.0%} of what a picture's softmax gives them "
+    "goes to its own class, of other pictures it would be {same_class_keys:.0%}. Lower --mem_t or "
+    "--mem_weight, or replace columns (--refresh)"
+)
 
 
 class CollapseWatch:
-    """Reads the log and names two failures: collapse, and adversaries without a gradient.
+    """Reads the log and names what fails: collapse, and adversaries that are of no use.
 
-    num_keys: among which a query finds its own: M; of SimCLR 2 M - 1.
+    num_keys: among which a query finds its own: M; of SimCLR 2 M - 1.  against: the same and the
+    adversaries, M + K.
     weight: sum of the plan's weights, which the loss is a multiple of.
     patience: steps that a sign has to last without a break. Then there is one warning of it.
     state: of the watch of an interrupted run.
     """
 
-    def __init__(self, num_keys: int, weight: float, patience: int, state: dict | None = None):
-        # The loss when all keys are equally near.
-        self.chance = log(num_keys) * weight
+    def __init__(
+        self, num_keys: int, against: float, weight: float, patience: int, state: dict | None = None
+    ):
+        # The loss when all keys are equally near, and when all adversaries are as near as they.
+        self.chance, self.guess = log(num_keys) * weight, log(against) * weight
         self.patience = patience
         # Sign -> step at which it was first seen.
         self.since: dict[str, int] = dict(state["since"]) if state else {}
@@ -63,8 +79,37 @@ class CollapseWatch:
                 plays and mass > 0.995 and not at_chance,
                 STARVED.format(steps=self.patience, mass=mass),
             ),
+            "win": (
+                plays and loss > self.guess,
+                WIN.format(loss=loss, guess=self.guess) + BY_ADVERSARIES,
+            ),
         }
-        # A sign is told once, when it has lasted without a break.
+        return self.due(step, signs)
+
+    def read_look(self, step: int, embedding: dict, adversaries: dict | None = None) -> list[str]:
+        """Warnings that are due after a look (monitor.Look)."""
+        if not adversaries:
+            return []
+        columns, pictures = (x.get("turned_a_step") for x in (adversaries, embedding))
+        same, same_keys = (adversaries.get(f"same_class{x}") for x in ("", "_keys"))
+        signs = {
+            "still": (
+                columns is not None and columns < STANDS * pictures,
+                STILL.format(columns=columns or 0, pictures=pictures or 0),
+            ),
+            "one way": (
+                adversaries["cosine"] > 0.9,
+                ONE_WAY.format(**adversaries) + BY_ADVERSARIES,
+            ),
+            "centres": (
+                same is not None and odds(same) > CENTRE * odds(same_keys),
+                CENTRES.format(**{"same_class": 0, "same_class_keys": 0, **adversaries}),
+            ),
+        }
+        return self.due(step, signs)
+
+    def due(self, step: int, signs: dict[str, tuple[bool, str]]) -> list[str]:
+        """The texts of the signs that have lasted; each is told once."""
         due = []
         for sign, (present, text) in signs.items():
             if not present:
@@ -75,6 +120,10 @@ class CollapseWatch:
                 self.told.add(sign)
                 due.append(text)
         return due
+
+
+def odds(share: float) -> float:
+    return share / (1 - share) if share < 1 else inf
 
 
 class DropStreak:

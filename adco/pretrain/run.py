@@ -197,6 +197,7 @@ class Pretraining:
             (name, title, unit), epoch = SCORES[kind], self.progress.epoch
             self.journal.say(f" * {title} {score:.2f}{unit} after {epoch} epochs")
             self.journal.record(kind, self.progress.step, {"epoch": epoch, name: score})
+        self.upkeep.take_a_look()
         return score
 
     def finish(self) -> None:

@@ -24,7 +24,8 @@ from ops.errors import InputError, shown
 # What a run keeps beside both players and their progress; other programs' files have none of it.
 # meter: sums over the unfinished epoch.  watch: signs of a collapse seen so far.  journal_size:
 # bytes of metrics.jsonl.  bad_pictures: broken ones, name to reason.  scaler: of the loss in fp16.
-KEPT = ("meter", "watch", "journal_size", "bad_pictures", "scaler")
+# look: what was last looked at.
+KEPT = ("meter", "watch", "journal_size", "bad_pictures", "scaler", "look")
 
 
 # Both encoders, the adversaries, and the encoders' optimizer.

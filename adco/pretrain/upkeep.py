@@ -9,6 +9,7 @@ from typing import NamedTuple
 from adco.pretrain.game import Game, describe
 from adco.pretrain.health import BadPictures, CollapseWatch, DropStreak
 from adco.pretrain.meter import EpochMeter
+from adco.pretrain.monitor import Look
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import RunStart, log_folder
 from adco.pretrain.saving import Checkpoints
@@ -51,10 +52,12 @@ class Upkeep:
         patience = max(200, 2 * len(game.loader))
         M, simclr = game.num_keys, self.config.negatives == "simclr"
         choices = 2 * M - 1 if simclr else M
-        self.watch = CollapseWatch(choices, weight, patience, start.kept.get("watch"))
+        against = choices + config.mem_weight * config.cluster
+        self.watch = CollapseWatch(choices, against, weight, patience, start.kept.get("watch"))
         known = start.kept.get("bad_pictures", {})
         self.bad_pictures = BadPictures(config.bad_images_max, len(game.splits.train), known)
         self.streak = DropStreak(game.device)
+        self.look = Look(game, start.kept.get("look"))
 
         # What writes, on the first process.
         self.journal, self.saves = Journal(None), None
@@ -195,6 +198,15 @@ class Upkeep:
         ):
             self.journal.warn(warning)
 
+    def take_a_look(self) -> None:
+        """Record how adversaries and embeddings lie; warn where the adversaries are of no use."""
+        step, epoch = self.progress.step, self.progress.epoch
+        records = self.look.take(self.scoring, step)
+        for kind, values in records.items():
+            self.journal.record(kind, step, {"epoch": epoch, **values})
+        for warning in self.watch.read_look(step, **records):
+            self.journal.warn(warning)
+
     def sync_and_check_ranks(self) -> None:
         """Give every process rank 0's BatchNorm statistics, and check that all else is equal."""
         broadcast_from_first_(self.game.model.buffers(), self.world)
@@ -224,11 +236,12 @@ class Upkeep:
         self.note_bad_pictures()
         game = self.game
         state = pack(game.players, self.progress, self.config, self.data)
-        meter = self.meter.state() if self.meter else None
+        meter, look = self.meter.state() if self.meter else None, self.look.state()
         if not self.world.first:
             return True
         state |= {
             "meter": meter,
+            "look": look,
             "watch": self.watch.state(),
             "journal_size": self.journal.size,
             "bad_pictures": dict(self.bad_pictures.known),
