@@ -122,7 +122,7 @@ FAULTS = {
     "data differ": Fault(False, before=other_data, says="other data"),
     "disk full": Fault(True, before=full_disk),
     "disk silent": Fault(False, silent_log),
-    "agent anew": Fault(True, new_agent, agent=True, seconds=180),
+    "agent anew": Fault(False, new_agent, agent=True, seconds=180),
 }  # fmt: skip
 
 
