@@ -1,1 +1,1 @@
-"""Measurements. One script each: python3 -m benchmarks.rounds and its neighbours."""
+"""Measurements. One script each: python3 -m benchmarks.device and its neighbours."""

@@ -3,7 +3,14 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adco.data.datasets import load_splits
+from ops.errors import EXIT_FAILED, EXIT_STOPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = [
@@ -13,6 +20,18 @@ RUN = [
     *("--report_epochs", "0"),
 ]
 OUT, ERR = "stdout", "stderr"  # files in the folder of a run, of its last start
+
+
+def write_digits(root: Path, train: int, val: int = 5) -> Path:
+    """Real digits as PNG files: train/{0,1,2} and val/{0,1,2} with so many pictures each."""
+    splits = load_splits("digits", "")
+    for split, pictures, count in (("train", splits.train, train), ("val", splits.val, val)):
+        for digit in range(3):
+            folder = root / split / str(digit)
+            folder.mkdir(parents=True)
+            for index in np.flatnonzero(pictures.labels == digit)[:count]:
+                Image.fromarray(pictures.read(index)).save(folder / f"{index:04d}.png")
+    return root
 
 
 def start(folder: Path, words: list[str]) -> subprocess.Popen:
@@ -58,14 +77,24 @@ def children(process: subprocess.Popen) -> list[tuple[int, str]]:
     return found
 
 
-def group_of(process: subprocess.Popen) -> list[int]:
-    """Living processes of the group of a run that was started here."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it has just ended
-            continue
-        if int(group) == process.pid and state != "Z":
-            found.append(int(path.parent.name))
+def faults_of(folder: Path, code: int, codes: tuple[int, ...]) -> list[str]:
+    """What is wrong with the end of a run: its code, its last line, or a traceback."""
+    printed, said = (folder / OUT).read_text(), (folder / ERR).read_text()
+    found = [f"exit code {code}"] * (code not in codes)
+    begins = {0: "finished: ", EXIT_STOPPED: "stopped by "}.get(code, "")
+    if code == EXIT_FAILED:
+        printed, begins = said, "main_adco.py: error: process "
+    last = printed.rstrip("\n").rpartition("\n")[2]
+    if not last.startswith(begins):
+        found.append(f"last line {last!r}")
+    if "Traceback" in said or "Fatal Python" in said:
+        found.append("traceback")
     return found
+
+
+def is_left(process: subprocess.Popen) -> bool:
+    """Whether any of the group of a run that was started here is still there."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, 0)
+        return True
+    return False

@@ -1,60 +1,57 @@
 """What one device does with the published step: right numbers, speed, memory, what safety costs.
 
-python3 -m benchmarks.device                   # the GPU of this machine, at most 8 minutes
+python3 -m benchmarks.device                                  # at most 8 minutes on a GPU
 python3 -m benchmarks.device --arch resnet18 --batch_size 8 --cluster 16384   # a CPU
-python3 -m benchmarks.device --nproc 2 --batch_size 8   # what safety costs several processes
+python3 -m benchmarks.device --parts round --batch_size 256   # a round on given embeddings
+python3 -m benchmarks.device --parts views --data FOLDER      # views of your pictures, on one core
+python3 -m benchmarks.device --nproc 2 --batch_size 8         # the round and safety, on processes
 """
 
-import gc
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
+from itertools import chain
+from math import inf
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
+from adco.data.datasets import from_folders
+from adco.data.decoder import decode
 from adco.data.loader import RENDERERS
+from adco.data.pictures import ArrayPictures
+from adco.data.views import Recipe, as_batch, draw_view, normalised, view_rng
+from adco.fused import losses
+from adco.negatives import NegativeBank
+from adco.objective import Pair
+from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import Progress, pack
 from adco.pretrain.upkeep import CHECK_STEPS
-from benchmarks import measure, rounds, train, views
+from benchmarks import measure, published
+from benchmarks.published import DECAY, DIM, MEM_T, MOCO_T, MOMENTUM, RATE
 from ops import checkpoint
 from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
 from ops.device import tune
-from ops.distributed import ALONE, Flags, World, broadcast_from_first_
+from ops.distributed import Flags, World, broadcast_from_first_, gather_rows
 from ops.errors import InputError, reported
 from ops.launch import launch
+from ops.options import ARCHITECTURES, ProcessOptions
 from ops.training import BufferSnapshot, check_finite, check_ranks_agree
 
-PRECISIONS = ("bf16", "fp16", "none")
-SAVE_SECONDS = 60 * PretrainConfig().save_minutes
+USUAL = (500, 375)  # pixels, of most of ImageNet
+Ways = Iterator[tuple[str, dict[str, Callable], int]]  # what is done, by whom, pictures a call
 
 
-@dataclass(frozen=True)
-class DeviceBenchmark(measure.StepBenchmark):
-    """One table of one device: parity, steps, memory, bank, renderers, and what safety costs."""
-
-    cluster: int = option(65536, "K", AT_LEAST_1)
-    repeats: int = option(7, "times that each is taken", AT_LEAST_1)
-    minutes: float = option(8.0, "after which what is left is left out", POSITIVE)
-
-
-def rows(config: DeviceBenchmark, world: World, device: torch.device) -> Iterator[tuple[str, ...]]:
-    """(what, ms or number, images/s, GB at most), as they are measured."""
-    if world.size == 1:
-        yield from parity(device)
-        for amp in PRECISIONS:
-            for compiled in (0, 1):
-                yield step_row(config, device, amp, compiled)
-        yield from other_rows(config, device)
-    yield from upkeep_rows(config, world, device)
-
-
-def parity(device: torch.device) -> Iterator[tuple[str, ...]]:
-    """Five steps of the files in tests/parity, in float32 without TensorFloat-32."""
+def parity(config, world: World, device: torch.device) -> Ways:
+    """Five steps of the files in tests/parity, in float32 without TensorFloat-32: own rows."""
     from tests import test_parity  # the tests hide GPUs from what has not looked for them yet
 
     tune(device, tf32=False)
@@ -63,104 +60,184 @@ def parity(device: torch.device) -> Iterator[tuple[str, ...]]:
         played = test_parity.play(World(), case, device=device)
         loss = (played["loss"] / torch.tensor(known["loss"]) - 1).abs().max()
         W = (played["bank"]["W"] - known["W"]).norm() / known["W"].norm()
-        yield f"parity {case}: loss, W apart by", f"{loss:.1e}, {W:.1e}", "", ""
+        measure.print_row(f"parity, {case}", f"loss apart by {loss:.1e}, W by {W:.1e}", *[""] * 4)
     tune(device, tf32=True)
+    yield from ()
 
 
-def step_row(
-    config: DeviceBenchmark, device: torch.device, amp: str, compiled: int
-) -> tuple[str, ...]:
-    name = f"step in {'float32' if amp == 'none' else amp}" + ", compiled" * compiled
-    try:
-        more = dict(amp=amp, compile=compiled, cluster=config.cluster)
-        game, batch, _ = measure.game_of(config, ALONE, device, **more)
-    except InputError as error:
-        return name, str(error).partition(";")[0], "", ""
-    return timed(name, config, device, lambda: game.play(batch))
+def round_ways(config, world: World, device: torch.device) -> Ways:
+    """Both players' round on given embeddings. The least: cosines, a gradient for each player."""
+    N, K = config.batch_size, config.cluster
+    torch.manual_seed(world.rank)
+    queries, own = (F.normalize(torch.randn(N, DIM, device=device), dim=1) for _ in range(2))
+    queries.requires_grad_()
+    keys, whole = gather_rows(own, world), published.bank(K, device)
+    bank, directions = NegativeBank(K, DIM).to(device), torch.randn(DIM, K, device=device)
+    cosines, for_bank = torch.empty(N, K, device=device), torch.empty(DIM, K, device=device)
+
+    def ours():
+        queries.grad = None
+        pairs = [Pair(queries, keys, 1.0)]
+        result = losses(pairs, bank.W, MOCO_T, MEM_T, world.rank * N, world)
+        result.loss.backward()
+        bank.ascend_(result.bank_gradient, RATE, MOMENTUM, DECAY)
+
+    def least():
+        torch.mm(own, directions, out=cosines)
+        torch.mm(cosines, directions.T)
+        torch.mm(own.T, cosines, out=for_bank)
+
+    plain = partial(published.play, queries, keys, *whole, world)
+    ways = {"ours": ours, "published": plain, "three products": least}
+    yield f"round: R {world.size}, N {N}, K {K}", ways, N
 
 
-def other_rows(config: DeviceBenchmark, device: torch.device) -> Iterator[tuple[str, ...]]:
-    """The published way, the bank's share, and the renderers, on a core."""
+def made_up() -> ArrayPictures:
+    """One picture [375, 500]: noise with as much in every octave, as photographs have."""
+    rng = np.random.default_rng(0)
+    total = np.zeros((USUAL[1], USUAL[0], 3))
+    for octave in range(2, 9):
+        noise = Image.fromarray(rng.integers(0, 256, (2**octave,) * 2 + (3,), dtype=np.uint8))
+        total += np.asarray(noise.resize(USUAL, Image.Resampling.BICUBIC), dtype=float) - 127.5
+    return ArrayPictures(np.clip(127.5 + 0.6 * total, 0, 255).astype(np.uint8)[None])
+
+
+def jpegs_of(config) -> list[bytes]:
+    """N JPEG files of 500 x 375 pixels."""
+    pictures, found = from_folders(Path(config.data), False).train if config.data else made_up(), []
+    for i in range(config.batch_size):
+        picture = Image.fromarray(pictures.read(i % len(pictures)))
+        picture.resize(USUAL, Image.Resampling.BICUBIC).save(file := BytesIO(), "JPEG", quality=90)
+        found.append(file.getvalue())
+    return found
+
+
+def view_ways(config, world: World, device: torch.device) -> Ways:
+    """Two full-size views of each JPEG, to normalised tensors, on one core."""
+    recipe, threads, jpegs = Recipe(), torch.get_num_threads(), jpegs_of(config)
+    plain = published.recipe(recipe.size)
+
+    def ours(renderer):
+        for index, data in enumerate(jpegs):
+            pixels = decode(BytesIO(data))
+            rngs = (view_rng(0, 0, index, view) for view in (0, 1))
+            draws = [draw_view(recipe, *pixels.shape[1::-1], rng) for rng in rngs]
+            normalised(as_batch([renderer.render(pixels, drawn, recipe.size) for drawn in draws]))
+
+    def others(transform):
+        for data in jpegs:
+            transform(Image.open(BytesIO(data)).convert("RGB"))
+
+    ways = {f"ours, {name}": partial(ours, renderer) for name, renderer in RENDERERS.items()}
+    ways["published"] = partial(others, lambda picture: (plain(picture), plain(picture)))
+    if published.LIGHTLY:
+        ways["lightly"] = partial(others, published.lightlys_views(recipe.size))
+    torch.set_num_threads(1)
+    yield f"two 224 views of {len(jpegs)} JPEGs", ways, len(jpegs)
+    torch.set_num_threads(threads)
+
+
+def game_of(config, world: World, device, **more):
+    """A game, and the options it follows from."""
+    options = PretrainConfig(
+        dataset="digits", arch=config.arch, image_size=config.image_size, workers=0,
+        global_batch_size=config.batch_size * world.size, cluster=config.cluster, **more,
+    )  # fmt: skip
+    return Game(options, world, device), options
+
+
+def step_ways(config, world: World, device: torch.device) -> Ways:
+    """Steps on views that are there."""
+    kinds = {amp: dict(amp=amp) for amp in ("bf16", "fp16")} | {"float32": dict(amp="none")}
+    kinds |= {f"{name}, compiled": {**kind, "compile": 1} for name, kind in kinds.items()}
+    kinds["float32, channels first"] = dict(amp="none", channels_last=0)
+    ways = {}
+    for name, kind in kinds.items():
+        try:
+            game, _ = game_of(config, world, device, **kind)
+            ways[f"ours, {name}"] = partial(game.play, next(game.batches(0)))
+        except InputError as error:
+            measure.print_row("step", f"ours, {name}", str(error).partition(";")[0], *[""] * 3)
     size = (config.batch_size, 3, config.image_size, config.image_size)
     batch = [torch.randn(size, device=device) for _ in range(2)]
-    published = train.published(config.arch, config.cluster, lambda: batch, device)
-    yield timed("published", config, device, published)
-    round_ = rounds.way("ours", config.batch_size, config.cluster, 128, device, ALONE)
-    yield timed("a round of the bank alone", config, device, round_)
-    data = views.jpeg(views.Image.fromarray(views.made_up().read(0)))
-    for name, renderer in RENDERERS.items():
-        way = partial(views.ours, renderer, 0, data)
-        seconds = measure.interleaved({"": way}, config.repeats, device)[""]
-        rate = 1 / measure.spread(seconds)[0]
-        yield f"two views of a JPEG, {name}", measure.milliseconds(seconds), f"{rate:.0f}", ""
+    ways["published"] = published.step(config.arch, config.cluster, batch, device)
+    if published.LIGHTLY:
+        mocos = published.lightlys_step(config.arch, config.cluster, batch, device)
+        ways["lightly's MoCo v2"] = mocos
+    yield f"step, {config.image_size} px", ways, config.batch_size
 
 
-def timed(name: str, config: DeviceBenchmark, device: torch.device, way) -> tuple[str, ...]:
-    measure.reset_peak(device)
-    seconds = measure.interleaved({"": way}, config.repeats, device)[""]
-    rate = config.batch_size / measure.spread(seconds)[0]
-    memory = measure.peak_bytes(device) / 1e9
-    return name, measure.milliseconds(seconds), f"{rate:.1f}", f"{memory:.2f}"
-
-
-def upkeep_rows(
-    config: DeviceBenchmark, world: World, device: torch.device
-) -> Iterator[tuple[str, ...]]:
+def safety_ways(config, world: World, device: torch.device) -> Ways:
     """A step, and what comes between two steps so that a run is never lost."""
-    game, batch, options = measure.game_of(config, world, device, cluster=config.cluster)
-    flags = Flags(world)
+    game, options = game_of(config, world, device)
+    batch, flags = next(game.batches(0)), Flags(world)
+
+    def guard():
+        buffers = BufferSnapshot(game.model)
+        _, dropped = check_finite(game.model, game.bank.W, game.bank.W[0, 0])
+        buffers.restore_if_(dropped)
+
+    def check():
+        broadcast_from_first_(game.model.buffers(), world)
+        check_ranks_agree(game.model.state_dict(), world)
+
+    def save():
+        state = pack(game.players, Progress(), options, {})
+        if world.first:
+            checkpoint.save(state, Path(folder) / checkpoint.LAST)
+
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / checkpoint.LAST
-
-        def guard():
-            buffers = BufferSnapshot(game.model)
-            _, dropped = check_finite(game.model, game.bank.W, game.bank.W[0, 0])
-            buffers.restore_if_(dropped)
-
-        def check():
-            broadcast_from_first_(game.model.buffers(), world)
-            check_ranks_agree(game.model.state_dict(), world)
-
-        def save():
-            state = pack(game.players, Progress(), options, {})
-            if world.first:
-                checkpoint.save(state, path)
-
-        ways: dict[str, Callable] = {
+        ways = {
             "step": lambda: game.play(batch),
-            "guard": guard,
-            "flags": lambda: flags.exchange(0, 0, 0, 0),
-            "check": check,
-            "save": save,
+            "guard, every step": guard,
+            "flags, every step": lambda: flags.exchange(0, 0, 0, 0),
+            f"check, every {CHECK_STEPS} steps": check,
+            f"save, every {options.save_minutes:.0f} minutes": save,
         }
-        seconds = measure.interleaved(ways, config.repeats, device)
-    # At the default settings.
-    step = measure.spread(seconds["step"])[0]
-    periods = {"guard": step, "flags": step, "check": CHECK_STEPS * step, "save": SAVE_SECONDS}
-    yield "step", measure.milliseconds(seconds["step"]), "", ""
-    for name, period in periods.items():
-        share = measure.spread(seconds[name])[0] / period
-        times = measure.milliseconds(seconds[name])
-        yield f"between steps: {name}", times, f"{share:.3%} of the time", ""
+        yield "safety", ways, config.batch_size
+
+
+PARTS = dict(parity=parity, round=round_ways, views=view_ways, steps=step_ways, safety=safety_ways)
+TOGETHER = ("round", "safety")  # of several processes
+
+
+@dataclass(frozen=True)
+class DeviceBenchmark(ProcessOptions):
+    """One table of one device: parity, a round, views, steps, what safety costs."""
+
+    parts: tuple[str, ...] = option((), "which; none: all that can be", choices=tuple(PARTS))
+    data: str = option("", "folder of pictures; none: one of its own making")
+    arch: str = option("resnet50", "encoder", choices=ARCHITECTURES)
+    batch_size: int = option(64, "N of each process", AT_LEAST_1)
+    image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
+    cluster: int = option(65536, "K", AT_LEAST_1)
+    repeats: int = option(7, "times that each way is taken, in turn with the others", AT_LEAST_1)
+    minutes: float = option(8.0, "after which each is taken once", POSITIVE)
 
 
 def run(config: DeviceBenchmark, world: World, device: torch.device) -> int:
-    torch.zeros(1, device=device)
+    tune(device, tf32=True)
+    alone = world.size == 1
+    parts = config.parts or (PARTS if alone else TOGETHER)
+    if not alone and not {*TOGETHER}.issuperset(parts):
+        raise InputError(f"parts={parts}: several processes take {' and '.join(TOGETHER)} alone")
     if world.first:
         print(measure.describe(device))
         size = f"N {config.batch_size} on {world.size} process(es), {config.image_size} px"
-        print(f"{config.arch}, {size}, K {config.cluster}\n")
-        measure.print_head("what", "ms, median and quartiles", "images/s", "GB at most")
-    end = time.monotonic() + 60 * config.minutes
-    for row in rows(config, world, device):
-        if world.first:
-            measure.print_row(*row)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        if time.monotonic() > end:
-            measure.print_row("the rest is left out: time is up", "", "", "")
-            break
+        print(f"{config.arch}, {size}, K {config.cluster}, {config.repeats} turns")
+        print("" if published.LIGHTLY else "lightly is left out: it is not installed\n")
+        measure.print_head("what", "way", "ms", "pictures/s", "times the first", "GB on top")
+    # Several processes have to take as many turns each.
+    end = time.monotonic() + 60 * config.minutes if alone else inf
+    for what, ways, pictures in chain.from_iterable(
+        PARTS[part](config, world, device) for part in parts
+    ):
+        seconds, held = measure.interleaved(ways, config.repeats, device, end)
+        first = next(iter(seconds.values()))
+        for name, turns in seconds.items() if world.first else ():
+            rate = f"{pictures / measure.spread(turns)[0]:.1f}"
+            times = measure.milliseconds(turns), rate, measure.ratio(turns, first)
+            measure.print_row(what, name, *times, f"{held[name] / 1e9:.2f}")
     return 0
 
 

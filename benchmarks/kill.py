@@ -1,35 +1,47 @@
-"""Interrupt a training run at random moments, go on each time, and compare with a run in peace.
+"""Interrupt training runs at random moments, go on each time, and compare with runs in peace.
 Then send runs a signal at any moment, and look at how they end.
 
-python3 -m benchmarks.kill                          # 36 interruptions, a sixth with a damaged file
-                                                    # after it, and 24 signals
-python3 -m benchmarks.kill --kills 3 --signals 0    # a short one
-python3 -m benchmarks.kill --kills 0 --signals 24   # the signals alone
+python3 -m benchmarks.kill                          # 100 interruptions over all modes, 24 signals
+python3 -m benchmarks.kill --kills 12 --signals 0   # a short one
 """
 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
 
-from benchmarks.background import ERR, finish, run_folder, start, started_by
+from adco.pack import PackConfig, pack
+from benchmarks.background import (
+    ERR,
+    faults_of,
+    finish,
+    run_folder,
+    start,
+    started_by,
+    write_digits,
+)
 from benchmarks.measure import print_head, print_row
 from benchmarks.signals import print_signals
 from ops import checkpoint
-from ops.arguments import AT_LEAST_0, AT_LEAST_1, option, parse
-from ops.errors import EXIT_STOPPED, reported
+from ops.arguments import AT_LEAST_0, option, parse
+from ops.errors import EXIT_FAILED, EXIT_STOPPED, reported
 
 MOMENTS = ("SIGKILL", "SIGKILL in a save", "SIGTERM", "SIGTERM in a save")
 DAMAGES = ("truncated", "zeroed", "one byte flipped")
+MANY = "--multi_crop 1 --size_crops 20 12 --nmb_crops 1 2"
+MODES = {"single": "", "symmetric": "--sym 1", "multi-crop": MANY, "both": f"--sym 1 {MANY}"}
 TIMES = ("images_per_second", "data_share", "seconds", "data_seconds")  # of one run only
 
 
@@ -37,11 +49,8 @@ TIMES = ("images_per_second", "data_share", "seconds", "data_seconds")  # of one
 class KillBenchmark:
     """Interrupt, resume, compare bit for bit; send a signal, look at the exit code."""
 
-    processes: tuple[int, ...] = option((1, 2), "of the run, one run for each number")
-    kills: int = option(18, "interruptions for each number of processes", AT_LEAST_0)
+    kills: int = option(100, "interruptions in all", AT_LEAST_0)
     signals: int = option(24, "signals at any moment, each in a run of its own", AT_LEAST_0)
-    epochs: int = option(8, "epochs of the run, of 40 steps each", AT_LEAST_1)
-    amp: str = option("none", "precision of the encoders", choices=("none", "bf16"))
     seed: int = option(0, "seed of the moments")
 
 
@@ -67,13 +76,17 @@ def log_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("metrics.jsonl"))
 
 
-def send(process: subprocess.Popen, number: signal.Signals, rng) -> None:
-    """The signal to the launched process, or (SIGKILL only) to one of the run's that it started."""
-    chosen = rng.choice([process.pid, *started_by(process)])
-    try:
-        os.kill(chosen if number == signal.SIGKILL else process.pid, number)
-    except ProcessLookupError:  # it has just ended
+def send(process: subprocess.Popen, number: signal.Signals, rng) -> tuple[int, ...]:
+    """The signal to the launched process, or (SIGKILL only) to any of the run's. Returns the exit
+    codes that may follow; that of a run that had just ended is 0.
+    """
+    if number != signal.SIGKILL:
         process.send_signal(number)
+        return 0, EXIT_STOPPED
+    chosen = rng.choice([process.pid, *started_by(process)])
+    with suppress(ProcessLookupError):
+        os.kill(chosen, number)
+    return 0, -number if chosen == process.pid else EXIT_FAILED
 
 
 def damage(path: Path, kind: str, rng) -> None:
@@ -88,24 +101,20 @@ def damage(path: Path, kind: str, rng) -> None:
 
 
 def disturb(
-    folder: Path, words: list[str], kills: int, rng: random.Random, pause: float = 0.7
+    folder: Path, words: list[str], kills: range, rng: random.Random, pause: float = 0.7
 ) -> Counter:
-    """Run with interruptions until they are used up, then to the end; what happened, counted."""
+    """Run with these interruptions, by number, then to the end; what happened, counted."""
     happened = Counter()
-    for kill in range(kills):
-        moment = MOMENTS[kill % len(MOMENTS)]
+    for kill in kills:
+        moment, codes = MOMENTS[kill % len(MOMENTS)], (0,)
         process = start(folder, words)
         if wait_for_moment(process, folder, moment, rng, pause):
-            send(process, signal.Signals[moment.split()[0]], rng)
-        process.wait(timeout=300)
-        if process.returncode == 0:
-            happened["ended before the signal"] += 1
-            continue
-        happened[moment] += 1
-        if moment.startswith("SIGTERM"):
-            error = (folder / ERR).read_text()
-            assert process.returncode == EXIT_STOPPED, (process.returncode, error)
-        if kill % 6 == 5:
+            codes = send(process, signal.Signals[moment.split()[0]], rng)
+        code = process.wait(timeout=300)
+        faults = faults_of(folder, code, codes)
+        assert not faults, (faults, code, codes, (folder / ERR).read_text())
+        happened[f"{moment}: {code}" if code else "ended before the signal"] += 1
+        if code and kill % 6 == 5:
             kind = DAMAGES[kill // 6 % len(DAMAGES)]
             damage(run_folder(folder) / checkpoint.LAST, kind, rng)
             happened[f"last checkpoint {kind} after it"] += 1
@@ -136,22 +145,40 @@ def differences(one: Path, other: Path) -> list[str]:
     return found + [f"{a} against {b}" for a, b in pairs if a != b][:3]
 
 
-def print_kills(config: KillBenchmark, rng: random.Random) -> bool:
-    """A row for each number of processes; whether all is equal to the run in peace."""
-    print_head("processes", "what happened", "tensors", "log lines", "not bit-equal")
+def cases(above: Path) -> list[tuple[str, list[str]]]:
+    """Each mode on each number of processes; precision, parts of a batch and data in turn."""
+    folder = write_digits(above / "digits", 96)
+    pack(PackConfig(str(folder), str(above / "shards")))
+    found = []
+    for i, (mode, processes) in enumerate(product(MODES, (1, 2, 4))):
+        amp, parts = ("none", "bf16")[i % 2], 1 + i // 2 % 2
+        kind, data = ("folder", folder) if i // 4 % 2 else ("tar", above / "shards")
+        words = f"--dataset {kind} --data {data} --recipe published -b 48 --epochs 6 {MODES[mode]} "
+        words += f"--init_steps 6 --amp {amp} --nproc {processes} --accum_steps {parts}"
+        found.append((f"{mode}, {processes}, {amp}, {parts}, {kind}", words.split()))
+    return found
+
+
+def print_kills(kills: int, rng: random.Random) -> bool:
+    """A row for each case; whether all is equal to the run in peace."""
+    what = "mode, processes, precision, parts, data"
+    print_head(what, "what happened, and the exit codes", "tensors", "log lines", "not bit-equal")
     good = True
-    for processes in config.processes:
-        words = ["--nproc", str(processes), "--epochs", str(config.epochs), "--amp", config.amp]
-        with tempfile.TemporaryDirectory() as above:
-            peace, trouble = Path(above) / "peace", Path(above) / "trouble"
+    with tempfile.TemporaryDirectory() as name:
+        all_cases = cases(Path(name))
+        for i, (case, words) in enumerate(all_cases):
+            mine = range(kills * i // len(all_cases), kills * (i + 1) // len(all_cases))
+            if not mine:
+                continue
+            peace, trouble = Path(name, f"peace{i}"), Path(name, f"trouble{i}")
             peace.mkdir(), trouble.mkdir()
             finish(peace, words)
-            happened = disturb(trouble, words, config.kills, rng)
-            found = differences(peace, trouble)
-            tensors, logged = outcome(trouble)
-        counts = ", ".join(f"{count} x {what}" for what, count in happened.items())
-        print_row(processes, counts, len(tensors), len(logged), "; ".join(found) or "nothing")
-        good &= not found
+            happened = disturb(trouble, words, mine, rng)
+            found, (tensors, logged) = differences(peace, trouble), outcome(trouble)
+            counts = ", ".join(f"{count} x {what}" for what, count in happened.items())
+            print_row(case, counts, len(tensors), len(logged), "; ".join(found) or "nothing")
+            good &= not found
+            shutil.rmtree(peace), shutil.rmtree(trouble)
     return good
 
 
@@ -159,12 +186,8 @@ def main(argv=None) -> int:
     with reported("benchmarks.kill"):
         config = parse(KillBenchmark, argv)
         rng = random.Random(config.seed)
-        good = True
-        if config.kills:
-            good &= print_kills(config, rng)
-        if config.signals:
-            print()
-            good &= print_signals(config.processes, config.signals, rng)
+        good = print_kills(config.kills, rng) if config.kills else True
+        good &= print_signals(config.signals, rng) if config.signals else True
         return int(not good)
 
 

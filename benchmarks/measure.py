@@ -1,43 +1,15 @@
-"""Clocks, limits of the machine, tables, and a game to take steps of."""
+"""Clocks, limits of the machine, and tables."""
 
 import os
 import platform
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import median
 
 import torch
-
-from adco.pretrain.game import Game
-from adco.pretrain.options import PretrainConfig
-from ops.arguments import AT_LEAST_1, option
-from ops.distributed import World
-from ops.options import ARCHITECTURES, ProcessOptions
-
-
-@dataclass(frozen=True)
-class StepBenchmark(ProcessOptions):
-    """Time of real steps on views that are there."""
-
-    arch: str = option("resnet50", "encoder", choices=ARCHITECTURES)
-    batch_size: int = option(64, "N of each process", AT_LEAST_1)
-    image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
-    repeats: int = option(5, "times that each is taken", AT_LEAST_1)
-
-
-def game_of(
-    config: StepBenchmark, world: World, device: torch.device, dataset: str = "digits", **more
-) -> tuple[Game, list[torch.Tensor], PretrainConfig]:
-    """A game, the views of one step, and the options they follow from. more: further options."""
-    options = PretrainConfig(
-        dataset=dataset, arch=config.arch, image_size=config.image_size, workers=0,
-        global_batch_size=config.batch_size * world.size, **more,
-    )  # fmt: skip
-    game = Game(options, world, device)
-    return game, next(game.batches(0)), options
 
 
 def wait_for(device: torch.device) -> None:
@@ -46,21 +18,26 @@ def wait_for(device: torch.device) -> None:
 
 
 def interleaved(
-    ways: dict[str, Callable[[], object]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
+    ways: dict[str, Callable[[], object]], repeats: int, device: torch.device, end: float = inf
+) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds of each call, all ways in turn `repeats` times, after one turn that does not count:
-    a busy moment of the machine then meets all of them.
+    a busy moment of the machine then meets all of them. And the most bytes that the last call held
+    beside what was there before it. end: time.monotonic() at which one counted turn is enough.
     """
-    seconds = {name: [] for name in ways}
+    seconds, held = {name: [] for name in ways}, {}
     for turn in range(repeats + 1):
+        if turn > 1 and time.monotonic() > end:
+            break
         for name, way in ways.items():
+            before = reset_peak(device)
             wait_for(device)
             start = time.perf_counter()
             way()
             wait_for(device)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-    return seconds
+            held[name] = peak_bytes(device) - before
+    return seconds, held
 
 
 def milliseconds(seconds: list[float]) -> str:
@@ -70,7 +47,7 @@ def milliseconds(seconds: list[float]) -> str:
 
 def ratio(one: list[float], other: list[float]) -> str:
     """How many times as long one takes as the other, turn by turn: median and quartiles."""
-    return "{:.2f} ({:.2f} to {:.2f})".format(
+    return "{:.3g} ({:.3g} to {:.3g})".format(
         *spread([a / b for a, b in zip(one, other, strict=True)])
     )
 
@@ -81,39 +58,28 @@ def spread(values: list[float]) -> tuple[float, float, float]:
     return median(values), values[len(values) // 4], values[-1 - len(values) // 4]
 
 
-def matrix_product_rate(
-    device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = 7
-) -> float:
-    """Operations a second of a large matrix product."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / min(interleaved({"": lambda: a @ b}, repeats, device)[""])
-
-
-def copy_rate(device: torch.device, size: int = 2**26, repeats: int = 7) -> float:
-    """Bytes a second read and written by a copy of 256 MB."""
-    a = torch.ones(size, device=device)
-    b = torch.empty_like(a)
-    return 2 * 4 * size / min(interleaved({"": lambda: b.copy_(a)}, repeats, device)[""])
-
-
 def describe(device: torch.device) -> str:
-    """The machine and what it can do at most."""
+    """The machine and what it can do at most: products of 2048 x 2048, copies of 256 MB."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
+    x, y = (torch.ones(2**26, device=device) for _ in range(2))
+    half_a, half_b = a.bfloat16(), b.bfloat16()
+    ways = {"float": lambda: a @ b, "half": lambda: half_a @ half_b, "copy": lambda: x.copy_(y)}
+    full, half, copy = (min(turns) for turns in interleaved(ways, 7, device)[0].values())
     return (
         f"{name}, torch {torch.__version__}, {torch.get_num_threads()} thread(s) of "
-        f"{os.cpu_count()} core(s); limits: matrix product "
-        f"{matrix_product_rate(device) / 1e9:.0f} GFLOP/s in float32 and "
-        f"{matrix_product_rate(device, torch.bfloat16) / 1e9:.0f} in bfloat16, "
-        f"copy {copy_rate(device) / 1e9:.1f} GB/s"
+        f"{os.cpu_count()} core(s); limits: matrix product {2e-9 * 2048**3 / full:.0f} GFLOP/s in "
+        f"float32 and {2e-9 * 2048**3 / half:.0f} in bfloat16, copy {8e-9 * 2**26 / copy:.1f} GB/s"
     )
 
 
-def reset_peak(device: torch.device) -> None:
-    """Let peak_bytes count from what is held now."""
+def reset_peak(device: torch.device) -> int:
+    """Let peak_bytes count from what is held now; how much that is."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
         Path("/proc/self/clear_refs").write_text("5")  # Linux
+    return peak_bytes(device)
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -122,11 +88,6 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
-
-
-def written_bytes() -> int:
-    """What this process has handed to write calls so far, sockets included (Linux)."""
-    return int(re.search(r"wchar: (\d+)", Path("/proc/self/io").read_text())[1])
 
 
 def print_row(*cells) -> None:

@@ -1,34 +1,25 @@
 """What a step costs on 1 to 1,024 processes: time, bytes and memory, from a few constants.
 
-python3 -m benchmarks.model                   # nodes of eight H100: assumed, not measured
-python3 -m benchmarks.model --check 9 --arch resnet18 --image_size 96 --batch_size 16 \
-    --cluster 16384                           # with constants measured here, beside real steps
+python3 -m benchmarks.model     # nodes of eight H100: assumed, not measured
 
 The formulas, and where each constant comes from: docs/scaling.md.
 """
 
-import json
 import sys
-import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from math import ceil, log2
-from pathlib import Path
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from adco.encoder import build_encoder
-from adco.fused import FEWEST_COLUMNS
+from adco.pretrain.options import PretrainConfig
 from benchmarks import measure
-from benchmarks.device import SAVE_SECONDS
-from benchmarks.rounds import way
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, option, parse, switch
-from ops.distributed import ALONE, World, gather_rows, sum_across_ranks_
 from ops.errors import reported
-from ops.launch import launch
-from ops.workers import cores_of_process
+from ops.options import ARCHITECTURES
 
 R_TO_PREDICT = [2**i for i in range(11)]
 DIM, PICTURES = 128, 1_281_167  # D; of an epoch of ImageNet
@@ -46,16 +37,15 @@ REMEDIES = {
 
 
 @dataclass(frozen=True)
-class ModelBenchmark(measure.StepBenchmark):
+class ModelBenchmark:
     """Time, bytes and memory of a step on many processes. Defaults: H100 nodes, assumed."""
 
-    check: int = switch(0, "1: constants measured on this machine, beside real steps")
-    processes: tuple[int, ...] = option((1, 2, 4), "R of the real steps", AT_LEAST_1)
+    arch: str = option("resnet50", "encoder", choices=ARCHITECTURES)
+    image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
     batch_size: int = option(32, "N of each process", AT_LEAST_1)
     cluster: int = option(65536, "K", AT_LEAST_1)
     sym: int = switch(0, "1: both views are queries and keys")
     per_node: int = option(8, "processes of a node", AT_LEAST_1)
-    devices: int = option(8, "devices of a node; more processes than these take turns", AT_LEAST_1)
     encoder_tflops: float = option(75.0, "TFLOP/s that the encoders reach", POSITIVE)
     bank_tflops: float = option(14.0, "TFLOP/s that a round of the bank reaches", POSITIVE)
     memory_gbs: float = option(2000.0, "GB/s of passes over weights and bank", POSITIVE)
@@ -171,8 +161,6 @@ def predict(c: ModelBenchmark, R: int) -> dict[str, float]:
         "gradients": max(last, took["gradients"] - hidden),
         "replicated": products + columns + took["replicated"],
     }
-    turns = max(1, min(R, c.per_node) / c.devices)
-    parts = {name: turns * seconds for name, seconds in parts.items()}
     replicated = parts.pop("replicated")
 
     # Host and loaders work beside the device: what counts is how much longer they take.
@@ -182,7 +170,7 @@ def predict(c: ModelBenchmark, R: int) -> dict[str, float]:
         step += parts[name]
     # A save ends an epoch, or comes by the clock. One loader makes the first batch of an epoch.
     epoch, save = PICTURES / (N * R), (12 * weights + 8 * DIM * K) / (1e9 * c.save_gbs)
-    parts["saves"] = save / min(epoch, SAVE_SECONDS / step)
+    parts["saves"] = save / min(epoch, 60 * PretrainConfig().save_minutes / step)
     parts["first batch"] = N / c.views_s / epoch
     parts |= {"step": sum(parts.values()), "replicated bank": replicated}
     return {name: 1e3 * x for name, x in parts.items()} | {"images/s": N * R / parts["step"]}
@@ -211,82 +199,9 @@ def print_prediction(c: ModelBenchmark) -> int:
     return 0
 
 
-# ---- beside real steps
-
-
-def step_of(c: ModelBenchmark, world: World, device: torch.device):
-    """Real steps, to be called again and again with the same views; on one core a process."""
-    torch.set_num_threads(1)
-    more = dict(cluster=c.cluster, sym=c.sym, amp="bf16")
-    game, views, _ = measure.game_of(c, world, device, **more)
-    return lambda: game.play(views)
-
-
-def with_rates(c: ModelBenchmark, device: torch.device) -> ModelBenchmark:
-    """The rates that one process on one core reaches."""
-    step = step_of(replace(c, cluster=FEWEST_COLUMNS), ALONE, device)
-    bank = way("ours", c.batch_size * (1 + c.sym), c.cluster, DIM, device, ALONE)
-    turns = measure.interleaved({"encoder": step, "bank": bank}, c.repeats, device)
-    took = {name: 1e3 * measure.spread(seconds)[0] for name, seconds in turns.items()}
-    # What is not passes over memory, but at least a tenth, goes at the rate of the products.
-    c = replace(c, memory_gbs=measure.copy_rate(device) / 1e9, encoder_tflops=1, bank_tflops=1)
-    unit, passes = predict(c, 1), predict(replace(c, encoder_tflops=1e9, bank_tflops=1e9), 1)
-    rates = {
-        f"{name}_tflops": (unit[name] - passes[name])
-        / max(took[name] / 10, took[name] - passes[memory])
-        for name, memory in (("encoder", "weights"), ("bank", "bank"))
-    }
-    return replace(c, **rates)
-
-
-def measure_link(path: Path, c: ModelBenchmark, world: World, device) -> int:
-    """Write the constants of gloo, from a message of all gradients and a small one."""
-    torch.set_num_threads(1)
-    gradients, small = torch.zeros(work_of(c.arch, c.image_size)[2]), torch.zeros(1, 1)
-    ways = {
-        "all": lambda: sum_across_ranks_(gradients, world),
-        "small": lambda: gather_rows(small, world),
-    }
-    turns = measure.interleaved(ways, 3 * c.repeats, device)
-    every, least = (measure.spread(seconds)[0] for seconds in turns.values())
-    if world.first:
-        rate = 4e-9 * len(gradients) / (every - 2 * least)
-        path.write_text(json.dumps({"inside_gbs": rate, "message_us": 1e6 * least}))
-    return 0
-
-
-def compare(c: ModelBenchmark, world: World, device: torch.device) -> int:
-    """The row of one number of processes."""
-    step = step_of(c, world, device)
-    before = measure.written_bytes()
-    took = measure.interleaved({"step": step}, c.repeats, device)["step"]
-    size = (measure.written_bytes() - before) / 1e6 / (c.repeats + 1)
-    if world.first:
-        predicted, (*sizes, _) = predict(c, world.size)["step"], megabytes(c, world.size).values()
-        ratio = predicted / (1e3 * measure.spread(took)[0])
-        cells = (f"{predicted:.1f}", measure.milliseconds(took), f"{ratio:.2f}")
-        measure.print_row(world.size, *cells, f"{sum(sizes):.2f}", f"{size:.2f}")
-    return 0
-
-
-def check(c: ModelBenchmark) -> int:
-    """Cores are the devices. There is nothing beside the steps: no loaders, no saves."""
-    free = dict(hides=0, host_ms=0, poll_us=0, views_s=1e9, save_gbs=1e9)
-    c = replace(c, device="cpu", per_node=64, devices=cores_of_process(1), nproc=2, **free)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "link.json"
-        launch(partial(measure_link, path), c)
-        c = with_rates(replace(c, **json.loads(path.read_text())), torch.device("cpu"))
-    measured = ("encoder_tflops", "bank_tflops", "memory_gbs", "inside_gbs", "message_us")
-    print("measured here: " + " ".join(f"--{name} {getattr(c, name):.4g}" for name in measured))
-    measure.print_head("R", "predicted, ms", "measured, ms", "ratio", "predicted, MB", "sent, MB")
-    return max(launch(compare, replace(c, nproc=R)) for R in c.processes)
-
-
 def main(argv=None) -> int:
     with reported("benchmarks.model"):
-        config = parse(ModelBenchmark, argv)
-        return check(config) if config.check else print_prediction(config)
+        return print_prediction(parse(ModelBenchmark, argv))
 
 
 if __name__ == "__main__":

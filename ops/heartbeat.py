@@ -19,7 +19,7 @@ PATIENCE = 25.0  # seconds without one after which a process counts as lost
 GRACE = 10.0  # seconds in which the main thread may find out and stop by itself
 # Seconds after which a main thread hangs that neither computes nor says that it waits: a slow file,
 # or a compiler that runs beside it, take less. After a request to stop nobody waits that long.
-HANG, HANG_IN_STOP = 600.0, 90.0
+HANG, HANG_IN_STOP = 600.0, 50.0
 
 
 class Stillness:

@@ -26,9 +26,12 @@ speaker: threading.Thread | None = None
 def waiting_for(what: Callable[[], str]):
     """If the block takes long, a line on stderr every SAY_SECONDS says what it waits for.
 
-    what: gives the words, when they are needed.
+    what: gives the words, when they are needed. Of the main thread alone: nobody waits for others.
     """
     global speaker
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     waits.append((what, time.monotonic()))
     if speaker is None or not speaker.is_alive():  # a fork has none
         speaker = threading.Thread(target=speak, daemon=True)

@@ -5,11 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -35,15 +33,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 @pytest.fixture(scope="session")
 def digit_folder(tmp_path_factory) -> Path:
     """Real digits as PNG files: train/{0,1,2} with 16 pictures each, val/{0,1,2} with 5 each."""
-    from adco.data.datasets import load_splits
+    from benchmarks.background import write_digits
 
-    splits = load_splits("digits", "")
-    root = tmp_path_factory.mktemp("digit_folder")
-    for split, pictures, count in (("train", splits.train, 16), ("val", splits.val, 5)):
-        for digit in range(3):
-            folder = root / split / str(digit)
-            folder.mkdir(parents=True)
-            for index in np.flatnonzero(pictures.labels == digit)[:count]:
-                pixels = pictures.read(index)
-                Image.fromarray(pixels).save(folder / f"{index:04d}.png")
-    return root
+    return write_digits(tmp_path_factory.mktemp("digit_folder"), 16)

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import ClassVar
 
 import pytest
 from torch.distributed import TCPStore
 
+from benchmarks.cluster import outcome
+from benchmarks.nodes import ip, networks
 from ops import heartbeat
 from ops.distributed import World
+from ops.errors import InputError
 from ops.heartbeat import Heartbeat
 from ops.launch import free_port
 from ops.waiting import waiting_for
@@ -90,63 +93,55 @@ def test_a_main_thread_that_hangs_is_told_and_a_slow_disk_is_not_taken_for_that(
         assert "process 0, which hangs in _write_waiting (journal.py:" in err, err
 
 
-def network(*words) -> subprocess.CompletedProcess:
-    return subprocess.run(["ip", *map(str, words)], capture_output=True)
-
-
-@contextmanager
+@pytest.fixture
 def two_networks():
-    """Two networks with a wire between them: words that put a program into each."""
-    names = [f"adco{os.getpid()}{i}" for i in (0, 1)]
-    try:
-        for name in names:
-            if (
-                not hasattr(os, "geteuid")
-                or os.geteuid()
-                or network("netns", "add", name).returncode
-            ):
-                pytest.skip("networks of one's own need root and `ip netns`")
-        wire = ("link", "add", "wire0", "netns", names[0], "type", "veth")
-        if network(*wire, "peer", "name", "wire1", "netns", names[1]).returncode:
-            pytest.skip("this machine has no veth: no wire between two networks")
-        for i, name in enumerate(names):
-            network("-n", name, "addr", "add", f"10.77.0.{1 + i}/24", "dev", f"wire{i}")
-            network("-n", name, "link", "set", "lo", "up")
-            network("-n", name, "link", "set", f"wire{i}", "up")
-        yield [["ip", "netns", "exec", name] for name in names]
-    finally:
-        for name in names:
-            network("netns", "del", name)
+    """Two networks with a switch between them."""
+    with ExitStack() as held:
+        try:
+            names = held.enter_context(networks(2))
+        except InputError as error:
+            pytest.skip(str(error))
+        yield names
 
 
 def test_nodes_connect_by_the_wire_between_them_and_miss_each_other_when_it_is_cut(
-    tmp_path, digit_folder
+    tmp_path, digit_folder, two_networks
 ):
     # The host's own name leads gloo to 127.0.0.1 or to a network that is not there.
-    with two_networks() as networks:
-        nodes = [
-            Node(tmp_path, digit_folder, i, network=network, address="10.77.0.1")
-            for i, network in enumerate(networks)
-        ]
-        nodes[0].wait_for_a_step()
-        assert not network("-n", networks[0][-1], "link", "set", "wire0", "down").returncode
-        start = time.monotonic()
-        (first, _, said), (second, _, heard) = [node.end(timeout=60) for node in nodes]
+    nodes = [
+        Node(tmp_path, digit_folder, i, network=["ip", "netns", "exec", name], address="10.77.0.1")
+        for i, name in enumerate(two_networks[:2])
+    ]
+    nodes[0].wait_for_a_step()
+    ip("-n", two_networks[0], "link", "set", "wire0", "down")
+    start = time.monotonic()
+    (first, _, said), (second, _, heard) = [node.end(timeout=60) for node in nodes]
     assert (first, second) == (70, 70) and time.monotonic() - start < 20
     assert "process 1 no longer answers, so process 0 stops" in said
     assert "process 0, or the way to it, no longer answers, so process 1 stops" in heard
 
 
-def test_the_store_of_one_machine_listens_to_that_machine_alone():
-    with two_networks() as networks:
-        code = "from ops.distributed import *; import subprocess\n"
-        code += "store = meet_all(World(), 'tcp://HOST:2345')\n"
-        code += "print(os.environ[IFNAME], subprocess.getoutput('ss -Hltn'), flush=True)"
-        for host, heard in (("127.0.0.1", "lo LISTEN"), ("10.77.0.1", "wire0 LISTEN")):
-            command = [*networks[0], sys.executable, "-c", code.replace("HOST", host)]
-            ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            assert ended.stdout.startswith(heard), (ended.stdout, ended.stderr)
-            assert ("127.0.0.1:2345" in ended.stdout) == (host == "127.0.0.1"), ended.stdout
+def test_the_store_of_one_machine_listens_to_that_machine_alone(two_networks):
+    code = "from ops.distributed import *; import subprocess\n"
+    code += "store = meet_all(World(), 'tcp://HOST:2345')\n"
+    code += "print(os.environ[IFNAME], subprocess.getoutput('ss -Hltn'), flush=True)"
+    for host, heard in (("127.0.0.1", "lo LISTEN"), ("10.77.0.1", "wire0 LISTEN")):
+        command = ["ip", "netns", "exec", two_networks[0], sys.executable, "-c"]
+        ended = subprocess.run(
+            [*command, code.replace("HOST", host)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert ended.stdout.startswith(heard), (ended.stdout, ended.stderr)
+        assert ("127.0.0.1:2345" in ended.stdout) == (host == "127.0.0.1"), ended.stdout
+
+
+@pytest.mark.parametrize("fault", ["data differ", "name is loopback"])
+def test_what_happens_to_a_cluster_ends_as_promised(fault):
+    """A short form of benchmarks/cluster.py."""
+    try:
+        _, codes, said, not_kept = outcome(fault)
+    except InputError as error:
+        pytest.skip(str(error))
+    assert not not_kept, (codes, said, not_kept)
 
 
 def test_what_computes_or_says_that_it_waits_does_not_hang(monkeypatch):

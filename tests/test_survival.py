@@ -102,6 +102,23 @@ def test_a_full_disk_is_told_and_the_next_save_tries_again(tmp_path, capfd):
     assert checkpoint.load(run / checkpoint.PREVIOUS)["epoch"] == 3
 
 
+def test_a_save_in_the_background_is_of_its_moment_and_its_failure_is_told(tmp_path, capfd):
+    run = run_in(tmp_path)
+    saves, weights = Checkpoints(run, 0, Journal(run), source=run / checkpoint.LAST), torch.ones(9)
+    os.mkfifo(run / "checkpoint_last.pth.tar.partial")  # a disk that takes its time
+    assert saves.save({**STATE, "weights": weights, "epoch": 5}, in_background=True)
+    assert saves.writing.is_alive() and not capfd.readouterr().err
+    Path(run / "checkpoint_last.pth.tar.partial").read_bytes()
+    saves.writing.join()
+    assert not saves.due() and saves.failed and "NOT SAVED" in capfd.readouterr().err
+    assert saves.save({**STATE, "weights": weights, "epoch": 6}, in_background=True)
+    weights.zero_()
+    assert saves.wait() and not saves.failed
+    state = checkpoint.load(run / checkpoint.LAST)
+    assert state["epoch"] == 6 and state["weights"].sum() == 9
+    assert checkpoint.load(run / checkpoint.PREVIOUS)["epoch"] == 3
+
+
 def test_a_lost_folder_is_told_and_made_again(tmp_path, capfd):
     run = run_in(tmp_path)
     journal = Journal(run)

@@ -47,6 +47,7 @@ def run(config: PretrainConfig, world: World, device: torch.device) -> int:
             training.upkeep.rescue()
             raise
         finally:
+            training.upkeep.wait_for_saves()
             training.journal.close()
             end_workers()
     return 0
@@ -212,7 +213,7 @@ class Pretraining:
                 names.append(BEST)
             if done % config.save_freq == 0:
                 names.append(numbered(done - 1))
-            if not upkeep.save(tuple(names)):
+            if not upkeep.save(tuple(names), in_background=not names):
                 progress.best_acc = best_before  # it is not on disk
             self.save_seconds = clock.lap()
             self.tell_epoch(epoch, score, times)

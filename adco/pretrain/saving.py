@@ -4,14 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from ops import checkpoint
 from ops.errors import RunFailed, shown
-from ops.files import NOT_SAVED, duplicate
+from ops.files import NOT_SAVED, duplicate, write_whole
 from ops.journal import Journal
+from ops.signals import requests_blocked
 from ops.waiting import waiting_for
 
 
@@ -28,7 +30,9 @@ class Checkpoints:
         self.last = folder / checkpoint.LAST
         self.last_is_good = source == self.last
         self.failed = False  # whether the newest state could not be written
-        # The clock of --save_minutes.
+        self.writing: threading.Thread | None = None
+        self.complaint = ""  # about what was written, not told yet
+        # The clock of --save_minutes: when the newest state was taken.
         self.saved_at = time.monotonic()
 
     def age(self) -> float:
@@ -36,34 +40,56 @@ class Checkpoints:
         return (time.monotonic() - self.saved_at) / 60
 
     def due(self) -> bool:
-        """Whether the time is up."""
+        """Whether the time is up. Tells what has become of the last save, once it is known."""
+        if self.writing and not self.writing.is_alive():
+            self.wait()
         return 0 < self.minutes <= self.age()
 
-    def save(self, state: dict, more_names: tuple[str, ...] = ()) -> bool:
-        """Write the last checkpoint, and the same under more names. True where that was done.
+    def save(
+        self, state: dict, more_names: tuple[str, ...] = (), in_background: bool = False
+    ) -> bool:
+        """Write the last checkpoint, and the same under more names. True where that was done, or
+        goes on in a thread: in_background returns once the bytes are taken from the state.
 
         A failure does not end the run: it is told, what was saved before stays, and the next save
         tries again.
         """
+        self.wait()
+        self.saved_at = time.monotonic()
+        arguments = checkpoint.content_of(state), more_names
+        self.writing = threading.Thread(target=self.write, args=arguments, daemon=True)
+        with requests_blocked():  # signals go to the main thread
+            self.writing.start()
+        return in_background or self.wait()
+
+    def write(self, content, more_names: tuple[str, ...]) -> None:
         path, self.failed = self.last, True
         try:
             # The last one becomes the one before it, unless it is known to be damaged.
             previous = self.folder / checkpoint.PREVIOUS if self.last_is_good else None
-            checkpoint.save(state, path, previous)
+            write_whole(path, content, previous)
             self.failed, self.last_is_good = False, True
             # Further names, which run.finish_epoch decides, are hard links where that can be.
             for name in more_names:
                 path = self.folder / name
                 duplicate(self.last, path)
-        except OSError as error:
-            self.journal.warn(NOT_SAVED.format(path, error))
-            return False
-        finally:
-            self.saved_at = time.monotonic()
-        return True
+        except Exception as error:  # of the disk, as a rule; nobody else would hear of it
+            self.complaint = NOT_SAVED.format(path, error)
+
+    def wait(self) -> bool:
+        """Until nothing is being written. False, and told, where that failed."""
+        if self.writing:
+            with waiting_for(lambda: f"the disk, to write {self.last}"):
+                self.writing.join()
+            self.writing = None
+        complaint, self.complaint = self.complaint, ""
+        if complaint:
+            self.journal.warn(complaint)
+        return not complaint
 
     def check(self) -> None:
         """Raise RunFailed where the newest state is not on disk."""
+        self.wait()
         if self.failed:
             raise RunFailed(
                 f"trained to the end, but the last state could not be saved as {self.last}; make "

@@ -146,7 +146,7 @@ class Upkeep:
         if saves or (steps and steps % CHECK_STEPS == 0):
             self.sync_and_check_ranks()
         if saves:
-            self.save()
+            self.save(in_background=not (requests.stop or requests.failed))
         self.end_if_asked(requests, error)
 
     def fail(self, error: Exception | None) -> None:
@@ -154,6 +154,7 @@ class Upkeep:
 
         It has been told what is saved, and where the traceback of an unforeseen one is.
         """
+        self.wait_for_saves()
         if self.saves and self.saves.last.exists():
             self.journal.say(f"{self.saves.last} is good: go on from it with --resume auto")
         self.flags.raise_first(error)
@@ -166,6 +167,7 @@ class Upkeep:
                 self.save()
 
     def leave(self) -> None:
+        self.wait_for_saves()
         saved = "" if not (self.saves and self.saves.failed) else ", BUT NOT SAVED"
         where = self.progress.where()
         self.journal.say(f"stopped by {self.stop.name} {where}{saved}: go on with --resume auto")
@@ -187,6 +189,7 @@ class Upkeep:
         last = self.saves.last if self.saves else None
         if complaint := self.streak.complaint(self.progress.where(), last, whole_epoch):
             self.journal.note(complaint)
+            self.wait_for_saves()
             self.flags.raise_first(RunFailed(complaint))
 
     def check_health(self, values: dict[str, float]) -> None:
@@ -215,15 +218,22 @@ class Upkeep:
 
     def save_if_older_than(self, minutes: float) -> None:
         if self.agree(None, save=self.world.first and self.saves.age() > minutes).save:
-            self.save()
+            self.save(in_background=True)
 
-    def save(self, more_names: tuple[str, ...] = ()) -> bool:
-        """Save everything. False where it could not be written; only the first process knows."""
-        saved = self.write_state(more_names)
+    def wait_for_saves(self) -> None:
+        if self.saves:
+            self.saves.wait()
+
+    def save(self, more_names: tuple[str, ...] = (), in_background: bool = False) -> bool:
+        """Save everything. False where it could not be written; only the first process knows.
+
+        in_background: the bytes are taken now, and written while the run goes on.
+        """
+        saved = self.write_state(more_names, in_background)
         self.flags.exchange(0)  # who waits for the first process's disk says so
         return saved
 
-    def write_state(self, more_names: tuple[str, ...]) -> bool:
+    def write_state(self, more_names: tuple[str, ...], in_background: bool) -> bool:
         # On every process: broken pictures, sums and the bank's columns come together here.
         self.note_bad_pictures()
         game = self.game
@@ -239,7 +249,7 @@ class Upkeep:
             "bad_pictures": dict(self.bad_pictures.known),
             "scaler": game.scaler.state_dict(),
         }
-        return self.saves.save(state, more_names)
+        return self.saves.save(state, more_names, in_background)
 
 
 def open_folder(
