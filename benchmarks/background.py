@@ -14,10 +14,10 @@ from ops.errors import EXIT_FAILED, EXIT_STOPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = [
-    *("--dataset", "digits", "--arch", "resnet10", "--image_size", "20", "--cluster", "128"),
+    *("--dataset", "digits", "--recipe", "published", "--report_epochs", "0"),
+    *("--arch", "resnet10", "--image_size", "20", "--cluster", "128"),
     *("--batch_size", "100", "--init_steps", "20", "--print_freq", "1", "--workers", "1"),
     *("--knn_freq", "2", "--save_minutes", "0.01", "--save_freq", "1", "--resume", "auto"),
-    *("--report_epochs", "0"),
 ]
 OUT, ERR = "stdout", "stderr"  # files in the folder of a run, of its last start
 

@@ -130,7 +130,9 @@ def outcome(folder: Path) -> tuple[dict, list[dict]]:
     for number, slot in state["optimizer"]["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in slot.items()}
     records = map(json.loads, run.joinpath("metrics.jsonl").read_text().splitlines())
-    logged = [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+    logged = [
+        {k: v for k, v in r.items() if k not in TIMES} for r in records if r["kind"] != "time"
+    ]
     return tensors, logged
 
 

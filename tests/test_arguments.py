@@ -203,7 +203,7 @@ def test_given_options_win_over_the_file_and_the_file_over_presets(tmp_path):
     given = ["--config", path, "--lr", "7", "--dataset", "cifar10", "elsewhere"]
     config = parse(PretrainConfig, given, PRESETS)
     assert (config.lr, config.dataset, config.data) == (7.0, "cifar10", "elsewhere")
-    assert (config.arch, config.epochs, config.schedule) == ("resnet10", 24, (3, 5))
+    assert (config.arch, config.epochs, config.schedule) == ("resnet10", 20, (3, 5))
     # A short file: what it does not say comes with its data set.
     (tmp_path / "short.json").write_text('{"config": {"dataset": "digits", "epochs": 3}}')
     config = parse(PretrainConfig, ["--config", str(tmp_path / "short.json")], PRESETS)

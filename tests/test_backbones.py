@@ -179,16 +179,16 @@ def test_the_head_is_as_wide_and_as_deep_as_told():
 
 def test_a_vit_is_trained_and_scored(tmp_path):
     class_folders(tmp_path / "data")
-    words = (
-        "--dataset=folder",
-        "--data=data",
-        "-j0",
-        "--image_size=32",
-        "-b8",
-        "--epochs=1",
+    words = ("--dataset=folder", "--data=data", "-j0", "--image_size=32", "-b8", "--epochs=1")
+    run = (
         "--report_epochs=0",
+        "--cluster=16",
+        "--arch",
+        VIT,
+        "--optimizer=adamw",
+        "--mlp=2",
+        "--mlp_bn=1",
     )
-    run = ("--cluster=16", "--arch", VIT, "--optimizer=adamw", "--mlp=2", "--mlp_bn=1")
     result = run_main("main_adco.py", *words, *run, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (last,) = tmp_path.rglob("checkpoint_last.pth.tar")

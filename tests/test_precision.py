@@ -39,8 +39,10 @@ def without_statistics(state: dict) -> dict:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_batch_in_micro_batches_is_the_batch(mode):
     whole, in_micro_batches = (played(mode=mode, accum_steps=A, eval_mode=True) for A in (1, 4))
-    for found, expected in zip(in_micro_batches, whole, strict=True):
-        assert_same(found, expected, rtol=1e-10, atol=1e-12)
+    for states in zip(in_micro_batches, whole, strict=True):
+        # Uniformity is of pairs inside a micro-batch.
+        states = [{n: x for n, x in s.items() if "uniformity" not in n} for s in states]
+        assert_same(*states, rtol=1e-10, atol=1e-12)
 
 
 def test_micro_batches_on_two_processes_are_the_batch_on_one():
@@ -175,12 +177,15 @@ def test_precision_is_chosen_by_name_and_device():
 def test_tf32_is_for_convolutions_only():
     conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = conv.fp32_precision, matmul.fp32_precision, torch.backends.cudnn.benchmark
+    rnn = torch.backends.cudnn.rnn
+    rnn_before = rnn.fp32_precision
     try:
         for tf32, expected in ((True, "tf32"), (False, "ieee")):
             tune(torch.device("cuda"), tf32)
             assert (conv.fp32_precision, matmul.fp32_precision) == (expected, "ieee")
     finally:
         conv.fp32_precision, matmul.fp32_precision, torch.backends.cudnn.benchmark = before
+        rnn.fp32_precision = rnn_before  # torch refuses to export where the two differ
 
 
 # ---- layout, fused steps, compilation

@@ -28,14 +28,13 @@ def chosen(config, num_pictures: int = 20_000, side: int = 300) -> dict:
     return {name: value for name, value, _ in choices(config, num_pictures, side)}
 
 
-def test_imagenet_digits_and_the_published_recipe_leave_nothing_to_be_chosen(tmp_path):
+def test_imagenet_and_the_published_recipe_leave_nothing_to_be_chosen(tmp_path):
     published = PretrainConfig()
-    for words in ([], ["--recipe", "published", "--dataset", "folder"], ["--dataset", "digits"]):
+    for words in ([], ["--recipe", "published", "--dataset", "folder"]):
         config = parsed(*words)
         assert with_recipe(config, World()) == (config, None, [])
-        if "digits" not in words:
-            for name in CHOSEN:
-                assert getattr(config, name) == getattr(published, name), name
+        for name in CHOSEN:
+            assert getattr(config, name) == getattr(published, name), name
     # And the other way round.
     auto = parsed("--recipe", "auto")
     assert all(getattr(auto, name) is None for name in CHOSEN)
@@ -100,7 +99,6 @@ def test_every_kind_of_negatives_goes_on_to_the_same_numbers(words, digit_folder
 def test_a_data_sets_own_defaults_and_a_runs_file_win_over_the_recipe(tmp_path):
     cifar = parsed("--dataset", "cifar10", "--recipe", "published")
     assert (cifar.image_size, cifar.cluster) == (32, PretrainConfig().cluster)
-    assert parsed("--dataset", "digits", "--recipe", "published") == parsed("--dataset", "digits")
     # A run of a version without recipes had the published numbers where its file says nothing.
     old = tmp_path / "config.json"
     old.write_text(json.dumps({"config": {"dataset": "folder", "lr": 0.2, "stem": "small"}}))

@@ -35,7 +35,7 @@ class PretrainConfig(RunOptions):
     )
     recipe: str = option(
         "published",
-        "auto (all data sets but ImageNet and digits): what is not given follows from the pictures",
+        "auto (all data sets but ImageNet): what is not given follows from the pictures",
         choices=("auto", "published"),
         may_change=True,
     )
@@ -284,10 +284,9 @@ DATASET_PRESETS = {
     "cifar10": CIFAR,
     "cifar100": CIFAR,
     "stl10": dict(CIFAR, image_size=96),
-    "digits": dict(
-        arch="resnet10", image_size=28, eval_crop=0, blur=0, flip=0, min_scale=0.4, cluster=1024,
-        batch_size=128, epochs=24, knn_freq=1, lr=0.02, moco_m=0.99, mem_t=0.2, memory_lr=0.3,
-        init_steps=93,
+    "digits": dict(  # ImageNet's stem is sixteen times as fast
+        recipe="auto", arch="resnet10", image_size=28, stem="imagenet", flip=0, min_scale=0.75,
+        batch_size=64, epochs=20, knn_freq=1, knn_k=20, lr=0.06, moco_t=0.2,
     ),
 }  # fmt: skip
 # Rates for 256 pictures a step: of MoCo v3's ViTs, and of SimCLR.
