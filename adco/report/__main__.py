@@ -24,9 +24,9 @@ class ReportConfig:
     )
 
 
-def table(run: Run) -> str:
-    """What the run has come to, where it lies, and what is wrong."""
-    rows = {**run.scores(), "checkpoint": run.folder / LAST, "log folder": run.folder}
+def table(run: Run, result: dict[str, str]) -> str:
+    """What the run has come to, where it lies, and what is wrong. result: rows of its page."""
+    rows = {**run.scores(), **result, "checkpoint": run.folder / LAST, "log folder": run.folder}
     rows["page"] = run.folder / "report.html"
     rows |= {f.name: f.evidence for f in diagnose(run)}
     width = max(map(len, rows))
@@ -40,11 +40,11 @@ def report_run(config: ReportConfig) -> None:
     if len(runs) > 1:
         print(compare(runs, folders[0] if len(folders) == 1 else folders[0].resolve().parent))
         return
-    drawn, files = report_one(runs[0], config.data), runs[0].folder / "figures"
+    (drawn, result), files = report_one(runs[0], config.data), runs[0].folder / "figures"
     for name, figure in drawn.items() if config.format != "html" else ():
         files.mkdir(exist_ok=True)
         figure.savefig(files / f"{name}.{config.format}", facecolor="white", dpi=150)
-    print(table(runs[0]))
+    print(table(runs[0], result))
 
 
 def main(argv=None, program: str = "adco.report") -> int:

@@ -25,7 +25,7 @@ from adco.report.runs import Run
 from ops import checkpoint
 from ops.distributed import ALONE
 
-TRAIN, VAL, GAMES = 2000, 1000, 512  # pictures, at most; a quarter where views are large
+TRAIN, VAL, GAMES = 4000, 1000, 512  # pictures, at most; a quarter where views are large
 LARGE, SMALL = 128, 64  # pixels: from where on they are, up to where pixels are a rival
 ON_MAP, THUMB, PIXELS, KNN_K = 1500, 48, 32, 20
 

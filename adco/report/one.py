@@ -10,7 +10,7 @@ from adco.pretrain.monitor import LOOKED_AT, lie, spread
 from adco.pretrain.options import PretrainConfig
 from adco.report import bank
 from adco.report.diagnosis import diagnose
-from adco.report.embedded import SMALL, embed_run, maps, scores_of
+from adco.report.embedded import KNN_K, SMALL, embed_run, maps, scores_of
 from adco.report.figures import curves, panel, svg
 from adco.report.page import Sprite, write_page
 from adco.report.runs import Run
@@ -20,9 +20,9 @@ from ops.options import differences
 QUERIES, NEIGHBOURS, HARDEST = 10, 8, 8
 
 
-def report_one(run: Run, data: str = "") -> dict[str, Figure]:
-    """Write the page. Returns the figures on it, by name."""
-    drawn, sprite, o = curves(run), Sprite(), run.options
+def report_one(run: Run, data: str = "") -> tuple[dict[str, Figure], dict[str, str]]:
+    """Write the page. Returns the figures on it, and rows of its result, by name."""
+    drawn, sprite, o, found = curves(run), Sprite(), run.options, []
     sections = [
         {"is": "run", "cards": run.scores(), "note": str(run.folder)},
         {"is": "diagnosis", "findings": [f._asdict() for f in diagnose(run)]},
@@ -33,7 +33,8 @@ def report_one(run: Run, data: str = "") -> dict[str, Figure]:
         sections.append({"is": "warnings", "rows": rows})
     try:
         e = embed_run(run, data)
-        sections += [*results(e, run), neighbours(e, sprite), *embedding_map(e, sprite)]
+        sections += (found := results(e, run))
+        sections += [neighbours(e, sprite), *embedding_map(e, sprite)]
         sections += adversaries(e, sprite, run, drawn) if e.W is not None else []
     except InputError as error:
         sections.append({"is": "pictures", "note": f"Not shown: {error}"})
@@ -41,7 +42,9 @@ def report_one(run: Run, data: str = "") -> dict[str, Figure]:
     sections.append({"is": "how", "about": run.about, "changed": changed})
     title = f"{o['arch']} on {o['dataset']}, {o['negatives']} negatives, {o['epochs']} epochs"
     write_page(run.folder / "report.html", title, sections, sprite)
-    return drawn
+    rows = found[0]["rows"] if found else []
+    name = f"kNN (k {KNN_K}) and logistic regression"
+    return drawn, {f"{name}, {x}": f"{k:.1f} %, {l:.1f} %" for x, k, l in map(dict.values, rows)}
 
 
 def results(e: SimpleNamespace, run: Run) -> list[dict]:
