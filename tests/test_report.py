@@ -75,7 +75,7 @@ def test_only_a_score_before_the_first_step_is_one_of_random_weights(steps, rand
     assert scores.get("kNN accuracy, random weights") == random
     assert scores["kNN accuracy, pre-trained"] == last
     ranks = [{"step": 0, "rank": 3.0}, {"step": 1, "rank": 9.25}, {"step": 2, "rank": None}]
-    said = table(run_with({"rank": ranks}))
+    said = table(run_with({"rank": ranks}), {})
     assert "effective rank, random weights  3.0\n" in said and "kNN" not in said
     assert "effective rank, pre-trained     9.2\n" in said
 
