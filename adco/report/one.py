@@ -44,7 +44,8 @@ def report_one(run: Run, data: str = "") -> tuple[dict[str, Figure], dict[str, s
     write_page(run.folder / "report.html", title, sections, sprite)
     rows = found[0]["rows"] if found else []
     name = f"kNN (k {KNN_K}) and logistic regression"
-    return drawn, {f"{name}, {x}": f"{k:.1f} %, {l:.1f} %" for x, k, l in map(dict.values, rows)}
+    values = {of: f"{knn:.1f} %, {linear:.1f} %" for of, knn, linear in map(dict.values, rows)}
+    return drawn, {f"{name}, {of}": value for of, value in values.items()}
 
 
 def results(e: SimpleNamespace, run: Run) -> list[dict]:
