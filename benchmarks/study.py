@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from adco.report import newest_run, read_metrics
-from ops.arguments import AT_LEAST_1, option, parse
+from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
 from ops.errors import RunFailed, reported
 from ops.files import write_whole
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What all runs share, and what each kind of negatives has.
 SHARED = (
     "--dataset folder --recipe published --arch resnet10 --blur 0 --eval_crop 0 --moco_t .12 "
-    "--moco_m .99 --lr .06 --knn_k 20 --knn_freq 1 --sym 1"
+    "--moco_m .99 --knn_k 20 --knn_freq 1 --sym 1"
 )
 ANGLE = "--negatives learned --cluster 1024 --memory_lr auto"
 WAYS = {
@@ -40,6 +40,7 @@ WAYS = {
     "angle": f"{ANGLE} --mem_t .03",
     "refreshed": f"{ANGLE} --mem_t .03 --refresh 8",
     "weighted": f"{ANGLE} --mem_t .03 --refresh 8 --mem_weight .1",
+    "heavy": f"{ANGLE} --mem_t .03 --refresh 8 --adversaries_from .25",
     "late": f"{ANGLE} --mem_t .03 --refresh 8 --mem_weight .1 --adversaries_from .25",
 }
 
@@ -55,11 +56,12 @@ class StudyBenchmark:
     image_size: int = option(32, "side of the views, pixels", AT_LEAST_1)
     batch_size: int = option(256, "M", AT_LEAST_1)
     epochs: int = option(12, "epochs of each run", AT_LEAST_1)
+    lr: float = option(0.06, "learning rate of the encoder", POSITIVE)
 
 
 def train(config: StudyBenchmark, way: str, seed: int) -> list[float]:
     """kNN accuracy after each epoch, percent, that of the random weights first."""
-    names = ("data", "image_size", "batch_size", "epochs")
+    names = ("data", "image_size", "batch_size", "epochs", "lr")
     same = [f"--{name}={getattr(config, name)}" for name in names]
     words = [*same, f"--seed={seed}", *SHARED.split(), *WAYS[way].split()]
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +123,7 @@ def main(argv=None) -> int:
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
         # Only runs that were made alike are continued.
-        sizes = [config.image_size, config.batch_size, config.epochs, Path(config.data).name]
+        sizes = [config.image_size, config.batch_size, config.epochs, config.lr, Path(config.data).name]
         alike = {way: [*sizes, SHARED, WAYS[way]] for way in config.ways}
         file, curves = out / "runs.jsonl", {}
         for line in file.read_text().splitlines() if file.exists() else []:
