@@ -42,6 +42,7 @@ MOMENTS = ("SIGKILL", "SIGKILL in a save", "SIGTERM", "SIGTERM in a save")
 DAMAGES = ("truncated", "zeroed", "one byte flipped")
 MANY = "--multi_crop 1 --size_crops 20 12 --nmb_crops 1 2"
 MODES = {"single": "", "symmetric": "--sym 1", "multi-crop": MANY, "both": f"--sym 1 {MANY}"}
+NOT_THE_SAME = ("time", "warning")  # records with the time of day, or of what went wrong
 TIMES = ("images_per_second", "data_share", "seconds", "data_seconds")  # of one run only
 
 
@@ -131,7 +132,9 @@ def outcome(folder: Path) -> tuple[dict, list[dict]]:
         tensors |= {f"optimizer.{number}.{name}": value for name, value in slot.items()}
     records = map(json.loads, run.joinpath("metrics.jsonl").read_text().splitlines())
     logged = [
-        {k: v for k, v in r.items() if k not in TIMES} for r in records if r["kind"] != "time"
+        {k: v for k, v in r.items() if k not in TIMES}
+        for r in records
+        if r["kind"] not in NOT_THE_SAME
     ]
     return tensors, logged
 

@@ -123,7 +123,8 @@ def main(argv=None) -> int:
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
         # Only runs that were made alike are continued.
-        sizes = [config.image_size, config.batch_size, config.epochs, config.lr, Path(config.data).name]
+        sizes = [config.image_size, config.batch_size, config.epochs, config.lr]
+        sizes.append(Path(config.data).name)
         alike = {way: [*sizes, SHARED, WAYS[way]] for way in config.ways}
         file, curves = out / "runs.jsonl", {}
         for line in file.read_text().splitlines() if file.exists() else []:

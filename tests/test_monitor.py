@@ -225,3 +225,10 @@ def test_a_run_says_how_its_adversaries_lie(digit_folder, tmp_path):
     assert "turned" not in pictures[0] and all(record["turned"] > 0 for record in pictures[1:])
     assert all(record["effective"] > 1 for record in adversaries)
     assert all(-1 <= record["cosine"] <= 1 for record in adversaries)
+
+
+def test_a_look_changes_nothing(digit_folder, tmp_path):
+    run = pretrain(tmp_path, digit_folder, "--epochs", 2, "--knn_freq", 1, "--mlp_bn", 1)
+    state = torch.load(run / "checkpoint_last.pth.tar", weights_only=True)["state_dict"]
+    counts = {int(x) for name, x in state.items() if "encoder_q" in name and "num_batches" in name}
+    assert len(counts) == 1  # BatchNorm of the head has met the same batches as the trunk's

@@ -208,3 +208,10 @@ def test_adversaries_that_win_are_named():
     watch = CollapseWatch(num_keys=256, against=1024, weight=1.0, patience=10)
     told = [text for step in range(30) for text in watch.read(step, 7.5, 0.3, 0.9)]
     assert len(told) == 1 and "adversaries win" in told[0]
+
+
+def test_a_look_with_values_missing_is_no_sign():
+    watch = CollapseWatch(num_keys=256, against=1024, weight=1.0, patience=0)
+    # Other pictures could be read this time; a cosine was not finite.
+    assert not watch.read_look(1, {}, adversaries())
+    assert not watch.read_look(2, {"turned_a_step": None}, adversaries(cosine=None))

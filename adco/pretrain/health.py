@@ -90,19 +90,24 @@ class CollapseWatch:
         """Warnings that are due after a look (monitor.Look)."""
         if not adversaries:
             return []
+        # What is not finite was not written.
+        embedding, adversaries = (
+            {name: value for name, value in record.items() if value is not None}
+            for record in (embedding, adversaries)
+        )
         columns, pictures = (x.get("turned_a_step") for x in (adversaries, embedding))
         same, same_keys = (adversaries.get(f"same_class{x}") for x in ("", "_keys"))
         signs = {
             "still": (
-                columns is not None and columns < STANDS * pictures,
+                None not in (columns, pictures) and columns < STANDS * pictures,
                 STILL.format(columns=columns or 0, pictures=pictures or 0),
             ),
             "one way": (
-                adversaries["cosine"] > 0.9,
-                ONE_WAY.format(**adversaries) + BY_ADVERSARIES,
+                adversaries.get("cosine", 0) > 0.9,
+                ONE_WAY.format(**{"cosine": 0, **adversaries}) + BY_ADVERSARIES,
             ),
             "centres": (
-                same is not None and odds(same) > CENTRE * odds(same_keys),
+                None not in (same, same_keys) and odds(same) > CENTRE * odds(same_keys),
                 CENTRES.format(**{"same_class": 0, "same_class_keys": 0, **adversaries}),
             ),
         }

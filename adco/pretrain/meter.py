@@ -21,7 +21,7 @@ class EpochMeter:
         self.totals = torch.zeros_like(self.latest)
         self.steps = 0
         self.seconds = self.data_seconds = 0.0
-        if state:
+        if state and state["totals"].shape[1] == len(self.totals):  # not of an earlier version
             # Sums of each process; with another number of processes now, their mean for each.
             of_each = state["totals"]  # [R, number of fields]
             same = len(of_each) == world.size

@@ -19,10 +19,10 @@ from adco.probe.features import Features, effective_rank, extract_features
 from adco.probe.knn import knn_accuracies
 from ops.distributed import ALONE, gather_uneven_rows
 
-# Of each kind of score: its name in a record, its title, its unit.
 LOOKED_AT = 1024  # pictures, always the same; and four times as many columns, evenly spread
 TWIN = 0.95  # cosine of two columns that do the work of one
 DEAD = 0.01  # of a column's fair share of the attention
+# Of each kind of score: its name in a record, its title, its unit.
 SCORES = {"knn": ("accuracy", "kNN accuracy", " %"), "rank": ("rank", "effective rank", "")}
 
 
@@ -72,6 +72,7 @@ class Look:
         as_many = state.get("processes") == game.world.size
         self.before: dict[str, Tensor] = state["before"] if as_many else {}
         self.step: int = state.get("step", 0)
+        game.plays = state.get("plays", False)  # an epoch may have ended with the last step
         if "attention" in state:
             game.bank.attention.copy_(game.bank.own(state["attention"]))
         pictures = game.splits.labelled or game.splits.train
@@ -82,7 +83,7 @@ class Look:
         """For a checkpoint. For all processes to call."""
         world = self.game.world
         attention = gather_uneven_rows(self.game.bank.attention, world)
-        about = {"step": self.step, "processes": world.size}
+        about = {"step": self.step, "processes": world.size, "plays": self.game.plays}
         return {"before": self.before, "attention": attention, **about}
 
     def take(self, awaited: Callable[[Iterator, int], Iterator], step: int) -> dict[str, dict]:
@@ -90,8 +91,11 @@ class Look:
         game, bank, world = self.game, self.game.bank, self.game.world
         own = features(game, self.pictures, awaited, unit=False)
         rows, labels = (gather_uneven_rows(x, world) for x in own)  # [n, d], [n]
+        encoder = game.model.encoder_q
+        was_training = encoder.training
         with torch.no_grad():
-            pictures = F.normalize(game.model.encoder_q.fc(rows), dim=1)  # [n, D]
+            pictures = F.normalize(encoder.eval().fc(rows), dim=1)  # [n, D]
+        encoder.train(was_training)
 
         # Columns from all over the bank.
         stride = max(1, bank.num_negatives // (4 * LOOKED_AT))
@@ -149,6 +153,7 @@ def spread(attention: Tensor) -> dict[str, float]:
     """How attention [K] is spread. dead: share of columns that got next to none. effective: the
     number of columns, all alike, whose entropy is the same.
     """
-    p = attention.double() / attention.sum().clamp_min(1e-30)
+    attention = attention.cpu().double()  # MPS has no float64
+    p = attention / attention.sum().clamp_min(1e-30)
     dead = (p < DEAD / len(p)).double().mean().item()
     return {"dead": dead, "effective": torch.special.entr(p).sum().exp().item()}

@@ -48,6 +48,8 @@ def run(config: PretrainConfig, world: World, device: torch.device) -> int:
             raise
         finally:
             training.upkeep.wait_for_saves()
+            if world.first:
+                training.upkeep.reports.end()
             training.journal.close()
             end_workers()
     return 0
@@ -154,6 +156,8 @@ class Pretraining:
     def tell_forecast(self, clock: Stopwatch, startup_steps: int = 0) -> None:
         """After the first steps, once: what a step costs, and when the run is going to end."""
         self.steps_timed += 1
+        if self.steps_timed in (1, 1 + TRIED):
+            self.upkeep.streak.longest.item()  # waits for the device, twice in a run
         # The first step is slower: kernels are chosen, files are opened.
         if self.steps_timed == 1:
             clock.lap()
@@ -244,10 +248,16 @@ class Pretraining:
         return score
 
     def finish(self) -> None:
-        if self.upkeep.saves:
-            self.upkeep.saves.check()
+        flags, error = self.upkeep.flags, None
+        try:
+            if self.upkeep.saves:
+                self.upkeep.saves.check()
+        except RunFailed as failure:
+            error = failure
+        if flags.exchange(int(error is not None))[0]:
+            flags.raise_first(error)
         self.journal.say(f"finished: {self.journal.folder}")
         if self.world.first:
             with suppress(WaitInterrupted), self.upkeep.stop.waiting():
                 self.upkeep.reports.draw_last()
-        self.upkeep.flags.exchange(0)  # who waits for the first process's page says so
+        flags.exchange(0)  # who waits for the first process's page says so

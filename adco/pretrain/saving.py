@@ -15,6 +15,7 @@ from ops.files import NOT_SAVED, duplicate, write_whole
 from ops.journal import Journal
 from ops.signals import requests_blocked
 from ops.waiting import waiting_for
+from ops.workers import cores_of_process
 
 
 class Checkpoints:
@@ -97,6 +98,9 @@ class Checkpoints:
             )
 
 
+PATIENCE = 600  # seconds for the last page: all other processes wait for it
+
+
 class Reports:
     """Draws the page of a run (adco.report) in a process of its own, which no step waits for.
 
@@ -107,8 +111,9 @@ class Reports:
         self.every, self.journal, self.process = every, journal, None
         root = Path(__file__).resolve().parents[2]  # or site-packages
         paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-        threads = {} if every == -1 else {"OMP_NUM_THREADS": "1"}
-        here = {"PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": "", **threads}
+        threads = cores_of_process(1) if every == -1 else 1  # a launcher may have set one
+        here = {"PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
+        here["OMP_NUM_THREADS"] = str(threads)
         self.command = [sys.executable, "-m", "adco.report", str(folder)]
         self.environment = {**os.environ, **here}
 
@@ -122,19 +127,24 @@ class Reports:
                 words = [*behind, *self.command]
                 self.process = subprocess.Popen(words, env=self.environment, **silent)
 
+    def end(self) -> None:
+        """Of a page that is being drawn."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
     def draw_last(self) -> None:
         """Draw the page of the finished run, and say its table."""
         if not self.every:
             return
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+        self.end()
         try:
             with waiting_for(lambda: "the page of the run (--report_epochs 0 leaves it out)"):
                 done = subprocess.run(
-                    self.command, env=self.environment, capture_output=True, text=True
-                )
-        except OSError as error:
+                    self.command, env=self.environment, capture_output=True, text=True,
+                    errors="replace", timeout=PATIENCE,
+                )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
             return self.journal.warn(f"no page was drawn: {error}")
         if done.returncode:
             why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

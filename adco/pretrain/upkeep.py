@@ -187,9 +187,10 @@ class Upkeep:
         whole_epoch: whether every step of the epoch was dropped, however few there are.
         """
         last = self.saves.last if self.saves else None
-        if complaint := self.streak.complaint(self.progress.where(), last, whole_epoch):
+        if self.streak.complaint("", last, whole_epoch):
+            self.wait_for_saves()  # whether something is saved is part of what is said
+            complaint = self.streak.complaint(self.progress.where(), last, whole_epoch)
             self.journal.note(complaint)
-            self.wait_for_saves()
             self.flags.raise_first(RunFailed(complaint))
 
     def check_health(self, values: dict[str, float]) -> None:
@@ -234,6 +235,7 @@ class Upkeep:
         return saved
 
     def write_state(self, more_names: tuple[str, ...], in_background: bool) -> bool:
+        self.wait_for_saves()  # what it has to say is in the log before its size is taken
         # On every process: broken pictures, sums and the bank's columns come together here.
         self.note_bad_pictures()
         game = self.game

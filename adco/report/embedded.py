@@ -11,14 +11,14 @@ from sklearn.manifold import TSNE
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from adco.data.datasets import hold_out, sample_of
+from adco.data.datasets import sample_of
 from adco.data.list_files import listed_splits
 from adco.data.loader import CheckViews, TrainingViews, check_loader
 from adco.data.pictures import Pictures
 from adco.data.views import normalised
 from adco.embed import network_of
 from adco.encoder import Trunk, build_trunk, read_trunk
-from adco.pretrain.game import training_recipes
+from adco.pretrain.game import scored_by, training_recipes
 from adco.probe.knn import knn_votes
 from adco.report.bank import nearest, unit
 from adco.report.runs import Run
@@ -49,8 +49,7 @@ def embed_run(run: Run, data: str = "") -> SimpleNamespace:
 
     # Which pictures: without val, a third of those of train stand in for it.
     splits, share = listed_splits(config, ALONE), 4 if config.image_size > LARGE else 1
-    if splits.val is None and config.val_split:
-        splits = hold_out(splits, config.val_split, config.seed)
+    splits, _ = scored_by(config, splits)  # what the run held out
     train, val = splits.labelled or splits.train, splits.val
     chosen = sample_of(train, 0, (TRAIN + VAL * (val is None)) // share)
     cut = len(chosen) if val else len(chosen) * 2 // 3

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
 
 from adco.pretrain.monitor import LOOKED_AT, lie, spread
 from adco.pretrain.options import PretrainConfig
@@ -18,6 +19,7 @@ from ops.errors import InputError
 from ops.options import differences
 
 QUERIES, NEIGHBOURS, HARDEST = 10, 8, 8
+MOST_CONFUSED = 100  # classes, of which a table can be read
 
 
 def report_one(run: Run, data: str = "") -> tuple[dict[str, Figure], dict[str, str]]:
@@ -54,13 +56,16 @@ def results(e: SimpleNamespace, run: Run) -> list[dict]:
         return []
     kinds = {"pre-trained": e.features, "random weights": e.random}
     kinds |= {"raw pixels": e.pixels} if run.options["image_size"] <= SMALL else {}
-    rows, counts = [], np.zeros((len(e.classes),) * 2, int)
+    rows, answered = [], []
     for name, features in kinds.items():
         knn, logistic, answers = scores_of(e, features)
         rows.append({"features": name, "kNN, %": knn, "logistic regression, %": logistic})
-        if not counts.any():
-            np.add.at(counts, (e.labels[e.cut :], answers), 1)
-    return [{"is": "result", "rows": rows, "confusion": counts.tolist(), "classes": e.classes}]
+        answered.append(answers)
+    section = {"is": "result", "rows": rows, "classes": e.classes}
+    if len(e.classes) <= MOST_CONFUSED:
+        counts = confusion_matrix(e.labels[e.cut :], answered[0], labels=range(len(e.classes)))
+        section["confusion"] = counts.tolist()
+    return [section]
 
 
 def neighbours(e: SimpleNamespace, sprite: Sprite) -> dict:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from adco.plan import view_plan
 from adco.pretrain.health import CollapseWatch
 from adco.pretrain.monitor import SCORES
+from adco.pretrain.options import PretrainConfig
 from ops.errors import InputError
 
 
@@ -53,7 +54,10 @@ class Run(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    return Run(folder, json.loads((folder / "config.json").read_text()), read_metrics(folder))
+    about = json.loads((folder / "config.json").read_text())
+    # An earlier version had fewer options.
+    about["config"] = {**vars(PretrainConfig()), **about["config"]}
+    return Run(folder, about, read_metrics(folder))
 
 
 def read_metrics(run: Path) -> dict[str, list[dict]]:
