@@ -11,7 +11,7 @@ from tests.support.pictures import class_folders
 SMALL = "--arch resnet10 --batch_size 2 --image_size 32 --cluster 64 --repeats 1"
 TINY = {
     "model": "",
-    "device": f"{SMALL} --minutes 0.02",
+    "device": f"{SMALL} --parts round steps views --minutes 0.1",
     "device on processes": f"{SMALL} --nproc 2",
 }
 
