@@ -56,6 +56,13 @@ class CollapseWatch:
         self.since: dict[str, int] = dict(state["since"]) if state else {}
         self.told: set[str] = set(state["told"]) if state else set()
 
+    @classmethod
+    def of(cls, config, num_keys: int, weight: float, patience: int, state: dict | None = None):
+        """That of a run with these options and M keys a step."""
+        choices = 2 * num_keys - 1 if config.negatives == "simclr" else num_keys
+        against = choices + config.mem_weight * config.cluster
+        return cls(choices, against, weight, patience, state)
+
     def state(self) -> dict:
         """Plain values, for a checkpoint."""
         return {"since": self.since, "told": sorted(self.told)}

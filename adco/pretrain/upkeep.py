@@ -50,10 +50,8 @@ class Upkeep:
         # What watches over the run. A run that goes on keeps what was seen before.
         weight = sum(term.weight for term in game.plan)
         patience = max(200, 2 * len(game.loader))
-        M, simclr = game.num_keys, self.config.negatives == "simclr"
-        choices = 2 * M - 1 if simclr else M
-        against = choices + config.mem_weight * config.cluster
-        self.watch = CollapseWatch(choices, against, weight, patience, start.kept.get("watch"))
+        seen = start.kept.get("watch")
+        self.watch = CollapseWatch.of(config, game.num_keys, weight, patience, seen)
         known = start.kept.get("bad_pictures", {})
         self.bad_pictures = BadPictures(config.bad_images_max, len(game.splits.train), known)
         self.streak = DropStreak(game.device)

@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from adco.plan import view_plan
@@ -29,9 +30,7 @@ class Run(NamedTuple):
         views = 1 + (sum(o["nmb_crops"]) if o["multi_crop"] else 1)
         weight = sum(t.weight for t in view_plan(bool(o["sym"]), bool(o["multi_crop"]), views))
         M = o.get("global_batch_size") or o["batch_size"]
-        choices = 2 * M - 1 if o["negatives"] == "simclr" else M
-        against = choices + o["mem_weight"] * o["cluster"]
-        return CollapseWatch(choices, against, weight, patience, state)
+        return CollapseWatch.of(SimpleNamespace(**o), M, weight, patience, state)
 
     def curve(self, kind: str, name: str) -> list[tuple[int, float]]:
         """(step, value) of the records of a kind; what is not finite is left out."""
