@@ -42,8 +42,8 @@ def embed_run(run: Run, data: str = "") -> SimpleNamespace:
     path, config = str(run.folder / checkpoint.LAST), SimpleNamespace(**run.options)
     config.data = data or config.data
     config.data = tuple(config.data) if isinstance(config.data, list) else config.data
-    trunk = read_trunk(path)
-    query, key = (network_of(read_trunk(path, side), "head").eval() for side in ("query", "key"))
+    trunk, other = (read_trunk(path, side) for side in ("query", "key"))
+    query, key = (network_of(weights, "head").eval() for weights in (trunk, other))
     torch.manual_seed(config.seed)
     random = Trunk(build_trunk(trunk.arch, trunk.stem, trunk.channels)).eval()
 

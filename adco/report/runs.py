@@ -73,18 +73,19 @@ def runs_below(folder: Path) -> list[Path]:
     """The pre-training runs in a folder and below that have logged a step, the newest last; where
     there is none, those that have not. Raises InputError where there are none of these either.
     """
-    runs, begun = [], []
+    stepped, others = [], []
     for path in folder.rglob("config.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             if "memory_lr" in json.loads(path.read_text())["config"]:
                 written = (path.parent / "metrics.jsonl").stat().st_mtime
                 kinds = read_metrics(path.parent).keys()
-                (begun if kinds & {"train", "startup"} else runs).append((written, path.parent))
-    if not runs and not begun:
+                found = stepped if kinds & {"train", "startup"} else others
+                found.append((written, path.parent))
+    if not stepped and not others:
         raise InputError(
             f"no pre-training run in {str(folder)!r}; expected its folder, or one above"
         )
-    return [run for _, run in sorted(begun or runs)]
+    return [run for _, run in sorted(stepped or others)]
 
 
 def newest_run(folder: Path) -> Path:
