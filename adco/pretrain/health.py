@@ -73,23 +73,18 @@ class CollapseWatch:
         """Warnings that are due at this step. The three values are those of the log; plays: whether
         there are adversaries.
         """
-        # Three signs: features in a cone, the loss of guessing, a softmax that is all keys.
+        # Features in a cone, the loss of guessing, a softmax that is all keys, one without them.
         advice = BY_ADVERSARIES if plays else BY_RATE
         at_chance = mass > 0.98 and abs(loss - self.chance) < 0.02 * self.chance
+        cone = f"collapse: the features hardly differ (spread {spread:.4f}). {advice}"
+        chance = f"collapse: the loss {loss:.3f} stays at chance, ln M. {advice}"
+        starved = STARVED.format(steps=self.patience, mass=mass)
+        win = WIN.format(loss=loss, guess=self.guess) + BY_ADVERSARIES
         signs = {
-            "cone": (
-                spread < 0.01,
-                f"collapse: the features hardly differ (spread {spread:.4f}). {advice}",
-            ),
-            "chance": (at_chance, f"collapse: the loss {loss:.3f} stays at chance, ln M. {advice}"),
-            "starved": (
-                plays and mass > 0.995 and not at_chance,
-                STARVED.format(steps=self.patience, mass=mass),
-            ),
-            "win": (
-                plays and loss > self.guess,
-                WIN.format(loss=loss, guess=self.guess) + BY_ADVERSARIES,
-            ),
+            "cone": (spread < 0.01, cone),
+            "chance": (at_chance, chance),
+            "starved": (plays and mass > 0.995 and not at_chance, starved),
+            "win": (plays and loss > self.guess, win),
         }
         return self.due(step, signs)
 
@@ -97,26 +92,16 @@ class CollapseWatch:
         """Warnings that are due after a look (monitor.Look)."""
         if not adversaries:
             return []
-        # What is not finite was not written.
-        embedding, adversaries = (
-            {name: value for name, value in record.items() if value is not None}
-            for record in (embedding, adversaries)
-        )
-        columns, pictures = (x.get("turned_a_step") for x in (adversaries, embedding))
-        same, same_keys = (adversaries.get(f"same_class{x}") for x in ("", "_keys"))
+        # What is not there, or was not finite, tells nothing.
+        found = {"turned_a_step": inf, "cosine": 0, "same_class": 0, "same_class_keys": 1}
+        found |= {name: value for name, value in adversaries.items() if value is not None}
+        columns, pictures = found["turned_a_step"], embedding.get("turned_a_step") or 0
+        same, same_keys = odds(found["same_class"]), odds(found["same_class_keys"])
+        still = STILL.format(columns=columns, pictures=pictures)
         signs = {
-            "still": (
-                None not in (columns, pictures) and columns < STANDS * pictures,
-                STILL.format(columns=columns or 0, pictures=pictures or 0),
-            ),
-            "one way": (
-                adversaries.get("cosine", 0) > 0.9,
-                ONE_WAY.format(**{"cosine": 0, **adversaries}) + BY_ADVERSARIES,
-            ),
-            "centres": (
-                None not in (same, same_keys) and odds(same) > CENTRE * odds(same_keys),
-                CENTRES.format(**{"same_class": 0, "same_class_keys": 0, **adversaries}),
-            ),
+            "still": (columns < STANDS * pictures, still),
+            "one way": (found["cosine"] > 0.9, ONE_WAY.format(**found) + BY_ADVERSARIES),
+            "centres": (same > CENTRE * same_keys, CENTRES.format(**found)),
         }
         return self.due(step, signs)
 

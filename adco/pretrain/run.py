@@ -1,6 +1,8 @@
 """A pre-training run, phase by phase: begin, fill the bank, epochs, scores, end."""
 
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain, count
 
 import torch
 
@@ -92,23 +94,40 @@ class Pretraining:
         num_steps = self.config.startup_steps(game.num_keys)
         set_rate(game.optimizer, self.config.lr)
         game.model.train()
-        self.journal.open_bar(num_steps, "start-up")
-        while progress.startup_step < num_steps:
-            # One pass over the pictures, or what is left of it.
-            number, first = divmod(progress.startup_step, len(game.loader))
-            left = min(len(game.loader) - first, num_steps - progress.startup_step)
-            clock = Stopwatch()
-            for views in self.upkeep.arriving(game.batches(-1 - number, first), left):
-                with self.upkeep.undivided():
-                    loss, dropped = game.start_up(views, progress.startup_step)
-                    self.upkeep.streak.count_(dropped)
-                    progress.startup_step += 1
-                self.journal.bar.update()
-                self.tell_forecast(clock, num_steps - progress.startup_step)
-                self.log_startup(loss, progress.startup_step, num_steps)
-        self.journal.bar.close()
+        # One pass over the pictures after the other.
+        number, first = divmod(progress.startup_step, len(game.loader))
+        passes = (game.batches(-1 - n, first * (n == number)) for n in count(number))
+        batches = chain.from_iterable(passes)
+        for views in self.steps("start-up", batches, progress.startup_step, num_steps):
+            with self.upkeep.undivided():
+                loss, dropped = game.start_up(views, progress.startup_step)
+                self.upkeep.streak.count_(dropped)
+                progress.startup_step += 1
+            self.log_startup(loss, progress.startup_step, num_steps)
         # theta_k <- theta_q: both players begin the epochs with one encoder.
         game.model.copy_query_to_key()
+
+    def steps(self, title: str, batches: Iterator, done: int, total: int) -> Iterator:
+        """The batches of the steps from `done` to `total`, with a bar. After the first steps of the
+        run: what a step costs, and when the run is going to end.
+        """
+        clock = Stopwatch()
+        self.journal.open_bar(total, title, done)
+        for views in self.upkeep.arriving(batches, total - done):
+            yield views
+            done += 1
+            self.journal.bar.update()
+            self.steps_timed += 1
+            # Waits for the device, twice in a run. The first step is slower: kernels are chosen.
+            if self.steps_timed in (1, 1 + TRIED):
+                self.upkeep.streak.longest.item()
+                seconds = clock.lap() / TRIED
+            if self.steps_timed == 1 + TRIED:
+                epochs = self.config.epochs - self.progress.epoch - self.progress.playing
+                left = total - done
+                later = epochs * len(self.game.loader)
+                self.journal.say(forecast(seconds, left, left + later))
+        self.journal.bar.close()
 
     def log_startup(self, loss: torch.Tensor, step: int, num_steps: int) -> None:
         if step % self.config.print_freq and step < num_steps:
@@ -127,13 +146,11 @@ class Pretraining:
         num_steps = len(game.loader)
         game.model.train()
         title = f"epoch {progress.epoch + 1}/{config.epochs}"
-        self.journal.open_bar(num_steps, title, progress.epoch_step)
-        clock = Stopwatch()
         # An interrupted epoch goes on with its sums.
         meter = EpochMeter(game.device, self.world, self.meter_state)
         upkeep.meter = meter
         batches = game.batches(progress.epoch, progress.epoch_step)
-        for views in upkeep.arriving(batches, num_steps - progress.epoch_step):
+        for views in self.steps(title, batches, progress.epoch_step, num_steps):
             i = progress.epoch_step
             # One step of both players.
             rate = config.rate(progress.epoch + i / num_steps, progress.after_warmup)
@@ -146,26 +163,9 @@ class Pretraining:
                 progress.step += 1
                 progress.epoch_step += 1
 
-            # Log. Nothing here waits for the device but log().
-            self.journal.bar.update()
-            self.tell_forecast(clock)
+            # Nothing here waits for the device but log().
             if i % config.print_freq == 0 or i + 1 == num_steps:
                 self.log(i, num_steps)
-        self.journal.bar.close()
-
-    def tell_forecast(self, clock: Stopwatch, startup_steps: int = 0) -> None:
-        """After the first steps, once: what a step costs, and when the run is going to end."""
-        self.steps_timed += 1
-        if self.steps_timed in (1, 1 + TRIED):
-            self.upkeep.streak.longest.item()  # waits for the device, twice in a run
-        # The first step is slower: kernels are chosen, files are opened.
-        if self.steps_timed == 1:
-            clock.lap()
-        if self.steps_timed == 1 + TRIED:
-            progress, epoch_steps = self.progress, len(self.game.loader)
-            left = epoch_steps - progress.epoch_step
-            steps = (self.config.epochs - progress.epoch - 1) * epoch_steps + left + startup_steps
-            self.journal.say(forecast(clock.lap() / TRIED, startup_steps or left, steps))
 
     def log(self, i: int, num_steps: int) -> None:
         """One line and one record of step i. Waits for the device."""
