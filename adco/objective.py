@@ -26,9 +26,8 @@ How the adversaries move
 
 Other negatives in the same sum (Denominator)
     Columns that do not move, and are overwritten by keys, are MoCo's queue; no columns leave the
-    keys of the batch. The columns' sum may be weighted: sum_j becomes c sum_j. Decoupled contrast
-    (arXiv:2110.06848) leaves the own key out of the sum. nt_xent is SimCLR's loss, which has no
-    second encoder: the gradient goes through both views.
+    keys of the batch. Decoupled contrast (arXiv:2110.06848) leaves the own key out of the sum.
+    nt_xent is SimCLR's loss, which has no second encoder: the gradient goes through both views.
 
 This file holds the definition, by autograd. Both players see the same q, k and W, from one forward
 pass: nobody moves first. What runs is fused.losses, which gives the same numbers faster.
@@ -53,13 +52,13 @@ class Pair(NamedTuple):
 class Denominator(NamedTuple):
     """What is summed below the fraction in L; by default all M keys and all K columns."""
 
-    column_weight: float = 1.0  # of the sum over the columns; 0: they do not count
+    columns: bool = True  # whether the K columns count
     batch_keys: bool = True  # whether the keys of the other pictures count
     decoupled: bool = False  # whether the own key is left out
 
     @property
     def log_column_weight(self) -> float:
-        return log(self.column_weight) if self.column_weight else -inf
+        return 0.0 if self.columns else -inf
 
     def of_keys(self, cosines: Tensor, target: Tensor) -> Tensor:
         """Those [N, M] of the keys that count, with the own ones at target [N, 1]."""

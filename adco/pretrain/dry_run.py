@@ -84,9 +84,12 @@ def findings(game: Game, progress: Progress, seconds: float) -> dict[str, str]:
     steps = (config.epochs - progress.epoch) * steps_per_epoch - progress.epoch_step
     whole = timedelta(seconds=round((startup + steps) * seconds))
     memory = peak_memory(game.device) / 1e9
+    others = f"{config.cluster}, {game.bank.W.shape[1]} on this process"
+    if config.negatives in ("batch", "simclr"):
+        others = "none, the other pictures of the batch"
     return {
         "steps per epoch": f"{steps_per_epoch} of {num_keys} pictures",
-        "adversaries": f"{config.cluster}, {game.bank.W.shape[1]} on this process",
+        "adversaries": others,
         "start-up": f"{startup} steps, {startup / steps_per_epoch:.2f} passes over the pictures",
         "step": f"{seconds:.3f} s, {num_keys / seconds:.0f} images/s",
         "whole run": f"{whole} for {startup + steps} steps, the kNN scores aside",

@@ -115,21 +115,18 @@ class Game:
                 decoupled=bool(config.decoupled), scaler=self.scaler,
             )  # fmt: skip
 
-        # How the columns move, how many of them become keys, and how much they count.
-        moves, refresh, weight = dict(memory_lr=0.0), 0, config.mem_weight
+        # How the columns move, how many of them become keys, and whether they count.
+        moves, refresh = dict(memory_lr=0.0), 0
         self.plays = kind == "learned" and done >= config.adversaries_from
         if self.plays:
             refresh, moves = config.refresh, dict(memory_lr=config.memory_lr)
             if config.memory_lr == "auto":
                 # An angle that falls with the encoder's learning rate.
                 moves = dict(angle=ANGLE * self.optimizer.param_groups[0]["lr"] / config.lr)
-        elif kind == "queue":
+        elif kind in ("learned", "queue"):  # adversaries will begin as a queue
             refresh = self.num_keys
-        elif kind == "learned":  # they will begin as a queue
-            refresh, weight = self.num_keys, 0.0
-        else:
-            weight = 0.0
-        denominator = Denominator(weight, bool(config.batch_keys), bool(config.decoupled))
+        count = self.plays or kind == "queue"
+        denominator = Denominator(count, bool(config.batch_keys), bool(config.decoupled))
         first = step * refresh % self.bank.num_negatives
         return train_step(
             self.wrapped, self.bank, self.optimizer, views, self.plan, scaler=self.scaler,

@@ -31,8 +31,8 @@ STILL = (
 ONE_WAY = "the adversaries have collapsed to one direction: mean cosine {cosine:.2f}. "
 CENTRES = (
     "the adversaries become class centres: {same_class:.0%} of what a picture's softmax gives them "
-    "goes to its own class, of other pictures it would be {same_class_keys:.0%}. Lower --mem_t or "
-    "--mem_weight, or replace columns (--refresh)"
+    "goes to its own class, of other pictures it would be {same_class_keys:.0%}. Lower --mem_t, or "
+    "replace columns (--refresh)"
 )
 
 
@@ -60,8 +60,7 @@ class CollapseWatch:
     def of(cls, config, num_keys: int, weight: float, patience: int, state: dict | None = None):
         """That of a run with these options and M keys a step."""
         choices = 2 * num_keys - 1 if config.negatives == "simclr" else num_keys
-        against = choices + config.mem_weight * config.cluster
-        return cls(choices, against, weight, patience, state)
+        return cls(choices, choices + config.cluster, weight, patience, state)
 
     def state(self) -> dict:
         """Plain values, for a checkpoint."""

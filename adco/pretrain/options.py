@@ -92,7 +92,6 @@ class PretrainConfig(RunOptions):
         3.0, "eta, learning rate of the adversaries; auto: a turn of .005 a step", AT_LEAST_0,
         type=number_or_auto, metavar="RATE",
     )  # fmt: skip
-    mem_weight: float = option(1.0, "weight of the adversaries' sum in both losses", POSITIVE)
     refresh: int = option(0, "R columns a step are overwritten by keys, in turn", AT_LEAST_0)
     adversaries_from: float = option(
         0.0, "share of the epochs without adversaries, in place of the start-up", BELOW_1
@@ -272,7 +271,7 @@ def check_crops(config):
 # What --recipe auto chooses where it is not given: None until the pictures are known (recipe.py).
 CHOSEN = (
     "image_size", "stem", "blur", "eval_crop", "sym", "lr", "moco_m", "negatives", "cluster",
-    "memory_lr", "mem_t", "refresh", "mem_weight", "adversaries_from",
+    "memory_lr", "mem_t", "refresh", "adversaries_from",
 )  # fmt: skip
 AUTO = dict.fromkeys(CHOSEN)
 PUBLISHED = {f.name: f.default for f in fields(PretrainConfig) if f.name in CHOSEN}

@@ -67,7 +67,6 @@ def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tu
         yield "memory_lr", "auto", "a turn that depends neither on K nor on mem_t"
         yield "mem_t", 0.03, "colder, columns stand still; warmer, they become class centres"
         yield "refresh", max(1, M // 32), "columns that turn into class centres are replaced"
-        yield "mem_weight", 0.1, "near columns are often of the query's own class"
         late = 0.25 if config.batch_keys and not config.init_steps else 0.0
         yield "adversaries_from", late, "in place of a start-up (--init_steps)"
 

@@ -90,7 +90,7 @@ def embedding_map(e: SimpleNamespace, sprite: Sprite) -> list[dict]:
 
 def adversaries(e: SimpleNamespace, sprite: Sprite, run: Run, drawn: dict) -> list[dict]:
     """Attention, twins, dead ones, classes; and what the hardest ones point at."""
-    tau, weight = run.options["mem_t"], run.options["mem_weight"]
+    tau, weight = run.options["mem_t"], 1.0
     total, foolers = bank.attention(e.queries, e.keys, e.W, tau, weight)
     ranked = list(enumerate(np.sort(total)[::-1] / total.mean(), 1))
     drawn["attention"] = panel("attention, in means", {"": ranked}, "adversary, by attention")
