@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.preprocessing import normalize
 
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.saving import Reports
@@ -54,7 +55,7 @@ def test_the_newest_run_is_a_pretraining_that_took_a_step(tmp_path):
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/config.json").write_text("{")
     assert newest_run(tmp_path) == good
-    assert runs_below(tmp_path / "failed") == [tmp_path / "failed"]
+    assert [run.folder for run in runs_below(tmp_path / "failed")] == [tmp_path / "failed"]
     with pytest.raises(InputError, match="no pre-training run"):
         newest_run(tmp_path / "probe")
 
@@ -157,7 +158,7 @@ def test_adversaries_that_stand_still_and_a_plateau_are_named():
 
 def test_the_functions_of_the_bank_are_those_of_plain_loops():
     rng = np.random.default_rng(0)
-    queries, keys, columns = (bank.unit(rng.normal(size=(n, 8))) for n in (600, 600, 30))
+    queries, keys, columns = (normalize(rng.normal(size=(n, 8))) for n in (600, 600, 30))
     total, foolers = bank.attention(queries, keys, columns, 0.2, 0.5)
     wanted, first = np.zeros(30), []
     for query, own in zip(queries, keys, strict=True):

@@ -4,27 +4,19 @@ Columns are unit rows [K, D]. Nothing here holds a matrix of K times K.
 """
 
 import numpy as np
-
-CHUNK = 512  # rows that meet all others at a time
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """The rows [n, d] at unit length; a row of zeros stays."""
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+from scipy.special import softmax
+from sklearn import config_context
+from sklearn.neighbors import NearestNeighbors
 
 
 def nearest(rows: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosines [n, k] and positions [n, k] of the others [m, D] nearest to each of the rows [n, D],
     the nearest first; of fewer than k others, all of them.
     """
-    found, k = [], min(k, len(others))
-    for start in range(0, len(rows), CHUNK):
-        cosine = rows[start : start + CHUNK] @ others.T
-        some = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        order = np.argsort(-np.take_along_axis(cosine, some, 1), axis=1)
-        found.append(np.take_along_axis(some, order, 1))
-    place = np.concatenate(found)
-    return np.einsum("nd,nkd->nk", rows, others[place]), place
+    neighbours = NearestNeighbors(n_neighbors=min(k, len(others)), metric="cosine").fit(others)
+    with config_context(working_memory=64):  # MB
+        distance, place = neighbours.kneighbors(rows)
+    return 1 - distance, place
 
 
 def attention(
@@ -35,16 +27,11 @@ def attention(
     Their sums over the queries [K]; and of each query [n] the column that is nearest, or -1 where
     its own key is nearer: the others are fooled.  weight: of a column in the softmax.
     """
-    total, foolers = np.zeros(len(columns)), []
-    for start in range(0, len(queries), CHUNK):
-        rows, own = queries[start : start + CHUNK], keys[start : start + CHUNK]
-        cosine, of_keys = rows @ columns.T, rows @ keys.T
-        peak = np.maximum(cosine.max(1), of_keys.max(1))[:, None]
-        p = weight * np.exp((cosine - peak) / tau)
-        total += (p / (p.sum(1) + np.exp((of_keys - peak) / tau).sum(1))[:, None]).sum(0)
-        nearer = cosine.max(1) > (rows * own).sum(1)
-        foolers.append(np.where(nearer, cosine.argmax(1), -1))
-    return total, np.concatenate(foolers)
+    cosine = queries @ columns.T
+    logits = np.hstack([cosine / tau + np.log(weight), queries @ keys.T / tau])
+    total = softmax(logits, axis=1)[:, : len(columns)].sum(axis=0)
+    nearer = cosine.max(axis=1) > (queries * keys).sum(axis=1)
+    return total, np.where(nearer, cosine.argmax(axis=1), -1)
 
 
 def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -8,9 +8,8 @@ import numpy as np
 from adco.pretrain.monitor import SCORES
 from adco.report.diagnosis import diagnose
 from adco.report.embedded import embed_run
-from adco.report.figures import LOGGED, panel, svg
 from adco.report.one import neighbours
-from adco.report.page import Sprite, write_page
+from adco.report.page import LOGGED, Sprite, panel, svg, write_page
 from adco.report.runs import Run, probe_scores
 from ops.errors import InputError
 
@@ -35,41 +34,36 @@ def grouped(runs: list[Run], probes: dict[Path, dict[str, float]]) -> list[dict]
         scores = {title: points[0][1] for title, points in last.items() if points}
         for title, value in (scores | probes[run.folder]).items():
             found[words, title].append(value)
-    how = {"mean": np.mean, "smallest": np.min, "largest": np.max}
-    return [
-        {
-            "options": words,
-            "score": title,
-            "runs": len(x),
-            **{n: float(f(x)) for n, f in how.items()},
-        }
-        for (words, title), x in found.items()
-    ]
+    rows = []
+    for (words, title), x in found.items():
+        rows.append({"options": words, "score": title, "runs": len(x)})
+        rows[-1] |= {"mean": np.mean(x), "smallest": min(x), "largest": max(x)}
+    return rows
 
 
 def compare(runs: list[Run], folder: Path) -> Path:
     """Write compare.html into the folder. Returns its path."""
     probes, sprite = {run.folder: probe_scores(folder, run) for run in runs}, Sprite()
-    rows, shown = [], []
+    rows, shown, curves = [], [], {key: {} for key in LOGGED}
     for number, run in enumerate(runs, 1):
         row = {"": number, "run": run.folder.name, "seed": run.options["seed"], **run.scores()}
         row |= {n: str(run.options.get(n)) for n in varying(runs)} | probes[run.folder]
         rows.append({**row, "diagnosis": ", ".join(f.name for f in diagnose(run))})
-    for number, run in enumerate(runs[:MOST_SHOWN], 1):
+        for key, found in curves.items():
+            found |= {f"{number}": points} if (points := run.curve(*key)) else {}
+        if number > MOST_SHOWN:
+            continue
         try:
             part = neighbours(embed_run(run), sprite)
         except InputError as error:
             part = {"note": f"Not shown: {error}"}
         shown.append({**part, "is": "", "title": f"{number}  {run.folder.name}"})
-    curves = {
-        title: {f"{i}": run.curve(*key) for i, run in enumerate(runs, 1) if run.curve(*key)}
-        for key, (title, _) in LOGGED.items()
-    }
+    figures = [svg(panel(LOGGED[key][0], found)) for key, found in curves.items() if found]
     sections = [
         {"is": "runs", "note": str(folder)},
         {"is": "scores", "rows": grouped(runs, probes), "sorts": True},
         {"is": "options", "rows": rows, "sorts": True},
-        {"is": "curves", "figures": [svg(panel(*of)) for of in curves.items() if of[1]]},
+        {"is": "curves", "figures": figures},
         {"is": "neighbours", "beside": shown},
     ]
     write_page(folder / "compare.html", f"{len(runs)} runs", sections, sprite)

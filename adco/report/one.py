@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
+from sklearn.preprocessing import normalize
 
 from adco.pretrain.monitor import LOOKED_AT, lie, spread
 from adco.pretrain.options import PretrainConfig
 from adco.report import bank
 from adco.report.diagnosis import diagnose
 from adco.report.embedded import KNN_K, SMALL, embed_run, maps, scores_of
-from adco.report.figures import curves, panel, svg
-from adco.report.page import Sprite, write_page
+from adco.report.page import Sprite, curves, panel, svg, write_page
 from adco.report.runs import Run
 from ops.errors import InputError
 from ops.options import differences
@@ -24,7 +24,7 @@ MOST_CONFUSED = 100  # classes, of which a table can be read
 
 def report_one(run: Run, data: str = "") -> tuple[dict[str, Figure], dict[str, str]]:
     """Write the page. Returns the figures on it, and rows of its result, by name."""
-    drawn, sprite, o, found = curves(run), Sprite(), run.options, []
+    drawn, sprite, o, result = curves(run), Sprite(), run.options, []
     sections = [
         {"is": "run", "cards": run.scores(), "note": str(run.folder)},
         {"is": "diagnosis", "findings": [f._asdict() for f in diagnose(run)]},
@@ -35,8 +35,12 @@ def report_one(run: Run, data: str = "") -> tuple[dict[str, Figure], dict[str, s
         sections.append({"is": "warnings", "rows": rows})
     try:
         e = embed_run(run, data)
-        sections += (found := results(e, run))
-        sections += [neighbours(e, sprite), *embedding_map(e, sprite)]
+        result = results(e, run)
+        sections += [*result, neighbours(e, sprite)]
+        if len(e.features) >= 10:
+            chosen, places = maps(e)
+            slots = sprite(e, chosen)
+            sections.append({"is": "map", "map": places, "slots": slots, "classes": e.classes})
         sections += adversaries(e, sprite, run, drawn) if e.W is not None else []
     except InputError as error:
         sections.append({"is": "pictures", "note": f"Not shown: {error}"})
@@ -44,27 +48,24 @@ def report_one(run: Run, data: str = "") -> tuple[dict[str, Figure], dict[str, s
     sections.append({"is": "how", "about": run.about, "changed": changed})
     title = f"{o['arch']} on {o['dataset']}, {o['negatives']} negatives, {o['epochs']} epochs"
     write_page(run.folder / "report.html", title, sections, sprite)
-    rows = found[0]["rows"] if found else []
+    rows = [row.values() for section in result for row in section["rows"]]
     name = f"kNN (k {KNN_K}) and logistic regression"
-    values = {of: f"{knn:.1f} %, {linear:.1f} %" for of, knn, linear in map(dict.values, rows)}
-    return drawn, {f"{name}, {of}": value for of, value in values.items()}
+    return drawn, {f"{name}, {of}": f"{knn:.1f} %, {linear:.1f} %" for of, knn, linear in rows}
 
 
 def results(e: SimpleNamespace, run: Run) -> list[dict]:
     """Scores against random weights and pixels, and which classes are confused."""
-    if e.labels is None:
+    if e.labels is None or len(np.unique(e.labels[: e.cut])) < 2:
         return []
     kinds = {"pre-trained": e.features, "random weights": e.random}
     kinds |= {"raw pixels": e.pixels} if run.options["image_size"] <= SMALL else {}
-    rows, answered = [], []
-    for name, features in kinds.items():
-        knn, logistic, answers = scores_of(e, features)
-        rows.append({"features": name, "kNN, %": knn, "logistic regression, %": logistic})
-        answered.append(answers)
+    scores = {name: scores_of(e, features) for name, features in kinds.items()}
+    names = ("features", "kNN, %", "logistic regression, %")
+    rows = [dict(zip(names, (of, *x[:2]), strict=True)) for of, x in scores.items()]
     section = {"is": "result", "rows": rows, "classes": e.classes}
     if len(e.classes) <= MOST_CONFUSED:
-        counts = confusion_matrix(e.labels[e.cut :], answered[0], labels=range(len(e.classes)))
-        section["confusion"] = counts.tolist()
+        answers, classes = scores["pre-trained"][2], range(len(e.classes))
+        section["confusion"] = confusion_matrix(e.labels[e.cut :], answers, labels=classes)
     return [section]
 
 
@@ -73,19 +74,11 @@ def neighbours(e: SimpleNamespace, sprite: Sprite) -> dict:
     first = range(len(e.features) - e.cut)
     if e.labels is not None:
         first = np.unique(e.labels[e.cut :], return_index=True)[1]
-    queries, rows = e.cut + np.array(first[:QUERIES]), bank.unit(e.features)
+    queries, rows = e.cut + np.array(first[:QUERIES]), normalize(e.features)
     _, found = bank.nearest(rows[queries], rows[: e.cut], NEIGHBOURS)
     pairs = zip(queries, found, strict=True)
     lines = [{"groups": [sprite(e, [query]), sprite(e, places)]} for query, places in pairs]
     return {"is": "neighbours", "thumbs": lines, "framed": e.labels is not None}
-
-
-def embedding_map(e: SimpleNamespace, sprite: Sprite) -> list[dict]:
-    if len(e.features) < 10:
-        return []
-    chosen, places = maps(e)
-    places = {name: np.round(xy, 3).tolist() for name, xy in places.items()}
-    return [{"is": "map", "map": places, "slots": sprite(e, chosen), "classes": e.classes}]
 
 
 def adversaries(e: SimpleNamespace, sprite: Sprite, run: Run, drawn: dict) -> list[dict]:
@@ -101,7 +94,7 @@ def adversaries(e: SimpleNamespace, sprite: Sprite, run: Run, drawn: dict) -> li
     if e.labels is not None:
         labels = e.labels[: e.cut]
         near = labels[bank.nearest(e.W, e.embeddings[: e.cut], 1)[1][:, 0]]
-        parts = [bank.shares(of, len(e.classes)).tolist() for of in (labels, near)]
+        parts = [bank.shares(of, len(e.classes)) for of in (labels, near)]
         section |= {"shares": parts, "classes": e.classes}
     hardest, lines = np.argsort(-total)[:HARDEST], []
     _, places = bank.nearest(e.W[hardest], e.embeddings[: e.cut], NEIGHBOURS)
