@@ -17,7 +17,6 @@ from io import BytesIO
 from itertools import chain
 from math import inf
 from pathlib import Path
-from statistics import median
 
 import cv2
 import numpy as np
@@ -77,7 +76,7 @@ def round_ways(config, world: World, device: torch.device) -> Ways:
     queries.requires_grad_()
     keys, whole = gather_rows(own, world), published.bank(K, device)
     bank, directions = NegativeBank(K, DIM).to(device), torch.randn(DIM, K, device=device)
-    cosines, for_bank = torch.empty(N, K, device=device), torch.empty(DIM, K, device=device)
+    cosines = torch.empty(N, K, device=device)
 
     def ours():
         queries.grad = None
@@ -88,8 +87,7 @@ def round_ways(config, world: World, device: torch.device) -> Ways:
 
     def least():
         torch.mm(own, directions, out=cosines)
-        torch.mm(cosines, directions.T)
-        torch.mm(own.T, cosines, out=for_bank)
+        return cosines @ directions.T, own.T @ cosines
 
     plain = partial(published.play, queries, keys, *whole, world)
     ways = {"ours": ours, "published": plain, "three products": least}
@@ -159,10 +157,10 @@ def step_ways(config, world: World, device: torch.device) -> Ways:
             print_row("step", f"ours, {name}", str(error).partition(";")[0], *[""] * 3)
     size = (config.batch_size, 3, config.image_size, config.image_size)
     batch = [torch.randn(size, device=device) for _ in range(2)]
-    ways["published"] = published.step(config.arch, config.cluster, batch, device)
+    same = config.arch, config.cluster, batch, device
+    ways["published"] = published.step(*same)
     if published.LIGHTLY:
-        mocos = published.lightlys_step(config.arch, config.cluster, batch, device)
-        ways["lightly's MoCo v2"] = mocos
+        ways["lightly's MoCo v2"] = published.lightlys_step(*same)
     yield f"step, {config.image_size} px", ways, config.batch_size
 
 
@@ -232,11 +230,12 @@ def run(config: DeviceBenchmark, world: World, device: torch.device) -> int:
         PARTS[part](config, world, device) for part in parts
     ):
         seconds, held = measure.interleaved(ways, config.repeats, device, end)
-        first = np.array(next(iter(seconds.values())))
+        first = next(iter(seconds.values()))
         for name, turns in seconds.items() if world.first else ():
-            took, rate = spread(1e3 * np.array(turns), ".1f"), f"{pictures / median(turns):.1f}"
-            ratio = spread(np.array(turns) / first, ".3g")
-            print_row(what, name, took, rate, ratio, f"{held[name] / 1e9:.2f}")
+            rate, ratio = f"{pictures / np.median(turns):.1f}", spread(turns / first, ".3g")
+            print_row(
+                what, name, spread(1e3 * turns, ".1f"), rate, ratio, f"{held[name] / 1e9:.2f}"
+            )
     return 0
 
 

@@ -71,9 +71,9 @@ def disturb(
         assert not end.faults, end
         what = f"{name}{' in a save' * in_save}: {end.code}"
         happened[what if end.code else "ended before the signal"] += 1
-        if end.code and kill % 6 == 5:
-            kind, last = list(DAMAGES)[kill // 6 % 3], run_folder(folder) / checkpoint.LAST
-            content = last.read_bytes()
+        last = run_folder(folder) / checkpoint.LAST
+        if end.code and kill % 6 == 5 and last.exists():  # the first save may be the one broken off
+            kind, content = list(DAMAGES)[kill // 6 % 3], last.read_bytes()
             last.write_bytes(DAMAGES[kind](content, rng.randrange(len(content))))
             happened[f"last checkpoint {kind} after it"] += 1
     finish(folder, words)

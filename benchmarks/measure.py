@@ -19,7 +19,7 @@ def wait_for(device: torch.device) -> None:
 
 def interleaved(
     ways: dict[str, Callable[[], object]], repeats: int, device: torch.device, end: float = inf
-) -> tuple[dict[str, list[float]], dict[str, int]]:
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Seconds of each call, all ways in turn `repeats` times, after one turn that does not count:
     a busy moment of the machine then meets all of them. And the most bytes that the last call held
     beside what was there before it. end: time.monotonic() at which one counted turn is enough.
@@ -36,7 +36,7 @@ def interleaved(
             wait_for(device)
             seconds[name].append(time.perf_counter() - start)
             held[name] = peak_bytes(device) - before
-    return {name: turns[1:] for name, turns in seconds.items()}, held
+    return {name: np.array(turns[1:]) for name, turns in seconds.items()}, held
 
 
 def spread(values, form: str) -> str:

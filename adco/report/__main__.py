@@ -4,9 +4,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from adco.report.compare import compare
 from adco.report.diagnosis import diagnose
-from adco.report.one import report_one
+from adco.report.pages import compare, report_one
 from adco.report.runs import Run, runs_below
 from ops.arguments import argument, option, parse
 from ops.checkpoint import LAST

@@ -1,15 +1,19 @@
-"""Some pictures of a run through its encoder, on the CPU: features, embeddings, scores, a map."""
+"""Some pictures of a run through its encoder, on the CPU: features, embeddings, scores, a map;
+and what the adversaries are among them. Nothing here holds a matrix of K times K.
+"""
 
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import softmax
+from sklearn import config_context
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from sklearn.metrics import accuracy_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
@@ -65,7 +69,7 @@ def embed_run(run: Run, data: str = "") -> SimpleNamespace:
     colours = 3 if views.shape[1] >= 3 else 1
     thumbs = of_all(lambda batch: resized(batch[:, :colours], THUMB).round().byte())
     e.thumbs = np.repeat(thumbs, 3 // colours, axis=1)
-    of_query, of_key = ([normalised(batch) for batch in of.split(64)] for of in pairs)
+    of_query, of_key = (map(normalised, of.split(64)) for of in pairs)
     e.queries, e.keys = (torch.cat(x).numpy() for x in (model(of_query), model.embed_keys(of_key)))
     return e
 
@@ -131,3 +135,36 @@ def maps(e: SimpleNamespace) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     places = {"t-SNE of the features": tsne.fit_transform(found), "PCA of the features": found}
     places["PCA of the embeddings"] = PCA(2).fit(embeddings).transform(both)
     return chosen, {name: xy[:, :2].round(3) for name, xy in places.items()}
+
+
+# ---- pure functions of arrays; the columns are unit rows [K, D]
+
+
+def nearest(rows: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines [n, k] and positions [n, k] of the others [m, D] nearest to each of the rows [n, D],
+    the nearest first; of fewer than k others, all of them.
+    """
+    neighbours = NearestNeighbors(n_neighbors=min(k, len(others)), metric="cosine").fit(others)
+    with config_context(working_memory=64):  # MB
+        distance, place = neighbours.kneighbors(rows)
+    return 1 - distance, place
+
+
+def attention(
+    queries: np.ndarray, keys: np.ndarray, columns: np.ndarray, tau: float, weight: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What columns [K, D] take of the softmax of queries [n, D] over keys [n, D] and columns.
+
+    Their sums over the queries [K]; and of each query [n] the column that is nearest, or -1 where
+    its own key is nearer: the others are fooled.  weight: of a column in the softmax.
+    """
+    cosine = queries @ columns.T
+    logits = np.hstack([cosine / tau + np.log(weight), queries @ keys.T / tau])
+    total = softmax(logits, axis=1)[:, : len(columns)].sum(axis=0)
+    nearer = cosine.max(axis=1) > (queries * keys).sum(axis=1)
+    return total, np.where(nearer, cosine.argmax(axis=1), -1)
+
+
+def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Share of each class among the labels [n]."""
+    return np.bincount(labels, minlength=num_classes) / max(1, len(labels))
