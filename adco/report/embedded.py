@@ -142,7 +142,7 @@ def maps(e: SimpleNamespace) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def nearest(rows: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosines [n, k] and positions [n, k] of the others [m, D] nearest to each of the rows [n, D],
-    the nearest first; of fewer than k others, all of them.
+    of any length, the nearest first; of fewer than k others, all of them.
     """
     neighbours = NearestNeighbors(n_neighbors=min(k, len(others)), metric="cosine").fit(others)
     with config_context(working_memory=64):  # MB

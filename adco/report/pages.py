@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
-from sklearn.preprocessing import normalize
 
 from adco.pretrain.monitor import LOOKED_AT, SCORES, lie, spread
 from adco.pretrain.options import PretrainConfig
@@ -79,8 +78,8 @@ def neighbours(e: SimpleNamespace, sprite: Sprite) -> dict:
     first = range(len(e.features) - e.cut)
     if e.labels is not None:
         first = np.unique(e.labels[e.cut :], return_index=True)[1]
-    queries, rows = e.cut + np.array(first[:QUERIES]), normalize(e.features)
-    _, found = nearest(rows[queries], rows[: e.cut], NEIGHBOURS)
+    queries = e.cut + np.array(first[:QUERIES])
+    _, found = nearest(e.features[queries], e.features[: e.cut], NEIGHBOURS)
     pairs = zip(queries, found, strict=True)
     lines = [{"groups": [sprite(e, [query]), sprite(e, places)]} for query, places in pairs]
     return {"is": "neighbours", "thumbs": lines, "framed": e.labels is not None}
