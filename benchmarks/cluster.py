@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.background import write_digits
+from benchmarks.background import wait_until, write_digits
 from benchmarks.measure import print_head, print_row
 from benchmarks.nodes import SAVE_SECONDS, Node, networks
 from ops.arguments import AT_LEAST_1, option, parse
@@ -57,15 +57,11 @@ class Run:
         """When, by the clock."""
         return max((path.stat().st_mtime for path in self.folder.rglob(LAST)), default=0)
 
-    def wait(self, done: Callable[[], bool], seconds: float) -> bool:
-        """Until it is done, or the time is up."""
-        end = time.monotonic() + seconds
-        while not (is_done := done()) and time.monotonic() < end:
-            time.sleep(0.05)
-        return is_done
-
     def living(self) -> list[Node]:
         return [node for node in self.nodes if node.process.poll() is None]
+
+    def has_ended(self) -> bool:
+        return not self.living()
 
 
 def gone(run: Run) -> None:
@@ -75,7 +71,7 @@ def gone(run: Run) -> None:
 
 def without_data(seconds: float, run: Run) -> None:
     run.last.data.rename(run.folder / "away")
-    if not run.wait(lambda: not run.living(), seconds):
+    if not wait_until(run.has_ended, seconds):
         (run.folder / "away").rename(run.last.data)
 
 
@@ -147,7 +143,7 @@ def outcome(name: str, size: int = 2) -> tuple[float, list[int], str, list[str]]
             for node in run.nodes:
                 node.start()
             tried = lambda: run.saved() or "NOT SAVED" in run.first.said.read_text()  # noqa: E731
-            run.wait(lambda: (run.steps() > 5 and tried()) or not run.living(), 120)
+            wait_until(lambda: run.has_ended() or (run.steps() > 5 and tried()), 120)
             return judge(run, fault)
         finally:
             subprocess.run(["umount", "--lazy", run.folder / "runs"], capture_output=True)
@@ -158,15 +154,15 @@ def judge(run: Run, fault: Fault) -> tuple[float, list[int], str, list[str]]:
     found, at, began, enough = [], time.time(), time.monotonic(), run.steps() + 5
     fault.act(run)
     if fault.goes_on:
-        run.wait(lambda: run.steps() >= enough or not run.living(), fault.seconds)
+        wait_until(lambda: run.has_ended() or run.steps() >= enough, fault.seconds)
         found += ["does not go on"] * (run.steps() < enough)
         began = time.monotonic()
         run.first.send(signal.SIGTERM)
-    run.wait(lambda: all(node.asleep for node in run.living()), fault.seconds)
+    wait_until(lambda: all(node.asleep for node in run.living()), fault.seconds)
     seconds = time.monotonic() - began
     for node in run.living():
         node.send(signal.SIGCONT)
-    if seconds > fault.seconds or not run.wait(lambda: not run.living(), SECONDS):
+    if seconds > fault.seconds or not wait_until(run.has_ended, SECONDS):
         found.append("some do not end")
     codes = [node.process.poll() for node in run.nodes]
     told = [node for node in run.nodes if node.process.poll() != -signal.SIGKILL]

@@ -18,16 +18,18 @@ from itertools import chain
 from math import inf
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from simplejpeg import encode_jpeg
 
+from adco.data import views
 from adco.data.datasets import from_folders
 from adco.data.decoder import decode
 from adco.data.loader import RENDERERS
 from adco.data.pictures import ArrayPictures
-from adco.data.views import Recipe, as_batch, draw_view, normalised, view_rng
 from adco.fused import losses
 from adco.negatives import NegativeBank
 from adco.objective import Pair
@@ -36,6 +38,7 @@ from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import Progress, pack
 from adco.pretrain.upkeep import CHECK_STEPS
 from benchmarks import measure, published
+from benchmarks.measure import print_row, spread
 from benchmarks.published import DECAY, DIM, MEM_T, MOCO_T, MOMENTUM, RATE
 from ops import checkpoint
 from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
@@ -60,7 +63,7 @@ def parity(config, world: World, device: torch.device) -> Ways:
         played = test_parity.play(World(), case, device=device)
         loss = (played["loss"] / torch.tensor(known["loss"]) - 1).abs().max()
         W = (played["bank"]["W"] - known["W"]).norm() / known["W"].norm()
-        measure.print_row(f"parity, {case}", f"loss apart by {loss:.1e}, W by {W:.1e}", *[""] * 4)
+        print_row(f"parity, {case}", f"loss apart by {loss:.1e}, W by {W:.1e}", *[""] * 4)
     tune(device, tf32=True)
     yield from ()
 
@@ -73,7 +76,7 @@ def round_ways(config, world: World, device: torch.device) -> Ways:
     queries.requires_grad_()
     keys, whole = gather_rows(own, world), published.bank(K, device)
     bank, directions = NegativeBank(K, DIM).to(device), torch.randn(DIM, K, device=device)
-    cosines, for_bank = torch.empty(N, K, device=device), torch.empty(DIM, K, device=device)
+    cosines = torch.empty(N, K, device=device)
 
     def ours():
         queries.grad = None
@@ -84,45 +87,40 @@ def round_ways(config, world: World, device: torch.device) -> Ways:
 
     def least():
         torch.mm(own, directions, out=cosines)
-        torch.mm(cosines, directions.T)
-        torch.mm(own.T, cosines, out=for_bank)
+        return cosines @ directions.T, own.T @ cosines
 
     plain = partial(published.play, queries, keys, *whole, world)
     ways = {"ours": ours, "published": plain, "three products": least}
     yield f"round: R {world.size}, N {N}, K {K}", ways, N
 
 
+def resized(picture: np.ndarray) -> np.ndarray:
+    return cv2.resize(picture, USUAL, interpolation=cv2.INTER_CUBIC)
+
+
 def made_up() -> ArrayPictures:
     """One picture [375, 500]: noise with as much in every octave, as photographs have."""
     rng = np.random.default_rng(0)
-    total = np.zeros((USUAL[1], USUAL[0], 3))
-    for octave in range(2, 9):
-        noise = Image.fromarray(rng.integers(0, 256, (2**octave,) * 2 + (3,), dtype=np.uint8))
-        total += np.asarray(noise.resize(USUAL, Image.Resampling.BICUBIC), dtype=float) - 127.5
-    return ArrayPictures(np.clip(127.5 + 0.6 * total, 0, 255).astype(np.uint8)[None])
-
-
-def jpegs_of(config) -> list[bytes]:
-    """N JPEG files of 500 x 375 pixels."""
-    pictures, found = from_folders(Path(config.data), False).train if config.data else made_up(), []
-    for i in range(config.batch_size):
-        picture = Image.fromarray(pictures.read(i % len(pictures)))
-        picture.resize(USUAL, Image.Resampling.BICUBIC).save(file := BytesIO(), "JPEG", quality=90)
-        found.append(file.getvalue())
-    return found
+    octaves = (rng.uniform(-127.5, 127.5, (2**i, 2**i, 3)) for i in range(2, 9))
+    total = 127.5 + 0.6 * sum(map(resized, octaves))
+    return ArrayPictures(total.clip(0, 255).astype(np.uint8)[None])
 
 
 def view_ways(config, world: World, device: torch.device) -> Ways:
-    """Two full-size views of each JPEG, to normalised tensors, on one core."""
-    recipe, threads, jpegs = Recipe(), torch.get_num_threads(), jpegs_of(config)
+    """Two full-size views of each of N JPEGs, to normalised tensors, on one core."""
+    pictures = from_folders(Path(config.data), False).train if config.data else made_up()
+    read = (resized(pictures.read(i % len(pictures))) for i in range(config.batch_size))
+    jpegs = [encode_jpeg(picture, 90, colorsubsampling="420") for picture in read]
+    recipe, threads = views.Recipe(), torch.get_num_threads()
     plain = published.recipe(recipe.size)
 
     def ours(renderer):
         for index, data in enumerate(jpegs):
             pixels = decode(BytesIO(data))
-            rngs = (view_rng(0, 0, index, view) for view in (0, 1))
-            draws = [draw_view(recipe, *pixels.shape[1::-1], rng) for rng in rngs]
-            normalised(as_batch([renderer.render(pixels, drawn, recipe.size) for drawn in draws]))
+            rngs = (views.view_rng(0, 0, index, view) for view in (0, 1))
+            draws = [views.draw_view(recipe, *pixels.shape[1::-1], rng) for rng in rngs]
+            rendered = [renderer.render(pixels, drawn, recipe.size) for drawn in draws]
+            views.normalised(views.as_batch(rendered))
 
     def others(transform):
         for data in jpegs:
@@ -137,13 +135,12 @@ def view_ways(config, world: World, device: torch.device) -> Ways:
     torch.set_num_threads(threads)
 
 
-def game_of(config, world: World, device, **more):
-    """A game, and the options it follows from."""
+def game_of(config, world: World, device, **more) -> Game:
     options = PretrainConfig(
         dataset="digits", arch=config.arch, image_size=config.image_size, workers=0,
         global_batch_size=config.batch_size * world.size, cluster=config.cluster, **more,
     )  # fmt: skip
-    return Game(options, world, device), options
+    return Game(options, world, device)
 
 
 def step_ways(config, world: World, device: torch.device) -> Ways:
@@ -154,23 +151,23 @@ def step_ways(config, world: World, device: torch.device) -> Ways:
     ways = {}
     for name, kind in kinds.items():
         try:
-            game, _ = game_of(config, world, device, **kind)
+            game = game_of(config, world, device, **kind)
             ways[f"ours, {name}"] = partial(game.play, next(game.batches(0)))
         except InputError as error:
-            measure.print_row("step", f"ours, {name}", str(error).partition(";")[0], *[""] * 3)
+            print_row("step", f"ours, {name}", str(error).partition(";")[0], *[""] * 3)
     size = (config.batch_size, 3, config.image_size, config.image_size)
     batch = [torch.randn(size, device=device) for _ in range(2)]
-    ways["published"] = published.step(config.arch, config.cluster, batch, device)
+    same = config.arch, config.cluster, batch, device
+    ways["published"] = published.step(*same)
     if published.LIGHTLY:
-        mocos = published.lightlys_step(config.arch, config.cluster, batch, device)
-        ways["lightly's MoCo v2"] = mocos
+        ways["lightly's MoCo v2"] = published.lightlys_step(*same)
     yield f"step, {config.image_size} px", ways, config.batch_size
 
 
 def safety_ways(config, world: World, device: torch.device) -> Ways:
     """A step, and what comes between two steps so that a run is never lost."""
-    game, options = game_of(config, world, device)
-    batch, flags = next(game.batches(0)), Flags(world)
+    game, flags = game_of(config, world, device), Flags(world)
+    batch = next(game.batches(0))
 
     def guard():
         buffers = BufferSnapshot(game.model)
@@ -182,7 +179,7 @@ def safety_ways(config, world: World, device: torch.device) -> Ways:
         check_ranks_agree(game.model.state_dict(), world)
 
     def save():
-        state = pack(game.players, Progress(), options, {})
+        state = pack(game.players, Progress(), game.config, {})
         if world.first:
             checkpoint.save(state, Path(folder) / checkpoint.LAST)
 
@@ -192,7 +189,7 @@ def safety_ways(config, world: World, device: torch.device) -> Ways:
             "guard, every step": guard,
             "flags, every step": lambda: flags.exchange(0, 0, 0, 0),
             f"check, every {CHECK_STEPS} steps": check,
-            f"save, every {options.save_minutes:.0f} minutes": save,
+            f"save, every {game.config.save_minutes:.0f} minutes": save,
         }
         yield "safety", ways, config.batch_size
 
@@ -235,9 +232,10 @@ def run(config: DeviceBenchmark, world: World, device: torch.device) -> int:
         seconds, held = measure.interleaved(ways, config.repeats, device, end)
         first = next(iter(seconds.values()))
         for name, turns in seconds.items() if world.first else ():
-            rate = f"{pictures / measure.spread(turns)[0]:.1f}"
-            times = measure.milliseconds(turns), rate, measure.ratio(turns, first)
-            measure.print_row(what, name, *times, f"{held[name] / 1e9:.2f}")
+            rate, ratio = f"{pictures / np.median(turns):.1f}", spread(turns / first, ".3g")
+            print_row(
+                what, name, spread(1e3 * turns, ".1f"), rate, ratio, f"{held[name] / 1e9:.2f}"
+            )
     return 0
 
 

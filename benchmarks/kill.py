@@ -1,49 +1,51 @@
 """Interrupt training runs at random moments, go on each time, and compare with runs in peace.
-Then send runs a signal at any moment, and look at how they end.
+Then send runs a signal at any moment of their life, and look at how they end.
 
 python3 -m benchmarks.kill                          # 100 interruptions over all modes, 24 signals
 python3 -m benchmarks.kill --kills 12 --signals 0   # a short one
+
+75: stopped and saved.  0: the run had ended before.  The signal's own: there was nothing to save.
+Never anything else, never a traceback, and no process stays behind. A loader process is deaf: the
+run goes on to its end.
 """
 
-import json
-import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import torch
 
 from adco.pack import PackConfig, pack
-from benchmarks.background import (
-    ERR,
-    faults_of,
-    finish,
-    run_folder,
-    start,
-    started_by,
-    write_digits,
-)
+from adco.report import read_metrics
+from benchmarks import background
+from benchmarks.background import PLACES, TARGETS, Ending, finish, interrupt, run_folder
 from benchmarks.measure import print_head, print_row
-from benchmarks.signals import print_signals
 from ops import checkpoint
 from ops.arguments import AT_LEAST_0, option, parse
-from ops.errors import EXIT_FAILED, EXIT_STOPPED, reported
+from ops.errors import reported
 
-MOMENTS = ("SIGKILL", "SIGKILL in a save", "SIGTERM", "SIGTERM in a save")
-DAMAGES = ("truncated", "zeroed", "one byte flipped")
-MANY = "--multi_crop 1 --size_crops 20 12 --nmb_crops 1 2"
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+DAMAGES = {
+    "truncated": lambda content, at: content[:at],
+    "zeroed": lambda content, at: bytes(len(content)),
+    "one byte flipped": lambda content, at: (
+        content[:at] + bytes([255 - content[at]]) + content[at + 1 :]
+    ),
+}  # of a checkpoint, at some byte
+MANY = (
+    "--multi_crop 1 --size_crops 20 12 --nmb_crops 1 2 --min_scale_crops .2 .1 "
+    "--max_scale_crops 1 .5"
+)
 MODES = {"single": "", "symmetric": "--sym 1", "multi-crop": MANY, "both": f"--sym 1 {MANY}"}
-NOT_THE_SAME = ("time", "warning")  # records with the time of day, or of what went wrong
+UNEQUAL = ("time", "warning")  # records with the time of day, or of what went wrong
 TIMES = ("images_per_second", "data_share", "seconds", "data_seconds")  # of one run only
+SHORT = "--init_steps 4 --epochs 1 --knn_freq 0 --save_minutes 0.0005"
 
 
 @dataclass(frozen=True)
@@ -55,69 +57,24 @@ class KillBenchmark:
     seed: int = option(0, "seed of the moments")
 
 
-def wait_for_moment(process, folder: Path, moment: str, rng, pause: float) -> bool:
-    """Wait until training goes on and the moment has come, at most `pause` seconds later or in the
-    next save. False where the run ended before.
-    """
-    before = log_size(folder)
-    while process.poll() is None and log_size(folder) == before:  # it starts
-        time.sleep(0.01)
-    run = run_folder(folder)
-    moment_from = time.monotonic() + rng.uniform(0, pause)
-    while process.poll() is None:
-        ready = time.monotonic() > moment_from
-        if ready and (not moment.endswith("save") or any(run.glob("*.partial"))):
-            return True
-        time.sleep(0.0005 if ready else 0.01)
-    return False
-
-
-def log_size(folder: Path) -> int:
-    """Bytes logged by all runs. A run that goes on may first take some back."""
-    return sum(path.stat().st_size for path in folder.rglob("metrics.jsonl"))
-
-
-def send(process: subprocess.Popen, number: signal.Signals, rng) -> tuple[int, ...]:
-    """The signal to the launched process, or (SIGKILL only) to any of the run's. Returns the exit
-    codes that may follow; that of a run that had just ended is 0.
-    """
-    if number != signal.SIGKILL:
-        process.send_signal(number)
-        return 0, EXIT_STOPPED
-    chosen = rng.choice([process.pid, *started_by(process)])
-    with suppress(ProcessLookupError):
-        os.kill(chosen, number)
-    return 0, -number if chosen == process.pid else EXIT_FAILED
-
-
-def damage(path: Path, kind: str, rng) -> None:
-    content = bytearray(path.read_bytes())
-    if kind == "truncated":
-        content = content[: rng.randrange(len(content))]
-    elif kind == "zeroed":
-        content = bytes(len(content))
-    else:
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    path.write_bytes(content)
-
-
 def disturb(
-    folder: Path, words: list[str], kills: range, rng: random.Random, pause: float = 0.7
+    folder: Path, words: list[str], kills: range, rng: random.Random, pause: float = 0.3
 ) -> Counter:
-    """Run with these interruptions, by number, then to the end; what happened, counted."""
+    """Run with these interruptions, by number, each at most `pause` seconds after its first step
+    or in the next save, then to the end; what happened, counted.
+    """
     happened = Counter()
     for kill in kills:
-        moment, codes = MOMENTS[kill % len(MOMENTS)], (0,)
-        process = start(folder, words)
-        if wait_for_moment(process, folder, moment, rng, pause):
-            codes = send(process, signal.Signals[moment.split()[0]], rng)
-        code = process.wait(timeout=300)
-        faults = faults_of(folder, code, codes)
-        assert not faults, (faults, code, codes, (folder / ERR).read_text())
-        happened[f"{moment}: {code}" if code else "ended before the signal"] += 1
-        if code and kill % 6 == 5:
-            kind = DAMAGES[kill // 6 % len(DAMAGES)]
-            damage(run_folder(folder) / checkpoint.LAST, kind, rng)
+        name, in_save = ("SIGKILL", "SIGTERM")[kill // 2 % 2], kill % 2 == 1
+        who = signal.Signals[name], "any" if name == "SIGKILL" else "parent", rng
+        end = interrupt(folder, words, *who, background.FIRST_STEP, rng.uniform(0, pause), in_save)
+        assert not end.faults, end
+        what = f"{name}{' in a save' * in_save}: {end.code}"
+        happened[what if end.code else "ended before the signal"] += 1
+        last = run_folder(folder) / checkpoint.LAST
+        if end.code and kill % 6 == 5 and last.exists():  # the first save may be the one broken off
+            kind, content = list(DAMAGES)[kill // 6 % 3], last.read_bytes()
+            last.write_bytes(DAMAGES[kind](content, rng.randrange(len(content))))
             happened[f"last checkpoint {kind} after it"] += 1
     finish(folder, words)
     return happened
@@ -130,13 +87,9 @@ def outcome(folder: Path) -> tuple[dict, list[dict]]:
     tensors = {**state["state_dict"], **state["Memory_Bank"]}
     for number, slot in state["optimizer"]["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in slot.items()}
-    records = map(json.loads, run.joinpath("metrics.jsonl").read_text().splitlines())
-    logged = [
-        {k: v for k, v in r.items() if k not in TIMES}
-        for r in records
-        if r["kind"] not in NOT_THE_SAME
-    ]
-    return tensors, logged
+    kinds = {kind: of for kind, of in read_metrics(run).items() if kind not in UNEQUAL}
+    records = chain.from_iterable(kinds.values())
+    return tensors, [{n: x for n, x in record.items() if n not in TIMES} for record in records]
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -150,17 +103,16 @@ def differences(one: Path, other: Path) -> list[str]:
     return found + [f"{a} against {b}" for a, b in pairs if a != b][:3]
 
 
-def cases(above: Path) -> list[tuple[str, list[str]]]:
+def cases(above: Path) -> dict[str, list[str]]:
     """Each mode on each number of processes; precision, parts of a batch and data in turn."""
-    folder = write_digits(above / "digits", 96)
+    folder, found = background.write_digits(above / "digits", 48), {}
     pack(PackConfig(str(folder), str(above / "shards")))
-    found = []
     for i, (mode, processes) in enumerate(product(MODES, (1, 2, 4))):
         amp, parts = ("none", "bf16")[i % 2], 1 + i // 2 % 2
         kind, data = ("folder", folder) if i // 4 % 2 else ("tar", above / "shards")
-        words = f"--dataset {kind} --data {data} --recipe published -b 48 --epochs 6 {MODES[mode]} "
+        words = f"--dataset {kind} --data {data} --recipe published -b 24 {MODES[mode]} "
         words += f"--init_steps 6 --amp {amp} --nproc {processes} --accum_steps {parts}"
-        found.append((f"{mode}, {processes}, {amp}, {parts}, {kind}", words.split()))
+        found[f"{mode}, {processes}, {amp}, {parts}, {kind}"] = words.split()
     return found
 
 
@@ -171,11 +123,12 @@ def print_kills(kills: int, rng: random.Random) -> bool:
     good = True
     with tempfile.TemporaryDirectory() as name:
         all_cases = cases(Path(name))
-        for i, (case, words) in enumerate(all_cases):
+        for i, (case, words) in enumerate(all_cases.items()):
             mine = range(kills * i // len(all_cases), kills * (i + 1) // len(all_cases))
             if not mine:
                 continue
-            peace, trouble = Path(name, f"peace{i}"), Path(name, f"trouble{i}")
+            words += ["--epochs", f"{1 + len(mine) // 2}"]  # so many interruptions fit in
+            peace, trouble = (Path(name, f"{which}{i}") for which in ("peace", "trouble"))
             peace.mkdir(), trouble.mkdir()
             finish(peace, words)
             happened = disturb(trouble, words, mine, rng)
@@ -184,6 +137,28 @@ def print_kills(kills: int, rng: random.Random) -> bool:
             print_row(case, counts, len(tensors), len(logged), "; ".join(found) or "nothing")
             good &= not found
             shutil.rmtree(peace), shutil.rmtree(trouble)
+    return good
+
+
+def signalled(name: str, target: str, processes: int, rng, place: str, pause: float) -> Ending:
+    """A short run, with a loader process for each of its processes, that gets one signal."""
+    words = f"{SHORT} --nproc {processes} --workers {processes}".split()
+    with tempfile.TemporaryDirectory() as folder:
+        return interrupt(Path(folder), words, signal.Signals[name], target, rng, place, pause)
+
+
+def print_signals(signals: int, rng: random.Random) -> bool:
+    """A row for each signal, all combinations in turn; whether all went as promised."""
+    print_head("signal", "target", "processes", "where it came", "exit code", "not as promised")
+    rows, good = list(product(SIGNALS, TARGETS, (1, 2))), True
+    for i in range(signals):
+        row = rows[i] if i < len(rows) else rng.choice(rows)
+        end = signalled(*row, rng, rng.choice(list(PLACES)), rng.uniform(0, 3))
+        where = end.place or "it had ended"
+        print_row(*row, where, end.code, ", ".join(end.faults) or "nothing")
+        if end.faults:
+            print(f"{row}, {where}:\n{end.said[-3000:]}", file=sys.stderr, flush=True)
+        good &= not end.faults
     return good
 
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
-from statistics import median
 
+import numpy as np
 import torch
 
 
@@ -19,7 +19,7 @@ def wait_for(device: torch.device) -> None:
 
 def interleaved(
     ways: dict[str, Callable[[], object]], repeats: int, device: torch.device, end: float = inf
-) -> tuple[dict[str, list[float]], dict[str, int]]:
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Seconds of each call, all ways in turn `repeats` times, after one turn that does not count:
     a busy moment of the machine then meets all of them. And the most bytes that the last call held
     beside what was there before it. end: time.monotonic() at which one counted turn is enough.
@@ -29,33 +29,20 @@ def interleaved(
         if turn > 1 and time.monotonic() > end:
             break
         for name, way in ways.items():
-            before = reset_peak(device)
+            before = peak_bytes(device, reset=True)
             wait_for(device)
             start = time.perf_counter()
             way()
             wait_for(device)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
             held[name] = peak_bytes(device) - before
-    return seconds, held
+    return {name: np.array(turns[1:]) for name, turns in seconds.items()}, held
 
 
-def milliseconds(seconds: list[float]) -> str:
+def spread(values, form: str) -> str:
     """Median, and in brackets the quartiles."""
-    return "{:.1f} ({:.1f} to {:.1f})".format(*spread([1e3 * value for value in seconds]))
-
-
-def ratio(one: list[float], other: list[float]) -> str:
-    """How many times as long one takes as the other, turn by turn: median and quartiles."""
-    return "{:.3g} ({:.3g} to {:.3g})".format(
-        *spread([a / b for a, b in zip(one, other, strict=True)])
-    )
-
-
-def spread(values: list[float]) -> tuple[float, float, float]:
-    """Median, lower and upper quartile."""
-    values = sorted(values)
-    return median(values), values[len(values) // 4], values[-1 - len(values) // 4]
+    low, middle, high = (format(x, form) for x in np.quantile(values, (0.25, 0.5, 0.75)))
+    return f"{middle} ({low} to {high})"
 
 
 def describe(device: torch.device) -> str:
@@ -73,21 +60,15 @@ def describe(device: torch.device) -> str:
     )
 
 
-def reset_peak(device: torch.device) -> int:
-    """Let peak_bytes count from what is held now; how much that is."""
+def peak_bytes(device: torch.device, reset: bool = False) -> int:
+    """Most memory that this process has held; reset: from now on, which is what it holds now."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux
-    return peak_bytes(device)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory that this process has held since reset_peak."""
-    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def print_row(*cells) -> None:

@@ -4,11 +4,10 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.background import ROOT
+from benchmarks.background import ROOT, python
 from ops.errors import InputError
 
 SAVE_SECONDS = 3  # between two saves
@@ -84,12 +83,8 @@ class Node:
     def start(self) -> None:
         named = f'hostname node{self.number} && exec "$@"'
         inside = ["ip", "netns", "exec", self.network, "unshare", "--uts", "sh", "-c", named, "-"]
-        words = [*inside, sys.executable, *self.words.split(), "--data", self.data]
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        with self.said.open("a") as said:
-            self.process = subprocess.Popen(
-                words, cwd=self.folder, env=environment, stdout=said, stderr=said
-            )
+        words, name = [*self.words.split(), "--data", self.data], self.said.name
+        self.process = python(words, self.folder, name, name, before=inside)
 
     def send(self, number: signal.Signals) -> None:
         self.asleep = number == signal.SIGSTOP

@@ -52,17 +52,11 @@ def recipe(size: int):
         sigma = np.random.default_rng().uniform(*full.blur_sigma)
         return picture.filter(ImageFilter.GaussianBlur(sigma))
 
-    return VT.Compose(
-        [
-            VT.RandomResizedCrop(size, scale=(full.min_scale, full.max_scale)),
-            VT.RandomApply([VT.ColorJitter(*full.jitter)], full.jitter_p),
-            VT.RandomGrayscale(full.gray_p),
-            VT.RandomApply([blur], full.blur_p),
-            VT.RandomHorizontalFlip(full.flip_p),
-            VT.ToTensor(),
-            VT.Normalize(MEAN, STD),
-        ]
-    )
+    crop = VT.RandomResizedCrop(size, scale=(full.min_scale, full.max_scale))
+    jitter = VT.RandomApply([VT.ColorJitter(*full.jitter)], full.jitter_p)
+    colours = [jitter, VT.RandomGrayscale(full.gray_p), VT.RandomApply([blur], full.blur_p)]
+    end = [VT.RandomHorizontalFlip(full.flip_p), VT.ToTensor(), VT.Normalize(MEAN, STD)]
+    return VT.Compose([crop, *colours, *end])
 
 
 def step(arch: str, K: int, views: list[Tensor], device) -> Callable[[], None]:
@@ -73,18 +67,16 @@ def step(arch: str, K: int, views: list[Tensor], device) -> Callable[[], None]:
 
 
 def step_of(encoder: nn.Module, views, device, backward: Callable) -> Callable[[], None]:
-    query_encoder = encoder.to(device)
+    encoder.to(device)
     key_encoder = copy.deepcopy(encoder).requires_grad_(False)
     optimizer = torch.optim.SGD(encoder.parameters(), LR, MOMENTUM, weight_decay=DECAY)
 
     def step():
-        query_view, key_view = views
-        queries = F.normalize(query_encoder(query_view), dim=1)
+        queries = F.normalize(encoder(views[0]), dim=1)
         with torch.no_grad():
-            pairs = zip(key_encoder.parameters(), query_encoder.parameters(), strict=True)
-            for key, query in pairs:
+            for key, query in zip(key_encoder.parameters(), encoder.parameters(), strict=True):
                 key.mul_(EMA).add_(query, alpha=1 - EMA)
-            keys = F.normalize(key_encoder(key_view), dim=1)
+            keys = F.normalize(key_encoder(views[1]), dim=1)
         optimizer.zero_grad()
         backward(queries, keys)
         optimizer.step()
@@ -104,7 +96,7 @@ def lightlys_step(arch: str, K: int, views: list[Tensor], device):
     from lightly.models.modules import MoCoProjectionHead
 
     trunk = build_trunk(arch)
-    width = trunk.fc.in_features
+    width = trunk.inplanes
     encoder = nn.Sequential(Trunk(trunk), MoCoProjectionHead(width, width, DIM))
     criterion = NTXentLoss(MOCO_T, memory_bank_size=(K, DIM)).to(device)
     return step_of(encoder, views, device, lambda q, k: criterion(q, k).backward())

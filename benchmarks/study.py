@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from adco.report import newest_run, read_metrics
+from benchmarks.background import ROOT
 from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
 from ops.errors import RunFailed, reported
 from ops.files import write_whole
 
-ROOT = Path(__file__).resolve().parent.parent
 # What all runs share, and what each kind of negatives has.
 SHARED = (
     "--dataset folder --recipe published --arch resnet10 --blur 0 --eval_crop 0 --moco_t .12 "
@@ -62,17 +63,10 @@ class StudyBenchmark:
 def train(config: StudyBenchmark, way: str, seed: int) -> list[float]:
     """kNN accuracy after each epoch, percent, that of the random weights first."""
     names = ("data", "image_size", "batch_size", "epochs", "lr")
-    same = [f"--{name}={getattr(config, name)}" for name in names]
-    words = [*same, f"--seed={seed}", *SHARED.split(), *WAYS[way].split()]
+    words = [f"--{name}={getattr(config, name)}" for name in names]
+    words += [f"--seed={seed}", "--report_epochs=0", *SHARED.split(), *WAYS[way].split()]
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            str(ROOT / "main_adco.py"),
-            *words,
-            "--save_path",
-            folder,
-            "--report_epochs=0",
-        ]
+        command = [sys.executable, ROOT / "main_adco.py", *words, "--save_path", folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RunFailed(f"{way}, seed {seed}: {done.stderr.strip() or done.returncode}")
@@ -83,20 +77,17 @@ def table(curves: dict[tuple[str, int], list[float]], config: StudyBenchmark) ->
     """Rows of mean and spread, and of the paired difference to the first way."""
     lines = ["| negatives | runs | kNN, mean | smallest to largest | minus the first, 95 % |"]
     lines.append("|---|---|---|---|---|")
-    final = {key: curve[-1] for key, curve in curves.items()}
+    first, final = config.ways[0], {key: curve[-1] for key, curve in curves.items()}
     for way in config.ways:
         found = {seed: final[way, seed] for seed in config.seeds if (way, seed) in final}
-        if not found:
-            continue
-        values = list(found.values())
-        spread = f"{np.mean(values):.1f} | {min(values):.1f} to {max(values):.1f}"
-        first = config.ways[0]
         apart = [x - final[first, s] for s, x in found.items() if (first, s) in final]
-        interval = ""
+        interval, values = "", list(found.values())
         if way != first and len(apart) > 1:
             half = stats.t.ppf(0.975, len(apart) - 1) * stats.sem(apart)
             interval = f"{np.mean(apart):+.1f} ± {half:.1f}"
-        lines.append(f"| {way} | {len(values)} | {spread} | {interval} |")
+        if values:
+            spread = f"{np.mean(values):.1f} | {min(values):.1f} to {max(values):.1f}"
+            lines.append(f"| {way} | {len(values)} | {spread} | {interval} |")
     return "\n".join(lines) + "\n"
 
 
@@ -105,12 +96,10 @@ def draw(curves: dict[tuple[str, int], list[float]], config: StudyBenchmark, pat
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     for way in config.ways:
-        runs = np.array([curve for (name, _), curve in curves.items() if name == way])
-        if len(runs):
-            epochs = np.arange(runs.shape[1])
-            (line,) = axis.plot(epochs, runs.mean(axis=0), label=way)
-            bounds = (runs.min(axis=0), runs.max(axis=0))
-            axis.fill_between(epochs, *bounds, alpha=0.15, color=line.get_color())
+        if runs := [curve for (name, _), curve in curves.items() if name == way]:
+            (line,) = axis.plot(np.mean(runs, axis=0), label=way)
+            bounds = np.min(runs, axis=0), np.max(runs, axis=0)
+            axis.fill_between(range(len(runs[0])), *bounds, alpha=0.15, color=line.get_color())
     axis.set(xlabel="epoch", ylabel="kNN accuracy, %")
     axis.grid(alpha=0.3)
     axis.legend()
@@ -120,27 +109,25 @@ def draw(curves: dict[tuple[str, int], list[float]], config: StudyBenchmark, pat
 def main(argv=None) -> int:
     with reported("benchmarks.study"):
         config = parse(StudyBenchmark, argv)
-        out = Path(config.out)
-        out.mkdir(parents=True, exist_ok=True)
+        file, curves = Path(config.out, "runs.jsonl"), {}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
         # Only runs that were made alike are continued.
         sizes = [config.image_size, config.batch_size, config.epochs, config.lr]
         sizes.append(Path(config.data).name)
         alike = {way: [*sizes, SHARED, WAYS[way]] for way in config.ways}
-        file, curves = out / "runs.jsonl", {}
-        for line in file.read_text().splitlines() if file.exists() else []:
-            record = json.loads(line)
+        for record in map(json.loads, file.read_text().splitlines()):
             if record["alike"] == alike.get(record["way"]):
                 curves[record["way"], record["seed"]] = record["curve"]
-        for seed in config.seeds:
-            for way in config.ways:
-                if (way, seed) not in curves:
-                    curves[way, seed] = train(config, way, seed)
-                    record = dict(alike=alike[way], way=way, seed=seed, curve=curves[way, seed])
-                    with file.open("a") as lines:
-                        lines.write(json.dumps(record) + "\n")
-                    print(f"seed {seed}, {way}: {curves[way, seed][-1]:.2f}", flush=True)
-                write_whole(out / "study.md", table(curves, config).encode())
-        draw(curves, config, out / "study.png")
+        for seed, way in product(config.seeds, config.ways):
+            if (way, seed) not in curves:
+                curve = curves[way, seed] = train(config, way, seed)
+                record = dict(alike=alike[way], way=way, seed=seed, curve=curve)
+                with file.open("a") as lines:
+                    lines.write(json.dumps(record) + "\n")
+                print(f"seed {seed}, {way}: {curve[-1]:.2f}", flush=True)
+            write_whole(file.with_name("study.md"), table(curves, config).encode())
+        draw(curves, config, file.with_name("study.png"))
         print(table(curves, config))
     return 0
 

@@ -79,7 +79,7 @@ def test_imports_run_down_the_house(path):
         ("adco.data.views", "from adco.probe.features import Features"),
         ("adco.probe.run", "def late():\n    from adco.pretrain import options"),
         ("adco.probe.linear", "from adco.model import AdCo"),
-        ("adco.pretrain.run", "from adco.report.one import report_one"),
+        ("adco.pretrain.run", "from adco.report.pages import report_one"),
         ("ops.launch", "import adco"),
         ("ops.launch", "import torch.distributed as dist"),
         ("adco.step", "from torch import distributed"),

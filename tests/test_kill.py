@@ -5,13 +5,11 @@ A short form of benchmarks/kill.py.
 """
 
 import random
-import signal
 
 import pytest
 
-from benchmarks.background import finish
-from benchmarks.kill import differences, disturb
-from benchmarks.signals import BEGINNING, EPOCH, answer
+from benchmarks.background import BEGINNING, EPOCH, finish
+from benchmarks.kill import differences, disturb, signalled
 from ops.errors import EXIT_STOPPED
 
 TINY = ["--epochs", "1", "--init_steps", "6", "--cluster", "64", "--batch_size", "200",
@@ -38,6 +36,6 @@ def test_a_killed_run_goes_on_to_the_end_of_the_undisturbed_one(tmp_path):
 def test_a_signal_ends_a_run_as_promised(name, target, processes, place):
     rng = random.Random(0)
     pause = rng.uniform(0, 3) if place == BEGINNING else 0
-    given = answer(signal.Signals[name], target, processes, place, pause, rng)
+    given = signalled(name, target, processes, rng, place, pause)
     assert not given.faults, (given.faults, given.said)
     assert given.place == BEGINNING or given.code == EXIT_STOPPED

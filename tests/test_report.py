@@ -8,13 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.preprocessing import normalize
 
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.saving import Reports
-from adco.report import bank, newest_run
+from adco.report import newest_run
 from adco.report.__main__ import main, table
-from adco.report.compare import grouped, varying
 from adco.report.diagnosis import diagnose
+from adco.report.embedded import attention, nearest, shares
+from adco.report.pages import grouped, varying
 from adco.report.runs import Run, probe_scores, read_run, runs_below
 from ops.errors import InputError
 from tests.support.scripts import pretrain, records, run_main
@@ -54,7 +56,7 @@ def test_the_newest_run_is_a_pretraining_that_took_a_step(tmp_path):
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/config.json").write_text("{")
     assert newest_run(tmp_path) == good
-    assert runs_below(tmp_path / "failed") == [tmp_path / "failed"]
+    assert [run.folder for run in runs_below(tmp_path / "failed")] == [tmp_path / "failed"]
     with pytest.raises(InputError, match="no pre-training run"):
         newest_run(tmp_path / "probe")
 
@@ -157,8 +159,8 @@ def test_adversaries_that_stand_still_and_a_plateau_are_named():
 
 def test_the_functions_of_the_bank_are_those_of_plain_loops():
     rng = np.random.default_rng(0)
-    queries, keys, columns = (bank.unit(rng.normal(size=(n, 8))) for n in (600, 600, 30))
-    total, foolers = bank.attention(queries, keys, columns, 0.2, 0.5)
+    queries, keys, columns = (normalize(rng.normal(size=(n, 8))) for n in (600, 600, 30))
+    total, foolers = attention(queries, keys, columns, 0.2, 0.5)
     wanted, first = np.zeros(30), []
     for query, own in zip(queries, keys, strict=True):
         of_columns = [0.5 * exp(query @ u / 0.2) for u in columns]
@@ -168,13 +170,13 @@ def test_the_functions_of_the_bank_are_those_of_plain_loops():
         first.append(int(np.argmax(cosines)) if max(cosines) > query @ own else -1)
     np.testing.assert_allclose(total, wanted, rtol=1e-6)
     assert foolers.tolist() == first and -1 in first and max(first) > 0
-    cosine, place = bank.nearest(queries, columns, 3)
+    cosine, place = nearest(queries, columns, 3)
     for row, found, values in zip(queries, place, cosine, strict=True):
         order = sorted(range(30), key=lambda j: -(row @ columns[j]))[:3]
         assert found.tolist() == order
         np.testing.assert_allclose(values, [row @ columns[j] for j in order], rtol=1e-6)
-    assert bank.nearest(queries[:2], columns[:1], 3)[1].shape == (2, 1)
-    assert bank.shares(np.array([0, 2, 2, 2]), 4).tolist() == [0.25, 0, 0.75, 0]
+    assert nearest(queries[:2], columns[:1], 3)[1].shape == (2, 1)
+    assert shares(np.array([0, 2, 2, 2]), 4).tolist() == [0.25, 0, 0.75, 0]
 
 
 # ---- the pages

@@ -20,7 +20,7 @@ from adco.data.datasets import load_splits
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import newest_with
 from adco.pretrain.saving import Checkpoints
-from benchmarks.kill import started_by
+from benchmarks.background import started_by
 from ops import checkpoint
 from ops.errors import EXIT_FAILED, EXIT_STOPPED
 from ops.journal import Journal

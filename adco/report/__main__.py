@@ -4,10 +4,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from adco.report.compare import compare
 from adco.report.diagnosis import diagnose
-from adco.report.one import report_one
-from adco.report.runs import Run, read_run, runs_below
+from adco.report.pages import compare, report_one
+from adco.report.runs import Run, runs_below
 from ops.arguments import argument, option, parse
 from ops.checkpoint import LAST
 from ops.errors import reported, steady_streams
@@ -36,7 +35,7 @@ def table(run: Run, result: dict[str, str]) -> str:
 def report_run(config: ReportConfig) -> None:
     """Write the page of one run and print its table, or compare several."""
     folders = [Path(name) for name in config.runs]
-    runs = [read_run(run) for folder in folders for run in runs_below(folder)]
+    runs = [run for folder in folders for run in runs_below(folder)]
     if len(runs) > 1:
         print(compare(runs, folders[0] if len(folders) == 1 else folders[0].resolve().parent))
         return

@@ -1,33 +1,36 @@
-"""Some pictures of a run through its encoder, on the CPU: features, embeddings, scores, a map."""
+"""Some pictures of a run through its encoder, on the CPU: features, embeddings, scores, a map;
+and what the adversaries are among them. Nothing here holds a matrix of K times K.
+"""
 
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import softmax
+from sklearn import config_context
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
+from sklearn.metrics import accuracy_score
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, normalize
 
 from adco.data.datasets import sample_of
 from adco.data.list_files import listed_splits
-from adco.data.loader import CheckViews, TrainingViews, check_loader
-from adco.data.pictures import Pictures
+from adco.data.loader import CheckViews, TrainingViews
 from adco.data.views import normalised
-from adco.embed import network_of
-from adco.encoder import Trunk, build_trunk, read_trunk
+from adco.encoder import Trunk, build_trunk
+from adco.model import AdCo
 from adco.pretrain.game import scored_by, training_recipes
-from adco.probe.knn import knn_votes
-from adco.report.bank import nearest, unit
 from adco.report.runs import Run
 from ops import checkpoint
 from ops.distributed import ALONE
 
 TRAIN, VAL, GAMES = 4000, 1000, 512  # pictures, at most; a quarter where views are large
 LARGE, SMALL = 128, 64  # pixels: from where on they are, up to where pixels are a rival
-ON_MAP, THUMB, PIXELS, KNN_K = 1500, 48, 32, 20
+ON_MAP, THUMB, PIXELS, KNN_K, KNN_T = 1500, 48, 32, 20, 0.07
 
 
 @torch.inference_mode()
@@ -36,78 +39,88 @@ def embed_run(run: Run, data: str = "") -> SimpleNamespace:
     on others, of val where there is one. Raises InputError.
 
     Arrays: features [n, d]; random [n, d] of random weights; pixels [n, p]; embeddings [n, D] of
-    unit length; thumbs uint8 [n, T, T, 3]; labels [n] or None; W [K, D] of unit length or None;
+    unit length; thumbs uint8 [n, 3, T, T]; labels [n] or None; W [K, D] of unit length or None;
     queries, keys [m, D] of two training views each of the first m.  data: where pictures lie now.
     """
-    path, config = str(run.folder / checkpoint.LAST), SimpleNamespace(**run.options)
+    config, path = SimpleNamespace(**run.options), run.folder / checkpoint.LAST
     config.data = data or config.data
     config.data = tuple(config.data) if isinstance(config.data, list) else config.data
-    trunk, other = (read_trunk(path, side) for side in ("query", "key"))
-    query, key = (network_of(weights, "head").eval() for weights in (trunk, other))
+    state, same = checkpoint.load(path), dict(stem=config.stem, channels=config.channels)
+    model = AdCo(
+        config.arch, config.moco_dim, mlp=config.mlp, mlp_width=config.mlp_width,
+        mlp_bn=bool(config.mlp_bn), **same,
+    ).eval()  # fmt: skip
+    weights = checkpoint.without_module(state.get("state_dict", {}))
+    checkpoint.load_strictly(model, weights, str(path))
     torch.manual_seed(config.seed)
-    random = Trunk(build_trunk(trunk.arch, trunk.stem, trunk.channels)).eval()
+    random, trunk = Trunk(build_trunk(config.arch, **same)).eval(), Trunk(model.encoder_q)
 
-    # Which pictures: without val, a third of those of train stand in for it.
-    splits, share = listed_splits(config, ALONE), 4 if config.image_size > LARGE else 1
-    splits, _ = scored_by(config, splits)  # what the run held out
-    train, val = splits.labelled or splits.train, splits.val
-    chosen = sample_of(train, 0, (TRAIN + VAL * (val is None)) // share)
-    cut = len(chosen) if val else len(chosen) * 2 // 3
-    parts = [(train, chosen[:cut]), (val or train, chosen[cut:])]
-    if val:
-        parts[1] = (val, sample_of(val, 0, VAL // share))
-    found = [passed(*part, config, query, random) for part in parts]
-    e = SimpleNamespace(**{name: np.concatenate([f[name] for f in found]) for name in found[0]})
-    e.cut, e.classes, e.labels = len(found[0]["places"]), [], None
-    if splits.labelled or (val is None and train.labels is not None):
-        of = zip(parts, found, strict=True)
-        e.labels = np.concatenate([part[0].labels[f["places"]] for part, f in of])
-        e.classes = list(train.classes)
-    W = checkpoint.load(path)["Memory_Bank"]["W"] if config.negatives == "learned" else None
-    e.W = None if W is None else unit(W.T.float().numpy())
+    e, views, pairs = seen(config)
+    if config.negatives == "learned":
+        e.W = normalize(state["Memory_Bank"]["W"].T.float().numpy())
 
-    # Two training views each, query against key, as in a step.
-    recipe = training_recipes(config)[0]
-    views = TrainingViews(train, [recipe, recipe], config.seed, skip_broken=True)
-    pairs = [(0, int(place)) for place in e.places[: min(e.cut, GAMES // share)]]
-    batches = [views.__getitems__(pairs[i : i + 64])[0] for i in range(0, len(pairs), 64)]
-    e.queries, e.keys = (
-        torch.cat([F.normalize(f(normalised(views))) for views in of]).numpy()
-        for f, of in zip((query, key), zip(*batches, strict=True), strict=True)
-    )
+    def of_all(network) -> np.ndarray:
+        return torch.cat([network(batch) for batch in views.split(64)]).numpy()
+
+    e.features = of_all(lambda batch: trunk(normalised(batch)).float())
+    e.random = of_all(lambda batch: random(normalised(batch)).float())
+    e.embeddings = F.normalize(model.encoder_q.fc(torch.from_numpy(e.features))).numpy()
+    e.pixels = of_all(lambda batch: resized(batch, min(PIXELS, config.image_size)).flatten(1))
+    colours = 3 if views.shape[1] >= 3 else 1
+    thumbs = of_all(lambda batch: resized(batch[:, :colours], THUMB).round().byte())
+    e.thumbs = np.repeat(thumbs, 3 // colours, axis=1)
+    of_query, of_key = (map(normalised, of.split(64)) for of in pairs)
+    e.queries, e.keys = (torch.cat(x).numpy() for x in (model(of_query), model.embed_keys(of_key)))
     return e
 
 
-def passed(pictures: Pictures, places: list[int], config, query, random) -> dict:
-    """Arrays of those at these places that can be read, as in embed_run; places: theirs."""
-    side, whole = config.image_size, not config.eval_crop
-    views = CheckViews(pictures.part(np.array(places)), side, skip_broken=True, whole=whole)
-    views.labels, rows = np.array(places), []
-    for batch, found in check_loader(views, 64, 0, ALONE):
-        x, colours = normalised(batch), batch[:, :3] if batch.shape[1] >= 3 else batch[:, :1]
-        features = query[0](x).float()
-        thumbs = F.interpolate(colours.float(), size=min(side, THUMB), mode="area").round().byte()
-        small = F.interpolate(batch.float(), size=min(side, PIXELS), mode="area").flatten(1)
-        values = dict(
-            places=found, features=features, embeddings=F.normalize(query[1](features)),
-            random=random(x).float(), pixels=small,
-            thumbs=thumbs.expand(-1, 3, -1, -1).permute(0, 2, 3, 1),
-        )  # fmt: skip
-        rows.append({name: value.numpy() for name, value in values.items()})
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+def seen(config) -> tuple[SimpleNamespace, torch.Tensor, list[torch.Tensor]]:
+    """Some pictures that can be read: cut, classes and labels as in embed_run; their test views
+    [n, C, S, S]; and two training views each [m, C, S, S] of the first.
+    """
+    share = 4 if config.image_size > LARGE else 1
+    splits, _ = scored_by(config, listed_splits(config, ALONE))  # what the run held out
+    train, val = splits.labelled or splits.train, splits.val
+    # Without val, a third of those of train stand in for it.
+    chosen = sample_of(train, 0, (TRAIN + VAL * (val is None)) // share)
+    cut = len(chosen) if val else len(chosen) * 2 // 3
+    others = sample_of(val, 0, VAL // share) if val else chosen[cut:]
+    views, places, labels = [], [], []
+    for pictures, some in ((train, chosen[:cut]), (val or train, others)):
+        part, size = pictures.part(np.array(some)), config.image_size
+        check = CheckViews(part, size, skip_broken=True, whole=not config.eval_crop)
+        check.labels = np.array(some)
+        of_part, found = check.__getitems__(range(len(some)))
+        views.append(of_part), places.append(found.tolist())
+        labels.append([] if pictures.labels is None else pictures.labels[found.numpy()])
+    e = SimpleNamespace(cut=len(places[0]), classes=[], labels=None, W=None)
+    if splits.labelled or (val is None and train.labels is not None):
+        e.labels, e.classes = np.concatenate(labels), list(train.classes)
+
+    # Query against key, as in a step.
+    pairs = TrainingViews(train, training_recipes(config)[:1] * 2, config.seed, skip_broken=True)
+    first = [(0, place) for place in places[0][: GAMES // share]]
+    return e, torch.cat(views), pairs.__getitems__(first)[0]
+
+
+def resized(batch: torch.Tensor, side: int) -> torch.Tensor:
+    """Views [n, C, S, S] of so many pixels a side, float32."""
+    return F.interpolate(batch.float(), size=side, mode="area")
 
 
 def scores_of(e: SimpleNamespace, rows: np.ndarray) -> tuple[float, float, np.ndarray]:
     """Percent of the pictures from `cut` on that kNN and logistic regression on the others get
     right; kNN's answers.
     """
-    labels, wanted, both = e.labels[: e.cut], e.labels[e.cut :], unit(rows)
-    cosine, place = nearest(both[e.cut :], both[: e.cut], KNN_K)
-    votes = knn_votes(torch.tensor(cosine), torch.tensor(labels[place]), len(e.classes), 0.07)
-    answers = votes.argmax(1).numpy()
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
-    right = model.fit(rows[: e.cut], labels).predict(rows[e.cut :]) == wanted
-    return 100 * float((answers == wanted).mean()), 100 * float(right.mean()), answers
+    near = dict(metric="cosine", weights=lambda distance: np.exp(-distance / KNN_T))
+    knn = KNeighborsClassifier(min(KNN_K, e.cut), **near)
+    logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
+    answers = [
+        model.fit(rows[: e.cut], e.labels[: e.cut]).predict(rows[e.cut :])
+        for model in (knn, logistic)
+    ]
+    right = [100 * float(accuracy_score(e.labels[e.cut :], answer)) for answer in answers]
+    return *right, answers[0]
 
 
 def maps(e: SimpleNamespace) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -115,10 +128,43 @@ def maps(e: SimpleNamespace) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     embeddings, those of up to 300 adversaries come after them.
     """
     chosen = np.sort(np.random.default_rng(0).permutation(len(e.features))[:ON_MAP])
-    found = PCA(min(50, *e.features[chosen].shape)).fit_transform(unit(e.features[chosen]))
+    found = PCA(min(50, *e.features[chosen].shape)).fit_transform(normalize(e.features[chosen]))
     tsne = TSNE(perplexity=min(30, (len(chosen) - 1) / 3), init="pca", random_state=0)
     embeddings = e.embeddings[chosen]
     both = embeddings if e.W is None else np.concatenate([embeddings, e.W[:300]])
     places = {"t-SNE of the features": tsne.fit_transform(found), "PCA of the features": found}
     places["PCA of the embeddings"] = PCA(2).fit(embeddings).transform(both)
-    return chosen, {name: xy[:, :2] for name, xy in places.items()}
+    return chosen, {name: xy[:, :2].round(3) for name, xy in places.items()}
+
+
+# ---- pure functions of arrays; the columns are unit rows [K, D]
+
+
+def nearest(rows: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines [n, k] and positions [n, k] of the others [m, D] nearest to each of the rows [n, D],
+    of any length, the nearest first; of fewer than k others, all of them.
+    """
+    neighbours = NearestNeighbors(n_neighbors=min(k, len(others)), metric="cosine").fit(others)
+    with config_context(working_memory=64):  # MB
+        distance, place = neighbours.kneighbors(rows)
+    return 1 - distance, place
+
+
+def attention(
+    queries: np.ndarray, keys: np.ndarray, columns: np.ndarray, tau: float, weight: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What columns [K, D] take of the softmax of queries [n, D] over keys [n, D] and columns.
+
+    Their sums over the queries [K]; and of each query [n] the column that is nearest, or -1 where
+    its own key is nearer: the others are fooled.  weight: of a column in the softmax.
+    """
+    cosine = queries @ columns.T
+    logits = np.hstack([cosine / tau + np.log(weight), queries @ keys.T / tau])
+    total = softmax(logits, axis=1)[:, : len(columns)].sum(axis=0)
+    nearer = cosine.max(axis=1) > (queries * keys).sum(axis=1)
+    return total, np.where(nearer, cosine.argmax(axis=1), -1)
+
+
+def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Share of each class among the labels [n]."""
+    return np.bincount(labels, minlength=num_classes) / max(1, len(labels))

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from adco.pretrain.health import CollapseWatch
 from adco.pretrain.monitor import SCORES
 from adco.pretrain.options import PretrainConfig
 from ops.errors import InputError
+
+LOG = "metrics.jsonl"
 
 
 class Run(NamedTuple):
@@ -62,35 +65,34 @@ def read_run(folder: Path) -> Run:
 def read_metrics(run: Path) -> dict[str, list[dict]]:
     """Records of a run by their kind: startup, train, epoch, knn, rank, warning, ..."""
     records: dict[str, list[dict]] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
+    for line in (run / LOG).read_text().splitlines():
         with suppress(ValueError):  # half a line, of a run that goes on
             record = json.loads(line)
             records.setdefault(record["kind"], []).append(record)
     return records
 
 
-def runs_below(folder: Path) -> list[Path]:
+def runs_below(folder: Path) -> list[Run]:
     """The pre-training runs in a folder and below that have logged a step, the newest last; where
     there is none, those that have not. Raises InputError where there are none of these either.
     """
-    stepped, others = [], []
+    found = []
     for path in folder.rglob("config.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             if "memory_lr" in json.loads(path.read_text())["config"]:
-                written = (path.parent / "metrics.jsonl").stat().st_mtime
-                kinds = read_metrics(path.parent).keys()
-                found = stepped if kinds & {"train", "startup"} else others
-                found.append((written, path.parent))
-    if not stepped and not others:
+                written, run = path.with_name(LOG).stat().st_mtime, read_run(path.parent)
+                found.append((bool(run.records.keys() & {"train", "startup"}), written, run))
+    if not found:
         raise InputError(
             f"no pre-training run in {str(folder)!r}; expected its folder, or one above"
         )
-    return [run for _, run in sorted(stepped or others)]
+    found.sort(key=itemgetter(0, 1))
+    return [run for has_stepped, _, run in found if has_stepped == found[-1][0]]
 
 
 def newest_run(folder: Path) -> Path:
     """The pre-training run below a folder that was written last."""
-    return runs_below(folder)[-1]
+    return runs_below(folder)[-1].folder
 
 
 def probe_scores(folder: Path, run: Run) -> dict[str, float]:

@@ -1,12 +1,22 @@
-"""Curves as matplotlib figures: for the page, as SVG in the page's own colours, and for files."""
+"""A page: what its script is to show, as JSON in the template page.html; curves, as SVG in the
+page's own colours or for files; and thumbnails.
+"""
 
+import base64
 import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from simplejpeg import encode_jpeg
+from torchvision.utils import make_grid
 
 from adco.report.runs import Run
+from ops.files import finite_or_none, write_whole
 
 INK = "#010203"  # the colour of text and axes: on the page it becomes currentColor
 INKED = ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")
@@ -17,6 +27,7 @@ STYLE = {
     "axes.formatter.useoffset": False, "legend.fontsize": 7, "axes.facecolor": "none",
     "figure.facecolor": "none", **{f"{name}color": INK for name in INKED},
 }  # fmt: skip
+COLUMNS = 50  # thumbnails in a row of the sprite
 MOST_POINTS = 400  # of a curve; a longer one is drawn as means of neighbours
 NO_VALUES = {"epoch", "step", "kind"}
 NO_DATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -73,10 +84,41 @@ def curves(run: Run) -> dict[str, Figure]:
     return found
 
 
+@matplotlib.rc_context(STYLE)
 def svg(figure: Figure) -> str:
     """For the page: no metadata, ink in the page's own colour."""
     file = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(file, format="svg", metadata=NO_DATA)
+    figure.savefig(file, format="svg", metadata=NO_DATA)
     text = file.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+class Sprite:
+    """Thumbnails side by side in one picture, in the order in which they are asked for."""
+
+    def __init__(self):
+        self.thumbs, self.labels = [], []
+
+    def __call__(self, e: SimpleNamespace, indices) -> list[int]:
+        """The slots of the pictures at these indices of what embed_run gave."""
+        self.thumbs += [e.thumbs[i] for i in indices]
+        self.labels += [None if e.labels is None else int(e.labels[i]) for i in indices]
+        return list(range(len(self.thumbs)))[len(self.thumbs) - len(indices) :]
+
+    def data(self) -> dict:
+        """The picture as a data URI, its columns, the side of a thumbnail, and their labels."""
+        columns, thumbs = min(COLUMNS, len(self.thumbs)), torch.from_numpy(np.stack(self.thumbs))
+        sheet = make_grid(thumbs, columns, padding=0).permute(1, 2, 0)
+        jpeg = base64.b64encode(encode_jpeg(sheet.contiguous().numpy(), 80)).decode()
+        shape = {"columns": columns, "side": thumbs.shape[-1], "labels": self.labels}
+        return {"image": f"data:image/jpeg;base64,{jpeg}", **shape}
+
+
+def write_page(path: Path, title: str, sections: list[dict], sprite: Sprite) -> None:
+    """One file that needs nothing else. sections: as the script in page.html reads them."""
+    sprite = sprite.data() if sprite.thumbs else None
+    shown = finite_or_none({"title": title, "sections": sections, "sprite": sprite})
+    content = json.dumps(shown, separators=(",", ":"), default=np.ndarray.tolist)
+    content = content.replace("<", "\\u003c")
+    text = (Path(__file__).parent / "page.html").read_text("utf-8")
+    write_whole(path, text.replace("{{data}}", content, 1).encode())
