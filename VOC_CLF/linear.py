@@ -69,8 +69,8 @@ def train_linear_(config: VocConfig, model, voc: dict, device, journal: Journal)
         if mean_ap > best:
             best, best_state = mean_ap, copy.deepcopy(model.state_dict())
             state = {"epoch": epoch + 1, "state_dict": best_state, "best_map": best}
-            content = checkpoint.content_of(state)
-            journal.files.write({journal.folder / "model_best.pth.tar": content})
+            path = journal.folder / "model_best.pth.tar"
+            journal.files.write({path: checkpoint.content_of(state)})
     model.load_state_dict(best_state)
     journal.say(f"best on val: mAP {best:.2f}")
 
