@@ -47,16 +47,12 @@ def check_data(names: list[str]) -> None:
         }
         for file in files.get(kind, []):
             if not (root / file).exists():
-                raise InputError(
-                    f"{name} needs {root / file}; VOC2007/, VOC2012/ and coco/ lie directly in "
-                    "$DETECTRON2_DATASETS (default: ./datasets)"
-                )
+                expected = "VOC2007/, VOC2012/ and coco/ lie directly in $DETECTRON2_DATASETS"
+                raise InputError(f"{name} needs {root / file}; {expected} (default: ./datasets)")
 
 
 def check_device(device: str, num_gpus: int) -> None:
     found = torch.cuda.device_count()
     if found < (max(1, num_gpus) if device.startswith("cuda") or num_gpus > 1 else 0):
-        raise InputError(
-            f"--num-gpus {num_gpus}: torch finds {found} GPU(s); on a CPU: --num-gpus 0 "
-            "MODEL.DEVICE cpu MODEL.RESNETS.NORM BN"
-        )
+        on_cpu = "--num-gpus 0 MODEL.DEVICE cpu MODEL.RESNETS.NORM BN"
+        raise InputError(f"--num-gpus {num_gpus}: torch finds {found} GPU(s); on a CPU: {on_cpu}")
