@@ -32,13 +32,9 @@ class Journal:
     step = 0  # of the last record
 
     def __init__(
-        self,
-        folder: Path | None,
-        config: dict | None = None,
-        data: dict | None = None,
-        size: int | None = None,
-        **more,
-    ):
+        self, folder: Path | None, config: dict | None = None, data: dict | None = None,
+        size: int | None = None, **more,
+    ):  # fmt: skip
         self.folder = folder
         self.files = RunFiles(self.warn)  # what the run leaves beside its log
         self.bar = tqdm(disable=True)
@@ -64,10 +60,8 @@ class Journal:
             # One curve: events of steps that will be taken again would stay beside the new ones.
             os.truncate(self.metrics, self._replay())
         except OSError as error:
-            raise InputError(
-                f"cannot write in the run folder {str(folder)!r}: {error}; make room, or choose "
-                "another --save_path"
-            ) from error
+            why = f"cannot write in the run folder {str(folder)!r}: {error}"
+            raise InputError(f"{why}; make room, or choose another --save_path") from error
         if config and config.get("track"):
             self._start_tracking(config)
 
@@ -144,11 +138,10 @@ class Journal:
             self.troubled = False
         except OSError as error:
             # Said once, not with every line.
-            first, self.troubled = not self.troubled, True
-            if first:
-                self.warn(
-                    f"cannot write the log in {str(self.folder)!r} ({error}); training goes on"
-                )
+            told, self.troubled = self.troubled, True
+            where = f"{str(self.folder)!r} ({error})"
+            if not told:
+                self.warn(f"cannot write the log in {where}; training goes on")
         if self.tracker:
             x = {"startup/step" if kind == "startup" else "step": step}
             numbers = {f"{kind}/{n}": v for n, v in values.items() if isinstance(v, (int, float))}
@@ -206,7 +199,6 @@ class Scalars:
         # The writer that lies under SummaryWriter, which writes from a thread of its own and would
         # fail there. Private protos (tensorboardX 2.6); plain alternative: SummaryWriter.
         self.events = EventsWriter(str(folder / "events"))
-        self.flushed = time.monotonic()
 
     def write(self, record: dict) -> None:
         """A scalar of each number of a line of metrics.jsonl."""
@@ -220,9 +212,7 @@ class Scalars:
         ]
         summary = Summary(value=values)
         self.events.write_event(Event(wall_time=time.time(), step=record["step"], summary=summary))
-        if time.monotonic() - self.flushed > 30:  # seconds
-            self.events.flush()
-            self.flushed = time.monotonic()
+        self.events.flush()
 
     def close(self) -> None:
         with suppress(OSError):
