@@ -39,8 +39,7 @@ def check_data(names: list[str]) -> None:
     """Refuse data sets of VOC and COCO that are not below $DETECTRON2_DATASETS."""
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     for name in names:
-        kind, _, rest = name.partition("_")
-        year, _, split = rest.partition("_")
+        kind, year, split = [*name.split("_", 2), "", ""][:3]
         files = {
             "voc": [f"VOC{year}/ImageSets/Main/{split}.txt", f"VOC{year}/Annotations"],
             "coco": [f"coco/annotations/instances_{split}{year}.json", f"coco/{split}{year}"],
