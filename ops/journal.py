@@ -56,7 +56,7 @@ class Journal:
             if size is not None:
                 # Lines after the checkpoint are of steps that will be taken again.
                 os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
-            self.board = Scalars(folder)
+            self.events = new_events(folder)
             # One curve: events of steps that will be taken again would stay beside the new ones.
             os.truncate(self.metrics, self._replay())
         except OSError as error:
@@ -70,7 +70,7 @@ class Journal:
         whole = 0
         for line in self.metrics.read_bytes().splitlines(keepends=True):
             try:
-                self.board.write(json.loads(line))
+                self.events.write_event(event_of(json.loads(line)))
             except (ValueError, KeyError):  # what a crash of the machine leaves
                 break
             whole += len(line)
@@ -134,7 +134,8 @@ class Journal:
         self.waiting += (json.dumps(record) + "\n").encode()
         try:
             self._write_waiting()
-            self.board.write(record)
+            self.events.write_event(event_of(record))
+            self.events.flush()
             self.troubled = False
         except OSError as error:
             # Said once, not with every line.
@@ -183,40 +184,34 @@ class Journal:
             if self.tracker:
                 with self._tracking():  # a failure is a record too
                     self.tracker.finish()
-            self.board.close()
+            with suppress(OSError):
+                self.events.close()
             self.lock.close()
 
 
-class Scalars:
-    """TensorBoard events of a run, written by the caller's own thread, so that a failure is his."""
+def new_events(folder: Path):
+    """A writer of TensorBoard events from the caller's own thread, so that a failure is his."""
+    from tensorboardX.event_file_writer import EventsWriter
 
-    def __init__(self, folder: Path):
-        from tensorboardX.event_file_writer import EventsWriter
+    # Those of an earlier session are written anew, see Journal._replay.
+    for path in folder.glob("events.out.*"):
+        path.unlink()
+    # The writer that lies under SummaryWriter, which writes from a thread of its own and would
+    # fail there. Private protos (tensorboardX 2.6); plain alternative: SummaryWriter.
+    return EventsWriter(str(folder / "events"))
 
-        # Those of an earlier session are written anew, see Journal._replay.
-        for path in folder.glob("events.out.*"):
-            path.unlink()
-        # The writer that lies under SummaryWriter, which writes from a thread of its own and would
-        # fail there. Private protos (tensorboardX 2.6); plain alternative: SummaryWriter.
-        self.events = EventsWriter(str(folder / "events"))
 
-    def write(self, record: dict) -> None:
-        """A scalar of each number of a line of metrics.jsonl."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
+def event_of(record: dict):
+    """The TensorBoard event of a line of metrics.jsonl: a scalar of each number."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
 
-        values = [
-            Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
-            for name, value in record.items()
-            if name not in ("epoch", "step") and isinstance(value, (int, float))
-        ]
-        summary = Summary(value=values)
-        self.events.write_event(Event(wall_time=time.time(), step=record["step"], summary=summary))
-        self.events.flush()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self.events.close()
+    values = [
+        Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
+        for name, value in record.items()
+        if name not in ("epoch", "step") and isinstance(value, (int, float))
+    ]
+    return Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values))
 
 
 class Stopwatch:
