@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from argparse import SUPPRESS
+from argparse import ArgumentDefaultsHelpFormatter as DefaultsShown
 from dataclasses import field, fields
 from difflib import get_close_matches
 from os.path import expanduser
@@ -20,6 +21,7 @@ from ops.errors import EXIT_BAD_INPUT, InputError, one_line, some
 POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
 BELOW_1, SHARE = "[0, 1)", "(0, 1]"
 NUMBER = re.compile(r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)  # of a list
+LISTS = ((int, ...), (float, ...))  # what a tuple of numbers holds
 
 
 def option(default, help, within="", *, names=(), may_change=False, follows=(), **keywords):
@@ -66,6 +68,9 @@ def lies_within(number: float, interval: str) -> bool:
 class OneSentenceParser(argparse.ArgumentParser):
     source = ""  # the file that the words come from, for a message
 
+    def __init__(self, **keywords):
+        super().__init__(add_help=False, allow_abbrev=False, argument_default=SUPPRESS, **keywords)
+
     def error(self, message):
         message = one_line(f"{self.prog}: error: {self.source}{message}")
         self.exit(EXIT_BAD_INPUT, f"{message} (--help lists the options)\n")
@@ -92,14 +97,8 @@ def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSente
     without show_all, and in GROUPS the first option below each further heading of the help.
     """
     options, first = fields(config_type), getattr(config_type, "FIRST", ())
-    parser = OneSentenceParser(
-        description=config_type.__doc__,
-        usage="%(prog)s [DATA] [--OPTION VALUE ...]" if first else None,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        argument_default=SUPPRESS,
-        allow_abbrev=False,
-        add_help=False,
-    )
+    parser = OneSentenceParser(description=config_type.__doc__, formatter_class=DefaultsShown)
+    parser.usage = "%(prog)s [DATA] [--OPTION VALUE ...]" if first else None
     by_place = [f.name for f in options if f.metadata.get("by_place")]
     needed = group = parser.add_argument_group("what most people need") if first else parser
     groups = {}
@@ -147,7 +146,7 @@ def parse(config_type, argv=None, presets=None):
     """
     argv = data_first(config_type, sys.argv[1:] if argv is None else list(argv))
     # What decides the defaults is looked up first, by a parser that leaves the rest alone.
-    peek = OneSentenceParser(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
+    peek = OneSentenceParser()
     presets = presets or {}
     for name in (*presets, "config"):
         peek.add_argument(f"--{name}")
@@ -209,18 +208,14 @@ def data_first(config_type, argv: list[str]) -> list[str]:
 
     The first word of the list that is no number is the folder.
     """
-    lists = {
-        name
-        for f in fields(config_type)
-        if get_args(f.type)[:1] in ((int,), (float,))
-        or (f.name != "data" and "nargs" in f.metadata.get("keywords", ()))
-        for name in spellings(f)
-    }
+    options = [f for f in fields(config_type) if f.name != "data"]
+    lists = [f for f in options if get_args(f.type) in LISTS or "nargs" in f.metadata["keywords"]]
+    names = {name for f in lists for name in spellings(f)}
     in_list = False
     for i, word in enumerate(argv):
         if NUMBER.fullmatch(word):
             continue
         if in_list and not word.startswith("-"):
             return [word, *argv[:i], *argv[i + 1 :]]
-        in_list = word in lists
+        in_list = word in names
     return argv
