@@ -206,13 +206,12 @@ def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
         for parameter, kept in optimizer.state.items():
             # A count of steps has no shape.
             for name in [n for n, x in kept.items() if torch.is_tensor(x) and n != "step"]:
-                # Laid out as the parameter: a fused step walks both in the order of memory.
-                laid_out = torch.empty_like(parameter, requires_grad=False)
                 if kept[name].shape != parameter.shape:
                     raise ValueError(f"momentum {tuple(kept[name].shape)}")
                 if not kept[name].isfinite().all():
                     raise ValueError("momentum that is not finite")
-                kept[name] = laid_out.copy_(kept[name])
+                # Laid out as the parameter: a fused step walks both in the order of memory.
+                kept[name] = torch.empty_like(parameter, requires_grad=False).copy_(kept[name])
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         what = f"the optimizer state in {source}"
         raise InputError(f"{what} does not fit this model: {shown(error)}") from error

@@ -52,9 +52,7 @@ def meet_all(world: World, url: str, minutes: float = 30.0):
 
     minutes: to wait for the others. Raises RunFailed where they do not meet.
     """
-    where = url
-    if url.startswith("env"):
-        where += "; RANK and WORLD_SIZE are set in this shell"
+    where = url + "; RANK and WORLD_SIZE are set in this shell" * url.startswith("env")
     try:
         with waiting_for(lambda: f"process 0, at {where}"):
             host, port = address_of(url)

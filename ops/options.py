@@ -133,8 +133,5 @@ class RunOptions(ProcessOptions, PictureOptions):
 
 def differences(theirs: dict, ours: dict) -> list[str]:
     """What differs between the options of two runs, in words; only options that both have."""
-    return [
-        f"{name} was {shown(theirs[name])}, here it is {shown(value)}"
-        for name, value in ours.items()
-        if name in theirs and theirs[name] != value
-    ]
+    other = [name for name, value in ours.items() if theirs.get(name, value) != value]
+    return [f"{name} was {shown(theirs[name])}, here it is {shown(ours[name])}" for name in other]
