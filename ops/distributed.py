@@ -76,8 +76,7 @@ def connect(store, world: World, backend: str) -> None:
     except (RuntimeError, ValueError) as error:
         why = f"the {world.size} processes have met, but cannot connect: {shown(error, 300)}"
         remedy = f"set {IFNAME} to the interface of this node that the others reach"
-        here = os.environ.get(IFNAME, "")
-        raise RunFailed(f"{why}; {remedy}, here it is {here!r}") from error
+        raise RunFailed(f"{why}; {remedy}, here it is {os.environ.get(IFNAME, '')!r}") from error
 
 
 def open_store(url: str, host: str | None, port: int | None, world: World, limit: timedelta):

@@ -68,12 +68,10 @@ class Journal:
     def _replay(self) -> int:
         """Show TensorBoard the lines that are there. Returns their bytes up to a torn one."""
         whole = 0
-        for line in self.metrics.read_bytes().splitlines(keepends=True):
-            try:
+        with suppress(ValueError, KeyError):  # of what a crash of the machine leaves
+            for line in self.metrics.read_bytes().splitlines(keepends=True):
                 self.events.write_event(event_of(json.loads(line)))
-            except (ValueError, KeyError):  # what a crash of the machine leaves
-                break
-            whole += len(line)
+                whole += len(line)
         return whole
 
     @property

@@ -230,6 +230,5 @@ def worker_main(errors, *arguments) -> None:
     try:
         sys.exit(run_worker(*arguments))
     except Exception as error:
-        outcome = outcome_of(error)
-        errors.put(outcome)
+        errors.put(outcome := outcome_of(error))
         sys.exit(outcome[0])

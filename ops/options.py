@@ -114,8 +114,7 @@ class RunOptions(ProcessOptions, PictureOptions):
         size, local_size: processes in all, and on this node.
         """
         if not self.global_batch_size and size % local_size:
-            found = f"{size} in all, {local_size} here"
-            why = f"nodes differ in their number of processes ({found})"
+            why = f"nodes differ in their number of processes ({size} in all, {local_size} here)"
             raise InputError(f"{why}: give --global_batch_size")
         wanted = self.global_batch_size or self.batch_size * size // local_size
         return replace(self, global_batch_size=wanted)

@@ -63,10 +63,8 @@ def locked(file: TextIO) -> bool:
     try:
         if fcntl is not None:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        pass  # a file system without locks
+    except OSError as error:  # any other is of a file system without locks
+        return not isinstance(error, (BlockingIOError, PermissionError))
     return True
 
 
