@@ -124,9 +124,8 @@ def verify(path: Path) -> None:
     # Files from before torch 1.6 are no zip files, and have no checksums.
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            torn = archive.testzip()
-        if torn:
-            raise ValueError(f"the checksum of {torn} is wrong")
+            if torn := archive.testzip():
+                raise ValueError(f"the checksum of {torn} is wrong")
 
 
 def sha256(path: str | Path) -> str:

@@ -52,11 +52,10 @@ class SignalSafeLoader(DataLoader):
                     batch = next(batches)
             except StopIteration:
                 return
-            except (InputError, RunFailed, MemoryError):
-                raise
             except Exception as error:
                 # An error in making the batch is the program's own.
-                if not self.num_workers or str(error).startswith("Caught "):
+                known = isinstance(error, (InputError, RunFailed, MemoryError))
+                if known or not self.num_workers or str(error).startswith("Caught "):
                     raise
                 why = one_line(str(error)) or type(error).__name__
                 what = f"a loader process has died, or cannot hand over a batch ({why})"
