@@ -18,7 +18,6 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from adco.data.decoder import AS_STORED, Decoding
-from adco.data.folder import read_folder
 from adco.data.loader import LabelledViews
 from adco.data.pictures import FolderPictures
 from adco.data.views import view_rng
@@ -30,6 +29,7 @@ CLASSES = (
     "tvmonitor",
 )  # fmt: skip
 IGNORED = -1
+PICTURES, NOTES = "JPEGImages", "Annotations"  # folders
 MEAN = (0.4573, 0.4388, 0.4073)  # of VOC2007, RGB in [0, 1]
 STD = (0.2675, 0.2638, 0.2777)
 
@@ -40,43 +40,28 @@ def load_voc(data: str, decoding: Decoding = AS_STORED) -> dict[str, FolderPictu
     Raises InputError naming what is missing.
     """
     root = Path(data) / "VOCdevkit" / "VOC2007"
-    needed = ("Annotations", "ImageSets/Main", "JPEGImages")
-    absent = [name for name in needed if not os.path.isdir(root / name)]
-    if absent:
-        raise InputError(
-            f"{str(root)!r} has no {', '.join(absent)}; expected --data to hold "
-            "VOCdevkit/VOC2007 as its archives unpack"
-        )
+    needed = (NOTES, "ImageSets/Main", PICTURES)
+    if absent := [name for name in needed if not os.path.isdir(root / name)]:
+        expected = "--data to hold VOCdevkit/VOC2007 as its archives unpack"
+        raise InputError(f"{str(root)!r} has no {', '.join(absent)}; expected {expected}")
     has_test = (root / "ImageSets/Main/test.txt").is_file()
-    present = set(read_folder(root / "JPEGImages").names)
     names = ("train", "val", "test") if has_test else ("train", "val")
-    return {name: read_split(root, name, present, decoding) for name in names}
+    return {name: read_split(root, name, decoding) for name in names}
 
 
-def read_split(root: Path, name: str, present: set[str], decoding: Decoding) -> FolderPictures:
-    """The pictures that ImageSets/Main/<name>.txt lists, with labels from their annotations.
-
-    present: names of the pictures that exist.
-    """
-    listing = root / "ImageSets" / "Main" / f"{name}.txt"
+def read_split(root: Path, name: str, decoding: Decoding) -> FolderPictures:
+    """The pictures that ImageSets/Main/<name>.txt lists, with labels from their annotations."""
+    listing, pictures, notes = root / f"ImageSets/Main/{name}.txt", root / PICTURES, root / NOTES
     # Look for both files of every listed picture now, not in the middle of training.
     ids = read_text(listing).split()
-    notes = root / "Annotations"
-    missing_of = {
-        ("JPEGImages", "picture"): [i for i in ids if f"{i}.jpg" not in present],
-        ("Annotations", "annotation"): [i for i in ids if not os.path.isfile(notes / f"{i}.xml")],
-    }
-    for (folder, what), missing in missing_of.items():
-        if missing:
-            raise InputError(
-                f"{str(root / folder)!r} lacks the {what} of {some(missing)}, which {name}.txt "
-                "lists; unpack the archive again"
-            )
+    for folder, what, end in (pictures, "picture", "jpg"), (notes, "annotation", "xml"):
+        if missing := [i for i in ids if not os.path.isfile(folder / f"{i}.{end}")]:
+            why = f"{str(folder)!r} lacks the {what} of {some(missing)}, which {name}.txt lists"
+            raise InputError(f"{why}; unpack the archive again")
     labels = np.array([read_labels(notes / f"{i}.xml") for i in ids])
     if not (labels == 1).any():
         raise InputError(f"no picture of {str(listing)!r} shows an object of the 20 classes")
-    files = [f"{i}.jpg" for i in ids]
-    return FolderPictures(root / "JPEGImages", files, labels, CLASSES, decoding)
+    return FolderPictures(pictures, [f"{i}.jpg" for i in ids], labels, CLASSES, decoding)
 
 
 def read_labels(path: Path) -> np.ndarray:
@@ -91,11 +76,8 @@ def read_labels(path: Path) -> np.ndarray:
         if name not in CLASSES:
             raise InputError(f"{str(path)!r} names an object {name!r}; VOC2007 has no such class")
         # One object that is not difficult makes the label 1, whatever the others are.
-        number = CLASSES.index(name)
-        if found.findtext("difficult", "0").strip() != "1":
-            labels[number] = 1
-        elif labels[number] == 0:
-            labels[number] = IGNORED
+        number, is_difficult = CLASSES.index(name), found.findtext("difficult", "").strip() == "1"
+        labels[number] = IGNORED if is_difficult and labels[number] != 1 else 1
     return labels
 
 
@@ -120,8 +102,8 @@ class VocViews(LabelledViews):
         super().__init__(pictures)
         self.view = view
 
-    def render(self, index: int) -> Tensor:
-        return self.view(Image.fromarray(self.pictures.read(index)))
+    def render(self, index: int, **how) -> Tensor:
+        return self.view(Image.fromarray(self.pictures.read(index)), **how)
 
 
 class VocTrainingViews(VocViews):
@@ -134,8 +116,7 @@ class VocTrainingViews(VocViews):
         self.labels = (pictures.labels == 1).astype(np.float32)
 
     def render(self, epoch: int, index: int) -> Tensor:
-        rng = view_rng(self.seed, epoch, index, view=0)
-        return self.view(Image.fromarray(self.pictures.read(index)), rng=rng)
+        return super().render(index, rng=view_rng(self.seed, epoch, index, view=0))
 
 
 def training_view(picture: Image.Image, size: int, rng: np.random.Generator) -> Tensor:

@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from adco.data.loader import EpochBatches, batch_loader, check_loader
-from adco.data.pictures import FolderPictures
 from adco.encoder import Trunk, has_batchnorm
 from adco.probe.features import check_features
 from ops import checkpoint
@@ -25,11 +24,10 @@ from VOC_CLF.options import VocConfig
 from VOC_CLF.scores import voc_score
 
 
-def linear_scores(
-    config: VocConfig, model, voc: dict[str, FolderPictures], scored: str, device, journal: Journal
-) -> np.ndarray:
+def linear_scores(config: VocConfig, model, voc: dict, scored: str, device, journal: Journal):
     """[n, 20] sigmoid outputs on `scored`, each of five crops, at the best epoch on val.
 
+    voc: pictures by the name of their split.
     model: an encoder, left with the fc of that epoch and, with bn_adapt, its BatchNorm statistics.
     """
     if config.bn_adapt and not has_batchnorm(model):
@@ -69,8 +67,8 @@ def train_linear_(config: VocConfig, model, voc: dict, device, journal: Journal)
         if mean_ap > best:
             best, best_state = mean_ap, copy.deepcopy(model.state_dict())
             state = {"epoch": epoch + 1, "state_dict": best_state, "best_map": best}
-            content = checkpoint.content_of(state)
-            journal.files.write({journal.folder / "model_best.pth.tar": content})
+            path = journal.folder / "model_best.pth.tar"
+            journal.files.write({path: checkpoint.content_of(state)})
     model.load_state_dict(best_state)
     journal.say(f"best on val: mAP {best:.2f}")
 

@@ -5,6 +5,7 @@ It leaves a table on the console, scores.csv, precision_recall.png and results.j
 
 import csv
 import io
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -33,29 +34,22 @@ PROTOCOLS = {"linear": linear_scores, "svm": svm_scores}
 def run(config: VocConfig) -> int:
     """Train, score and write as configured. Returns the exit code."""
     # The encoder and the pictures, before a run folder is made.
-    kind = device_kind(config.device, config.choose)
-    device = own_device(kind, 0, config)
+    device = own_device(device_kind(config.device, config.choose), 0, config)
     trunk = read_trunk(config.pretrained, arch=config.arch)
     model = replace(trunk, channels=config.channels).build()
     check_sides(model, config.channels, [config.picture_size()])
     voc = load_voc(config.data, decoding_of(config))
     scored = "test" if "test" in voc else "val"
-    data = identity(voc)
     level = "" if config.run_num is None else f"run_{config.run_num}"
     folder = new_run_folder(Path(config.save_path) / config.log_path / "VOC2007" / level)
-    journal = Journal(folder, asdict(config), data)
-    try:
+    with closing(Journal(folder, asdict(config), identity(voc))) as journal:
         trunk.tell_left_out(journal.say)
         journal.say("\n".join(introduction(voc)))
-        journal.say(
-            f"{config.pretrained} on VOC2007, {scored} to score, protocol {config.protocol}, "
-            f"{device.type}"
-        )
+        how = f"{scored} to score, protocol {config.protocol}, {device.type}"
+        journal.say(f"{config.pretrained} on VOC2007, {how}")
         if scored == "val":
-            journal.say(
-                "no ImageSets/Main/test.txt: scored on val; do not compare this result with those "
-                "on test"
-            )
+            why = "no ImageSets/Main/test.txt: scored on val"
+            journal.say(f"{why}; do not compare this result with those on test")
             if config.protocol == "linear":
                 journal.say("val also chooses the epoch")
 
@@ -72,8 +66,6 @@ def run(config: VocConfig) -> int:
         journal.files.write({folder / name: content for name, content in left.items()})
         journal.files.check()
         journal.say(f"finished: {folder}")
-    finally:
-        journal.close()
     return 0
 
 
@@ -85,25 +77,20 @@ def say_table(journal: Journal, scored: str, labels: np.ndarray, result: VocScor
     positives = (labels == 1).sum(axis=0)
     journal.say(f"{'class':12} {'pictures':>8} {'AP':>7} {'11-point':>9}")
     for row in zip(CLASSES, positives, 100 * result.area, 100 * result.eleven_point, strict=True):
-        name, number, area, eleven = row
-        journal.say(f"{name:12} {number:8} {area:7.2f} {eleven:9.2f}")
+        journal.say("{:12} {:8} {:7.2f} {:9.2f}".format(*row))
     if np.isnan(result.area).any():
         journal.say(f"nan: no picture in {scored} to find; left out of the means")
     # The second mean is VOC2007's own measure, the third is that of the published program.
-    journal.say(
-        f" * {scored}: mAP per class {100 * result.mean_ap:.2f}, "
-        f"11-point {100 * result.mean_ap_11_point:.2f}; "
-        f"AP per image {100 * result.per_image:.2f} (the published program's number)"
-    )
+    numbers = 100 * np.array([result.mean_ap, result.mean_ap_11_point, result.per_image])
+    means = "mAP per class {:.2f}, 11-point {:.2f}; AP per image {:.2f}".format(*numbers)
+    journal.say(f" * {scored}: {means} (the published program's number)")
 
 
 def scores_csv(pictures: FolderPictures, scores: np.ndarray) -> bytes:
     """One row per picture, one column per class."""
-    file = io.StringIO()
-    table = csv.writer(file)
-    table.writerow(["image", *CLASSES])
-    ids = [name.removesuffix(".jpg") for name in pictures.file_names()]
-    table.writerows([name, *map(float, row)] for name, row in zip(ids, scores, strict=True))
+    file, ids = io.StringIO(), [name.removesuffix(".jpg") for name in pictures.file_names()]
+    rows = [[name, *map(float, row)] for name, row in zip(ids, scores, strict=True)]
+    csv.writer(file).writerows([["image", *CLASSES], *rows])
     return file.getvalue().encode()
 
 

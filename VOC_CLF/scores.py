@@ -35,11 +35,9 @@ def voc_score(scores: np.ndarray, labels: np.ndarray) -> VocScore:
     Only the order of the scores counts.
     """
     classes = list(zip(labels.T, scores.T, strict=True))  # columns
-    return VocScore(
-        area=np.array([average_precision(*column) for column in classes]),
-        eleven_point=np.array([average_precision(*column, eleven_point) for column in classes]),
-        per_image=per_image_ap(scores, labels),
-    )
+    area = np.array([average_precision(*column) for column in classes])
+    of_voc = np.array([average_precision(*column, eleven_point) for column in classes])
+    return VocScore(area, of_voc, per_image_ap(scores, labels))
 
 
 def per_image_ap(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -51,9 +49,7 @@ def per_image_ap(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(np.nan_to_num([average_precision(*row) for row in rows])))
 
 
-def average_precision(
-    labels: np.ndarray, scores: np.ndarray, measure=average_precision_score
-) -> float:
+def average_precision(labels, scores, measure=average_precision_score) -> float:
     """measure(labels, scores) of the entries not IGNORED; nan without a positive among them."""
     known = labels != IGNORED
     if not (labels == 1).any():

@@ -16,18 +16,16 @@ COSTS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C; cross-validation chooses one for eac
 FOLDS = 3
 
 
-def svm_scores(
-    config: VocConfig, model, voc: dict[str, FolderPictures], scored: str, device, journal: Journal
-) -> np.ndarray:
+def svm_scores(config: VocConfig, model, voc: dict, scored: str, device, journal: Journal):
     """[n, 20] distances from each class's plane, for the pictures of `scored`.
 
+    voc: pictures by the name of their split.
     Trains on train and val together, or on train alone where val is what is scored.
     """
     # Features once, of all pictures.
     model.to(device)
     splits = [voc[name] for name in ("train", "val") if name != scored]
-    extracted = [features(config, model, each) for each in splits]
-    x = np.concatenate(extracted)
+    x = np.concatenate([features(config, model, each) for each in splits])
     labels = np.concatenate([each.labels for each in splits]) == 1
     queries = features(config, model, voc[scored])
     journal.say(f"{len(x)} pictures to train on, features of width {x.shape[1]}")

@@ -39,24 +39,19 @@ def check_data(names: list[str]) -> None:
     """Refuse data sets of VOC and COCO that are not below $DETECTRON2_DATASETS."""
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     for name in names:
-        kind, _, rest = name.partition("_")
-        year, _, split = rest.partition("_")
+        kind, year, split = [*name.split("_", 2), "", ""][:3]
         files = {
             "voc": [f"VOC{year}/ImageSets/Main/{split}.txt", f"VOC{year}/Annotations"],
             "coco": [f"coco/annotations/instances_{split}{year}.json", f"coco/{split}{year}"],
         }
         for file in files.get(kind, []):
             if not (root / file).exists():
-                raise InputError(
-                    f"{name} needs {root / file}; VOC2007/, VOC2012/ and coco/ lie directly in "
-                    "$DETECTRON2_DATASETS (default: ./datasets)"
-                )
+                expected = "VOC2007/, VOC2012/ and coco/ lie directly in $DETECTRON2_DATASETS"
+                raise InputError(f"{name} needs {root / file}; {expected} (default: ./datasets)")
 
 
 def check_device(device: str, num_gpus: int) -> None:
     found = torch.cuda.device_count()
     if found < (max(1, num_gpus) if device.startswith("cuda") or num_gpus > 1 else 0):
-        raise InputError(
-            f"--num-gpus {num_gpus}: torch finds {found} GPU(s); on a CPU: --num-gpus 0 "
-            "MODEL.DEVICE cpu MODEL.RESNETS.NORM BN"
-        )
+        on_cpu = "--num-gpus 0 MODEL.DEVICE cpu MODEL.RESNETS.NORM BN"
+        raise InputError(f"--num-gpus {num_gpus}: torch finds {found} GPU(s); on a CPU: {on_cpu}")

@@ -85,14 +85,8 @@ def main() -> int:
 
         options = default_argument_parser().parse_args()
         check(options)
-    launch(
-        run,
-        options.num_gpus,
-        num_machines=options.num_machines,
-        machine_rank=options.machine_rank,
-        dist_url=options.dist_url,
-        args=(options,),
-    )
+    machines = (options.num_machines, options.machine_rank, options.dist_url)
+    launch(run, options.num_gpus, *machines, args=(options,))
     return 0
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from argparse import SUPPRESS
+from argparse import ArgumentDefaultsHelpFormatter as DefaultsShown
 from dataclasses import field, fields
 from difflib import get_close_matches
 from os.path import expanduser
@@ -20,6 +21,7 @@ from ops.errors import EXIT_BAD_INPUT, InputError, one_line, some
 POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
 BELOW_1, SHARE = "[0, 1)", "(0, 1]"
 NUMBER = re.compile(r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)  # of a list
+LISTS = ((int, ...), (float, ...))  # what a tuple of numbers holds
 
 
 def option(default, help, within="", *, names=(), may_change=False, follows=(), **keywords):
@@ -51,8 +53,7 @@ def check_intervals(config) -> None:
         # Of a list every number counts; None and auto are no numbers yet.
         interval, value = f.metadata.get("within"), getattr(config, f.name)
         numbers = value if isinstance(value, tuple) else (value,)
-        numbers = [n for n in numbers if n not in (None, "auto")]
-        if interval and not all(lies_within(n, interval) for n in numbers):
+        if interval and not all(n in (None, "auto") or lies_within(n, interval) for n in numbers):
             raise InputError(f"{f.name}={value}: expected a number in {interval}")
 
 
@@ -60,13 +61,15 @@ def lies_within(number: float, interval: str) -> bool:
     """Whether it lies in an interval such as [0, 1): brackets include the end, parentheses not."""
     # nan lies in no interval.
     low, high = map(float, interval[1:-1].split(","))
-    return low < number < high or number in (
-        [low] * interval.startswith("[") + [high] * interval.endswith("]")
-    )
+    ends = [low] * interval.startswith("[") + [high] * interval.endswith("]")
+    return low < number < high or number in ends
 
 
 class OneSentenceParser(argparse.ArgumentParser):
     source = ""  # the file that the words come from, for a message
+
+    def __init__(self, **keywords):
+        super().__init__(add_help=False, allow_abbrev=False, argument_default=SUPPRESS, **keywords)
 
     def error(self, message):
         message = one_line(f"{self.prog}: error: {self.source}{message}")
@@ -83,10 +86,8 @@ class OneSentenceParser(argparse.ArgumentParser):
 
 def nearest(words: list[str], known: list[str]) -> str:
     """What was meant, for a message: the nearest known name of the first word that has one."""
-    for word in words:
-        for found in get_close_matches(word.split("=")[0], known, n=1):
-            return f"; did you mean {found}?"
-    return ""
+    found = [name for word in words for name in get_close_matches(word.split("=")[0], known, n=1)]
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSentenceParser:
@@ -96,31 +97,23 @@ def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSente
     without show_all, and in GROUPS the first option below each further heading of the help.
     """
     options, first = fields(config_type), getattr(config_type, "FIRST", ())
-    parser = OneSentenceParser(
-        description=config_type.__doc__,
-        usage="%(prog)s [DATA] [--OPTION VALUE ...]" if first else None,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        argument_default=SUPPRESS,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    # The data folder may also come without a name: main_adco.py --sym=1 FOLDER.
-    by_place = {f.name for f in options if f.metadata.get("by_place")}
-    data = {} if by_place else {f.name: f for f in options}
-    data = data.get("data")
-    if data is not None:
-        several = "*" if "nargs" in data.metadata["keywords"] else "?"
-        same = dict(metavar="DATA", help="same as --data", type=expanduser)
-        parser.add_argument("positional_data", nargs=several, **same)
+    parser = OneSentenceParser(description=config_type.__doc__, formatter_class=DefaultsShown)
+    parser.usage = "%(prog)s [DATA] [--OPTION VALUE ...]" if first else None
+    by_place = [f.name for f in options if f.metadata.get("by_place")]
     needed = group = parser.add_argument_group("what most people need") if first else parser
     groups = {}
     for f in options:
-        if f.metadata.get("by_place"):
+        if f.name in by_place:
             named = dict(metavar=f.name.upper(), help=f.metadata["help"], type=expanduser)
             parser.add_argument(f.name, **named | f.metadata["keywords"])
             continue
         if heading := first and config_type.GROUPS.get(f.name):
             group = groups[heading] = groups.get(heading) or parser.add_argument_group(heading)
+        if f.name == "data" and not by_place:
+            # The data folder may also come without a name: main_adco.py --sym=1 FOLDER.
+            several = "*" if "nargs" in f.metadata["keywords"] else "?"
+            same = dict(metavar="DATA", help="same as --data", type=expanduser)
+            parser.add_argument("positional_data", nargs=several, **same)
         # Shells leave the ~ in --save_path=~/runs.
         kind = {"type": expanduser if f.type is str else f.type}
         # tuple[int, ...] is a list of whole numbers.
@@ -153,35 +146,31 @@ def parse(config_type, argv=None, presets=None):
     """
     argv = data_first(config_type, sys.argv[1:] if argv is None else list(argv))
     # What decides the defaults is looked up first, by a parser that leaves the rest alone.
-    peek = OneSentenceParser(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
-    presets, known = presets or {}, fields(config_type)
+    peek = OneSentenceParser()
+    presets = presets or {}
     for name in (*presets, "config"):
         peek.add_argument(f"--{name}")
     peek.add_argument("-h", "--help", nargs="?")
     asked = vars(peek.parse_known_args(argv)[0])
-    from_file = read_config(config_type, asked["config"], argv) if "config" in asked else {}
-    # A preset may decide another one; a run's file without one had its default.
-    chosen = {f.name: f.default for f in known if from_file and f.name in presets}
-    chosen |= from_file | asked
-    for name, of_value in presets.items():
-        chosen = of_value.get(chosen.get(name), {}) | chosen
-    defaults = {}
-    for name, of_value in presets.items():
-        defaults |= of_value.get(chosen.get(name), {})
-    defaults |= {name: chosen[name] for name in presets if chosen.get(name)}
+    defaults = asked
+    if "config" in asked:
+        # A run's file that does not say what a preset goes by is of a run that had its default.
+        of_presets = {f.name: f.default for f in fields(config_type) if f.name in presets}
+        defaults = of_presets | read_config(config_type, asked["config"], argv) | asked
+    # The last one first: it wins, and it may decide one before it.
+    for name, of_value in reversed(presets.items()):
+        defaults = of_value.get(defaults.get(name), {}) | defaults
 
-    parser = build_parser(config_type, defaults | from_file, asked.get("help") == "all")
+    parser = build_parser(config_type, defaults, asked.get("help") == "all")
     if "help" in asked:
         parser.print_help()
         parser.exit()
     values = parser.parse_all(argv, config_type)
     values.pop("config", None)
-    # The positional folder wins over --data.
-    if "positional_data" in values:
-        values["data"] = values.pop("positional_data")
-    # One folder is no list.
-    if isinstance(values.get("data"), list) and len(values["data"]) == 1:
-        (values["data"],) = values["data"]
+    # The positional folder wins over --data. One folder is no list.
+    data = values.pop("positional_data", values.get("data"))
+    if data is not None:
+        values["data"] = data[0] if isinstance(data, list) and len(data) == 1 else data
     config = config_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
     check_intervals(config)
     return config
@@ -208,12 +197,10 @@ def read_config(config_type, path: str, argv: list[str]) -> dict:
         elif value is not None:
             words.append(f"--{name}={value}")
     parser = build_parser(config_type, dict.fromkeys(by_name, SUPPRESS))
-    given = parser.parse_all(argv, config_type)
+    given = set(parser.parse_all(argv, config_type))
     parser.source = f"{path}: "
     found = dict.fromkeys(content) | parser.parse_all(words, config_type)
-    return {
-        n: v for n, v in found.items() if not given.keys() & set(by_name[n].metadata["follows"])
-    }
+    return {n: v for n, v in found.items() if given.isdisjoint(by_name[n].metadata["follows"])}
 
 
 def data_first(config_type, argv: list[str]) -> list[str]:
@@ -221,18 +208,14 @@ def data_first(config_type, argv: list[str]) -> list[str]:
 
     The first word of the list that is no number is the folder.
     """
-    lists = {
-        name
-        for f in fields(config_type)
-        if get_args(f.type)[:1] in ((int,), (float,))
-        or (f.name != "data" and "nargs" in f.metadata.get("keywords", ()))
-        for name in spellings(f)
-    }
+    options = [f for f in fields(config_type) if f.name != "data"]
+    lists = [f for f in options if get_args(f.type) in LISTS or "nargs" in f.metadata["keywords"]]
+    names = {name for f in lists for name in spellings(f)}
     in_list = False
     for i, word in enumerate(argv):
         if NUMBER.fullmatch(word):
             continue
         if in_list and not word.startswith("-"):
             return [word, *argv[:i], *argv[i + 1 :]]
-        in_list = word in lists
+        in_list = word in names
     return argv

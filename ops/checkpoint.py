@@ -62,8 +62,7 @@ def load(path: str | Path) -> dict:
     if not path.is_file():
         raise InputError(f"no checkpoint at {str(path)!r}; give the path of an existing file")
     try:
-        header = safetensors_header(path)
-        if header is not None:
+        if (header := safetensors_header(path)) is not None:
             from safetensors.torch import load_file
 
             return {**header.get("__metadata__", {}), "state_dict": load_file(path)}
@@ -77,9 +76,8 @@ def load(path: str | Path) -> dict:
     except Exception as error:  # bytes that are no checkpoint fail in any way
         raise InputError(f"{str(path)!r} {why_unreadable(path, error)}") from error
     if not isinstance(state, dict):
-        raise InputError(
-            f"{str(path)!r} holds a {type(state).__name__}; a checkpoint is a dictionary"
-        )
+        kind = type(state).__name__
+        raise InputError(f"{str(path)!r} holds a {kind}; a checkpoint is a dictionary")
     return state
 
 
@@ -106,13 +104,10 @@ def why_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, (PermissionError, FileNotFoundError)):  # it may just be renamed
         return f"cannot be read: {error.strerror.lower()}"
     # torch names the type that it would have to import.
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    if found:
-        return (
-            f"cannot be opened safely: it holds a {found[1]} beside tensors and plain values; "
-            "where you trust it, open it with torch.load(..., weights_only=False) and save its "
-            "state_dict alone"
-        )
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        what = f"cannot be opened safely: it holds a {found[1]} beside tensors and plain values"
+        how = "open it with torch.load(..., weights_only=False) and save its state_dict alone"
+        return f"{what}; where you trust it, {how}"
     # A web page, or the pointer of a file that was not fetched.
     with open(path, "rb") as file:
         start = one_line(file.read(100).decode(errors="replace").rstrip("\ufffd"))
@@ -120,9 +115,8 @@ def why_unreadable(path: Path, error: Exception) -> str:
         return f"is damaged or no checkpoint: text that begins {shown(start)}; fetch the file"
     if isinstance(error, pickle.UnpicklingError):
         return "cannot be opened safely: it is no torch file, or holds more than plain values"
-    if path.with_name(PREVIOUS).exists():
-        return f"is damaged or no checkpoint; take an earlier one, {PREVIOUS} beside it"
-    return "is damaged or no checkpoint; take an earlier one"
+    beside = f", {PREVIOUS} beside it" if path.with_name(PREVIOUS).exists() else ""
+    return f"is damaged or no checkpoint; take an earlier one{beside}"
 
 
 def verify(path: Path) -> None:
@@ -130,9 +124,8 @@ def verify(path: Path) -> None:
     # Files from before torch 1.6 are no zip files, and have no checksums.
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            torn = archive.testzip()
-        if torn:
-            raise ValueError(f"the checksum of {torn} is wrong")
+            if torn := archive.testzip():
+                raise ValueError(f"the checksum of {torn} is wrong")
 
 
 def sha256(path: str | Path) -> str:
@@ -165,26 +158,21 @@ def load_strictly(module: nn.Module, state_dict: dict[str, Tensor], source: str)
         raise InputError(f"{source} holds no state_dict; expected tensors by their names")
     # torch's own message does not say what to do.
     own = module.state_dict()
+    common = own.keys() & state_dict.keys()
     faults = {
-        "missing": sorted(own.keys() - state_dict.keys()),
-        "left over": sorted(state_dict.keys() - own.keys()),
-        "of another shape": sorted(
-            n for n in own.keys() & state_dict.keys() if own[n].shape != state_dict[n].shape
-        ),
+        "missing": own.keys() - common,
+        "left over": state_dict.keys() - common,
+        "of another shape": {n for n in common if own[n].shape != state_dict[n].shape},
     }
     if any(faults.values()):
-        found = "; ".join(f"{what}: {some(names, 2)}" for what, names in faults.items() if names)
-        raise InputError(
-            f"{source} does not fit the model ({found}); check --arch, --stem, --channels, the "
-            "head's options"
-        )
+        found = [f"{what}: {some(sorted(names), 2)}" for what, names in faults.items() if names]
+        why, where = "; ".join(found), "--arch, --stem, --channels, the head's options"
+        raise InputError(f"{source} does not fit the model ({why}); check {where}")
     # As the module's own type holds them.
     broken = [n for n, value in state_dict.items() if not value.to(own[n].dtype).isfinite().all()]
     if broken:
-        raise InputError(
-            f"{source} holds numbers that are not finite, in {some(broken, 3)}; take a checkpoint "
-            "from before they came"
-        )
+        why = f"{source} holds numbers that are not finite, in {some(broken, 3)}"
+        raise InputError(f"{why}; take a checkpoint from before they came")
     module.load_state_dict(state_dict)
 
 
@@ -217,14 +205,12 @@ def load_optimizer_(optimizer: Optimizer, state: dict, source: str) -> None:
         for parameter, kept in optimizer.state.items():
             # A count of steps has no shape.
             for name in [n for n, x in kept.items() if torch.is_tensor(x) and n != "step"]:
-                # Laid out as the parameter: a fused step walks both in the order of memory.
-                laid_out = torch.empty_like(parameter, requires_grad=False)
                 if kept[name].shape != parameter.shape:
                     raise ValueError(f"momentum {tuple(kept[name].shape)}")
                 if not kept[name].isfinite().all():
                     raise ValueError("momentum that is not finite")
-                kept[name] = laid_out.copy_(kept[name])
+                # Laid out as the parameter: a fused step walks both in the order of memory.
+                kept[name] = torch.empty_like(parameter, requires_grad=False).copy_(kept[name])
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"the optimizer state in {source} does not fit this model: {shown(error)}"
-        ) from error
+        what = f"the optimizer state in {source}"
+        raise InputError(f"{what} does not fit this model: {shown(error)}") from error

@@ -30,9 +30,8 @@ def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
         with torch.autocast(device.type, PRECISIONS[name]):
             torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
     except (RuntimeError, TypeError) as error:
-        raise InputError(
-            f"amp={name}: this {device.type} device cannot compute in it; use --amp auto or none"
-        ) from error
+        why = f"amp={name}: this {device.type} device cannot compute in it"
+        raise InputError(f"{why}; use --amp auto or none") from error
     return PRECISIONS[name]
 
 
@@ -68,10 +67,9 @@ def compile_(modules: Iterable[nn.Module], device: torch.device) -> None:
         torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
     except Exception as error:  # each part of the compiler has its own way to miss something
         reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
-        raise InputError(
-            f"compile=1: torch.compile does not work here ({reason}); install a C++ compiler such "
-            "as g++, or use --compile 0"
-        ) from error
+        remedy = "install a C++ compiler such as g++, or use --compile 0"
+        why = f"compile=1: torch.compile does not work here ({reason})"
+        raise InputError(f"{why}; {remedy}") from error
     for module in modules:
         module.compile()
 
@@ -84,8 +82,7 @@ def on_device(batches: Iterable[list[Tensor]], device: torch.device) -> Iterator
     `batches` ahead of the step it is for.
     """
     if device.type != "cuda":
-        for batch in batches:
-            yield [x.to(device) for x in batch]
+        yield from ([x.to(device) for x in batch] for batch in batches)
         return
     copying = copying_stream(device)
     for batch in batches:

@@ -52,9 +52,7 @@ def meet_all(world: World, url: str, minutes: float = 30.0):
 
     minutes: to wait for the others. Raises RunFailed where they do not meet.
     """
-    where = url
-    if url.startswith("env"):
-        where += "; RANK and WORLD_SIZE are set in this shell"
+    where = url + "; RANK and WORLD_SIZE are set in this shell" * url.startswith("env")
     try:
         with waiting_for(lambda: f"process 0, at {where}"):
             host, port = address_of(url)
@@ -63,10 +61,8 @@ def meet_all(world: World, url: str, minutes: float = 30.0):
         if host:
             os.environ.setdefault(IFNAME, interface(store, world.rank, world.size, host))
     except (OSError, RuntimeError, ValueError) as error:
-        raise RunFailed(
-            f"the {world.size} processes do not meet at {url}: {shown(error, 300)}; check that all "
-            f"are started, and the address ({where})"
-        ) from error
+        why = f"the {world.size} processes do not meet at {url}: {shown(error, 300)}"
+        raise RunFailed(f"{why}; check that all are started, and the address ({where})") from error
     # All have met; what they wait for at the end takes as long as it takes.
     store.set_timeout(timedelta(hours=1))
     return store
@@ -75,15 +71,12 @@ def meet_all(world: World, url: str, minutes: float = 30.0):
 def connect(store, world: World, backend: str) -> None:
     """Enter the process group. Raises RunFailed where the processes cannot connect."""
     try:
-        dist.init_process_group(
-            backend, store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size
-        )
+        place = dict(rank=world.rank, world_size=world.size)
+        dist.init_process_group(backend, store=dist.PrefixStore("group", store), **place)
     except (RuntimeError, ValueError) as error:
-        raise RunFailed(
-            f"the {world.size} processes have met, but cannot connect: {shown(error, 300)}; set "
-            f"{IFNAME} to the interface of this node that the others reach, here it is "
-            f"{os.environ.get(IFNAME, '')!r}"
-        ) from error
+        why = f"the {world.size} processes have met, but cannot connect: {shown(error, 300)}"
+        remedy = f"set {IFNAME} to the interface of this node that the others reach"
+        raise RunFailed(f"{why}; {remedy}, here it is {os.environ.get(IFNAME, '')!r}") from error
 
 
 def open_store(url: str, host: str | None, port: int | None, world: World, limit: timedelta):
@@ -95,9 +88,8 @@ def open_store(url: str, host: str | None, port: int | None, world: World, limit
     # By itself it would listen to the whole network.
     inside = is_server and host in ("127.0.0.1", "localhost") and sys.platform != "win32"
     own = socket.create_server((host, port)).detach() if inside else None
-    return dist.TCPStore(
-        host, port, None, is_server, limit, wait_for_workers=False, master_listen_fd=own
-    )
+    own_socket = dict(wait_for_workers=False, master_listen_fd=own)
+    return dist.TCPStore(host, port, None, is_server, limit, **own_socket)
 
 
 def wait_for_all(store, world: World) -> None:
@@ -243,30 +235,24 @@ def exchange_contiguous(x: Tensor, permutation: Tensor, world: World) -> Tensor:
     """
     if world.size == 1:
         return x[permutation.to(x.device, non_blocking=True)]
-    num_rows = len(x)
 
     # Who is to hold which row, and who has it now.
-    wanted = permutation.view(world.size, num_rows)  # [R, N]  row s: what process s is to hold
-    owner = wanted // num_rows
+    wanted = permutation.view(world.size, -1)  # [R, N]  row s: what process s is to hold
+    owner = wanted // len(x)
 
     # What this process sends: of each process's wish list the rows that are here, in its order.
-    outgoing = [
-        row[own == world.rank] - world.rank * num_rows
-        for row, own in zip(wanted, owner, strict=True)
-    ]
-    sent = x[torch.cat(outgoing).to(x.device, non_blocking=True)].contiguous()
-    send_counts = [len(rows) for rows in outgoing]
+    is_here = owner == world.rank
+    outgoing = wanted[is_here] - world.rank * len(x)
+    sent = x[outgoing.to(x.device, non_blocking=True)].contiguous()
 
     # What it receives comes grouped by owner, and within an owner in the order of the wish list.
     receive_counts = torch.bincount(owner[world.rank], minlength=world.size).tolist()
     received = torch.empty_like(sent)  # [N, ...]
-    dist.all_to_all_single(received, sent, receive_counts, send_counts)
+    dist.all_to_all_single(received, sent, receive_counts, is_here.sum(dim=1).tolist())
 
     # Undo the grouping: the stable sort of the owners says where each received row belongs.
-    place = torch.argsort(owner[world.rank], stable=True).to(x.device, non_blocking=True)
-    exchanged = torch.empty_like(received)
-    exchanged[place] = received
-    return exchanged
+    place = torch.argsort(owner[world.rank], stable=True)
+    return received[torch.argsort(place).to(x.device, non_blocking=True)]
 
 
 def all_to_all_blocks(x: Tensor, world: World) -> Tensor:

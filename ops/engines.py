@@ -40,10 +40,8 @@ def with_slurms_nodes(config: ProcessOptions) -> ProcessOptions:
     tasks = tasks_of_slurm(config)
     if tasks is None or len(tasks) == 1:
         return config
-    return replace(
-        config, world_size=len(tasks), rank=int(os.environ["SLURM_NODEID"]),
-        dist_url=slurm_url(config),
-    )  # fmt: skip
+    node, url = int(os.environ["SLURM_NODEID"]), slurm_url(config)
+    return replace(config, world_size=len(tasks), rank=node, dist_url=url)
 
 
 def tasks_of_slurm(config: ProcessOptions) -> list[int] | None:

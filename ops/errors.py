@@ -19,9 +19,13 @@ class InputError(ValueError):
     The message is one sentence: what was expected, what was found, what to do.
     """
 
+    code = EXIT_BAD_INPUT
+
 
 class RunFailed(RuntimeError):
     """The run cannot go on. The message is one sentence: what happened, and what is left."""
+
+    code = EXIT_FAILED
 
 
 def optional(package: str, what: str):
@@ -58,14 +62,12 @@ def outcome_of(error: Exception) -> tuple[int, str]:
     traceback of an error that nobody foresaw is kept in a file, which the message names.
     """
     sentence = printable(one_line(str(error).rpartition(f"{type(error).__name__}: ")[2]))
-    for kind, code in EXIT_CODES.items():
-        if isinstance(error, kind):
-            return code, sentence
-    text = "".join(traceback.format_exception(error))
-    return EXIT_FAILED, (
-        f"this was not foreseen: {type(error).__name__}: {shown(sentence, 300)} (the traceback is "
-        f"{write_traceback(text)}); what is saved is good"
-    )
+    if isinstance(error, (InputError, RunFailed)):
+        return error.code, sentence
+    # A fault of the program, or of the machine.
+    log = write_traceback("".join(traceback.format_exception(error)))
+    what = f"this was not foreseen: {type(error).__name__}: {shown(sentence, 300)}"
+    return EXIT_FAILED, f"{what} (the traceback is {log}); what is saved is good"
 
 
 def error_of(code: int, sentence: str) -> Exception:
@@ -73,8 +75,6 @@ def error_of(code: int, sentence: str) -> Exception:
     return (InputError if code == EXIT_BAD_INPUT else RunFailed)(sentence)
 
 
-# An error that is none of these is a fault of the program, or of the machine.
-EXIT_CODES = {InputError: EXIT_BAD_INPUT, RunFailed: EXIT_FAILED}
 # Where a traceback is written: the run folder, once there is one.
 log_folders = [tempfile.gettempdir()]
 

@@ -96,8 +96,7 @@ def duplicate(path: Path, copy: Path) -> None:
     """
     # What a run that was killed left behind would stop the link.
     partial = partial_name(copy)
-    with suppress(FileNotFoundError):
-        partial.unlink()
+    partial.unlink(missing_ok=True)
     try:
         os.link(path, partial)
     except OSError:

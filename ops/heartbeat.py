@@ -74,7 +74,7 @@ class Heartbeat(threading.Thread):
     def beat(self) -> None:
         # A ring: each process watches the next one.
         rank, neighbour = self.world.rank, (self.world.rank + 1) % self.world.size
-        while self.lost is None:
+        while self.lost is None and not self.stopping.is_set():
             try:
                 self.store.add(f"beat/{rank}", 1)
                 beats = self.store.add(f"beat/{neighbour}", 0)
@@ -88,8 +88,7 @@ class Heartbeat(threading.Thread):
                 self.rounds += 1
             except RuntimeError:  # the store is gone
                 self.lost = "process 0, or the way to it,"
-            if self.stopping.wait(BEAT if self.lost is None else 0):
-                return
+            self.stopping.wait(BEAT)
 
     def main_thread_hangs(self) -> str:
         """Where, in words; nothing where it computes, or says that it waits."""
@@ -114,10 +113,8 @@ class Heartbeat(threading.Thread):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def message(self) -> str:
-        return (
-            f"{self.lost} no longer answers, so process {self.world.rank} stops; what is saved is "
-            "good: start the run again with --resume auto"
-        )
+        what = f"{self.lost} no longer answers, so process {self.world.rank} stops"
+        return f"{what}; what is saved is good: start the run again with --resume auto"
 
     def someone_is_lost(self) -> bool:
         """After a collective has failed: wait until it is known whether a process is missing."""

@@ -32,13 +32,9 @@ class Journal:
     step = 0  # of the last record
 
     def __init__(
-        self,
-        folder: Path | None,
-        config: dict | None = None,
-        data: dict | None = None,
-        size: int | None = None,
-        **more,
-    ):
+        self, folder: Path | None, config: dict | None = None, data: dict | None = None,
+        size: int | None = None, **more,
+    ):  # fmt: skip
         self.folder = folder
         self.files = RunFiles(self.warn)  # what the run leaves beside its log
         self.bar = tqdm(disable=True)
@@ -60,26 +56,22 @@ class Journal:
             if size is not None:
                 # Lines after the checkpoint are of steps that will be taken again.
                 os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
-            self.board = Scalars(folder)
+            self.events = new_events(folder)
             # One curve: events of steps that will be taken again would stay beside the new ones.
             os.truncate(self.metrics, self._replay())
         except OSError as error:
-            raise InputError(
-                f"cannot write in the run folder {str(folder)!r}: {error}; make room, or choose "
-                "another --save_path"
-            ) from error
+            why = f"cannot write in the run folder {str(folder)!r}: {error}"
+            raise InputError(f"{why}; make room, or choose another --save_path") from error
         if config and config.get("track"):
             self._start_tracking(config)
 
     def _replay(self) -> int:
         """Show TensorBoard the lines that are there. Returns their bytes up to a torn one."""
         whole = 0
-        for line in self.metrics.read_bytes().splitlines(keepends=True):
-            try:
-                self.board.write(json.loads(line))
-            except (ValueError, KeyError):  # what a crash of the machine leaves
-                break
-            whole += len(line)
+        with suppress(ValueError, KeyError):  # of what a crash of the machine leaves
+            for line in self.metrics.read_bytes().splitlines(keepends=True):
+                self.events.write_event(event_of(json.loads(line)))
+                whole += len(line)
         return whole
 
     @property
@@ -140,15 +132,15 @@ class Journal:
         self.waiting += (json.dumps(record) + "\n").encode()
         try:
             self._write_waiting()
-            self.board.write(record)
+            self.events.write_event(event_of(record))
+            self.events.flush()
             self.troubled = False
         except OSError as error:
             # Said once, not with every line.
-            first, self.troubled = not self.troubled, True
-            if first:
-                self.warn(
-                    f"cannot write the log in {str(self.folder)!r} ({error}); training goes on"
-                )
+            told, self.troubled = self.troubled, True
+            where = f"{str(self.folder)!r} ({error})"
+            if not told:
+                self.warn(f"cannot write the log in {where}; training goes on")
         if self.tracker:
             x = {"startup/step" if kind == "startup" else "step": step}
             numbers = {f"{kind}/{n}": v for n, v in values.items() if isinstance(v, (int, float))}
@@ -190,43 +182,34 @@ class Journal:
             if self.tracker:
                 with self._tracking():  # a failure is a record too
                     self.tracker.finish()
-            self.board.close()
+            with suppress(OSError):
+                self.events.close()
             self.lock.close()
 
 
-class Scalars:
-    """TensorBoard events of a run, written by the caller's own thread, so that a failure is his."""
+def new_events(folder: Path):
+    """A writer of TensorBoard events from the caller's own thread, so that a failure is his."""
+    from tensorboardX.event_file_writer import EventsWriter
 
-    def __init__(self, folder: Path):
-        from tensorboardX.event_file_writer import EventsWriter
+    # Those of an earlier session are written anew, see Journal._replay.
+    for path in folder.glob("events.out.*"):
+        path.unlink()
+    # The writer that lies under SummaryWriter, which writes from a thread of its own and would
+    # fail there. Private protos (tensorboardX 2.6); plain alternative: SummaryWriter.
+    return EventsWriter(str(folder / "events"))
 
-        # Those of an earlier session are written anew, see Journal._replay.
-        for path in folder.glob("events.out.*"):
-            path.unlink()
-        # The writer that lies under SummaryWriter, which writes from a thread of its own and would
-        # fail there. Private protos (tensorboardX 2.6); plain alternative: SummaryWriter.
-        self.events = EventsWriter(str(folder / "events"))
-        self.flushed = time.monotonic()
 
-    def write(self, record: dict) -> None:
-        """A scalar of each number of a line of metrics.jsonl."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
+def event_of(record: dict):
+    """The TensorBoard event of a line of metrics.jsonl: a scalar of each number."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
 
-        values = [
-            Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
-            for name, value in record.items()
-            if name not in ("epoch", "step") and isinstance(value, (int, float))
-        ]
-        summary = Summary(value=values)
-        self.events.write_event(Event(wall_time=time.time(), step=record["step"], summary=summary))
-        if time.monotonic() - self.flushed > 30:  # seconds
-            self.events.flush()
-            self.flushed = time.monotonic()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self.events.close()
+    values = [
+        Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
+        for name, value in record.items()
+        if name not in ("epoch", "step") and isinstance(value, (int, float))
+    ]
+    return Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values))
 
 
 class Stopwatch:

@@ -33,23 +33,19 @@ def launch(run, config: ProcessOptions) -> int:
     has started the processes, nothing is spawned, and a process group that is there is used.
     Returns the exit code.
     """
-    kind = device_kind(config.device, config.choose)
+    kind, start = device_kind(config.device, config.choose), run_worker
     if place := place_in_engine(config):
         world, url = place
-        if url is None:
-            return run(config, world, own_device(kind, world.local_rank, config))
-        return run_worker(run, config, world, url, kind)
-
-    # One process in all: this one. Otherwise start those of this node.
-    config = with_slurms_nodes(config)
-    local_size = processes_here(config, kind)
-    size, first_rank = local_size * config.world_size, config.rank * local_size
-    first = World(first_rank, size, local_rank=0, local_size=local_size)
-    if size == 1:
-        return run(config, first, own_device(kind, 0, config))
-    url = rendezvous_url(config)
-    start = run_worker if local_size == 1 else spawn
-    return start(run, config, first, url, kind)
+    else:
+        # One process in all: this one. Otherwise start those of this node.
+        config = with_slurms_nodes(config)
+        here = processes_here(config, kind)
+        world = World(config.rank * here, config.world_size * here, local_rank=0, local_size=here)
+        url = rendezvous_url(config) if world.size > 1 else None
+        start = spawn if here > 1 else run_worker
+    if url is None:
+        return run(config, world, own_device(kind, world.local_rank, config))
+    return start(run, config, world, url, kind)
 
 
 def device_kind(wanted: str, chosen: str | None = None) -> str:
@@ -61,22 +57,14 @@ def device_kind(wanted: str, chosen: str | None = None) -> str:
         # torch looks at this when it first uses a GPU, which is below.
         os.environ["CUDA_VISIBLE_DEVICES"] = chosen
         if (num_gpus := torch.cuda.device_count()) < len(chosen.split(",")):
-            raise InputError(
-                f"choose={chosen}: torch finds {num_gpus} of these GPUs; leave --choose out, or "
-                "name GPUs of this machine"
-            )
-    usable = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if wanted == "auto":
-        return next(kind for kind, present in usable.items() if present)
-    if not usable[wanted]:
-        raise InputError(
-            f"device={wanted}: torch finds none on this machine; use --device auto or cpu"
-        )
-    return wanted
+            why = f"choose={chosen}: torch finds {num_gpus} of these GPUs"
+            raise InputError(f"{why}; leave --choose out, or name GPUs of this machine")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    usable = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
+    if wanted not in ("auto", *usable):
+        why = f"device={wanted}: torch finds none on this machine"
+        raise InputError(f"{why}; use --device auto or cpu")
+    return usable[0] if wanted == "auto" else wanted
 
 
 def processes_here(config: ProcessOptions, kind: str) -> int:
@@ -96,9 +84,8 @@ def rendezvous_url(config: ProcessOptions) -> str:
     url = config.dist_url or f"tcp://{config.master_addr}:{config.master_port}"
     port = urlparse(url).port  # None of env://
     if config.rank == 0 and port and free_port(port) is None:
-        raise InputError(
-            f"port {port} of {url} is in use; choose another with --dist_url tcp://host:port"
-        )
+        remedy = "choose another with --dist_url tcp://host:port"
+        raise InputError(f"port {port} of {url} is in use; {remedy}")
     return url
 
 
@@ -122,9 +109,8 @@ def own_device(kind: str, local_rank: int, config: ProcessOptions) -> torch.devi
         raise InputError(f"gpu={number}: this machine shows {num_gpus} GPU(s), numbered from 0")
     if kind != "cuda":
         return torch.device(kind)
-    device = torch.device("cuda", number)
-    torch.cuda.set_device(device)
-    return device
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def run_worker(run, config: ProcessOptions, world: World, url: str, kind: str) -> int:
@@ -182,7 +168,7 @@ def spawn(run, config: ProcessOptions, first: World, url: str, kind: str) -> int
         with requests_blocked():
             for number in range(first.local_size):
                 world = replace(first, rank=first.rank + number, local_rank=number)
-                arguments = (run, config, world, url, kind, errors)
+                arguments = (errors, run, config, world, url, kind)
                 process = context.Process(target=worker_main, args=arguments)
                 process.start()
                 processes.append(process)
@@ -213,9 +199,8 @@ def exit_code(processes: list, failed: int | None, error, stop, first_rank: int)
     code = processes[failed].exitcode
     if code < 0:
         name = signal.Signals(-code).name
-        raise RunFailed(
-            f"process {first_rank + failed} was ended by {name}; the others were stopped"
-        )
+        number = first_rank + failed
+        raise RunFailed(f"process {number} was ended by {name}; the others were stopped")
     if error:
         raise error_of(*error)
     return code
@@ -234,8 +219,8 @@ def first_failure(processes: list) -> int | None:
     return None
 
 
-def worker_main(run, config: ProcessOptions, world: World, url: str, kind: str, errors) -> None:
-    """What a started process does: run, tell an error to the parent, and end with its code."""
+def worker_main(errors, *arguments) -> None:
+    """Be a process that `spawn` has started: run_worker, with an error told to the launcher."""
     end_by_requests()  # still blocked
     steady_streams()
     follow_parent()
@@ -243,8 +228,7 @@ def worker_main(run, config: ProcessOptions, world: World, url: str, kind: str, 
         # Loader processes are forks, as in a run of one process: a spawned one would import torch.
         mp.set_start_method("fork", force=True)
     try:
-        code = run_worker(run, config, world, url, kind)
+        sys.exit(run_worker(*arguments))
     except Exception as error:
-        code, sentence = outcome_of(error)
-        errors.put((code, sentence))
-    sys.exit(code)
+        errors.put(outcome := outcome_of(error))
+        sys.exit(outcome[0])

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from typing import ClassVar
 
@@ -24,17 +24,8 @@ class Architectures(tuple):
 
 
 ARCHITECTURES = Architectures((
-    "resnet10",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-    "timm:NAME",
+    "resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d",
+    "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2", "timm:NAME",
 ))  # fmt: skip
 
 
@@ -62,10 +53,8 @@ class ProcessOptions:
     def __post_init__(self):
         check_intervals(self)
         if self.rank >= self.world_size:
-            raise InputError(
-                f"rank={self.rank}: expected the number of this node, 0 to {self.world_size - 1}, "
-                f"with {self.world_size} node(s)"
-            )
+            numbers = f"0 to {self.world_size - 1}, with {self.world_size} node(s)"
+            raise InputError(f"rank={self.rank}: expected the number of this node, {numbers}")
         if self.dist_url and not re.fullmatch(r"env://.*|tcp://.+:\d+/?", self.dist_url):
             raise InputError(f"dist_url={self.dist_url!r}: expected tcp://host:port or env://")
 
@@ -113,13 +102,11 @@ class RunOptions(ProcessOptions, PictureOptions):
         super().__post_init__()
         # A folder of that name has no origin.
         if self.track and getattr(find_spec(self.track), "origin", None) is None:
-            raise InputError(
-                f"track={self.track}: it is not installed; python3 -m pip install {self.track}"
-            )
-        if self.start_epoch >= self.epochs:
-            raise InputError(
-                f"start_epoch={self.start_epoch} leaves nothing of epochs={self.epochs}"
-            )
+            remedy = f"python3 -m pip install {self.track}"
+            raise InputError(f"track={self.track}: it is not installed; {remedy}")
+        first, epochs = self.start_epoch, self.epochs
+        if first >= epochs:
+            raise InputError(f"start_epoch={first} leaves nothing of epochs={epochs}")
 
     def with_global_batch(self, size: int, local_size: int):
         """These options with M said: what decides the numbers is not the batch of a node.
@@ -127,10 +114,8 @@ class RunOptions(ProcessOptions, PictureOptions):
         size, local_size: processes in all, and on this node.
         """
         if not self.global_batch_size and size % local_size:
-            raise InputError(
-                f"nodes differ in their number of processes ({size} in all, {local_size} here): "
-                "give --global_batch_size"
-            )
+            why = f"nodes differ in their number of processes ({size} in all, {local_size} here)"
+            raise InputError(f"{why}: give --global_batch_size")
         wanted = self.global_batch_size or self.batch_size * size // local_size
         return replace(self, global_batch_size=wanted)
 
@@ -139,18 +124,13 @@ class RunOptions(ProcessOptions, PictureOptions):
         them: lists, not tuples.
         """
         # Where and on how many processes a run computes may change; so may what is marked so.
-        of_processes = {f.name for f in fields(ProcessOptions)}
-        return {
-            f.name: json.loads(json.dumps(getattr(self, f.name)))
-            for f in fields(self)
-            if not f.metadata["may_change"] and f.name not in of_processes
-        }
+        free = {f.name for f in fields(self) if f.metadata["may_change"]}
+        free |= {f.name for f in fields(ProcessOptions)}
+        all_of_them = json.loads(json.dumps(asdict(self)))
+        return {name: value for name, value in all_of_them.items() if name not in free}
 
 
 def differences(theirs: dict, ours: dict) -> list[str]:
     """What differs between the options of two runs, in words; only options that both have."""
-    return [
-        f"{name} was {shown(theirs[name])}, here it is {shown(value)}"
-        for name, value in ours.items()
-        if name in theirs and theirs[name] != value
-    ]
+    other = [name for name, value in ours.items() if theirs.get(name, value) != value]
+    return [f"{name} was {shown(theirs[name])}, here it is {shown(ours[name])}" for name in other]

@@ -47,15 +47,13 @@ def lock_folder(folder: Path) -> TextIO:
     with waiting_for(lambda: f"the run in {str(folder)!r}, which is still going on in {holder()}"):
         while not locked(lock):
             if time.monotonic() > deadline:
-                raise InputError(
-                    f"the run in {str(folder)!r} is still going on in {holder()}; wait for its "
-                    "end, or start a new run without --resume auto"
-                )
+                why = f"the run in {str(folder)!r} is still going on in {holder()}"
+                remedy = "wait for its end, or start a new run without --resume auto"
+                raise InputError(f"{why}; {remedy}")
             time.sleep(0.1)
-    job = os.environ.get("SLURM_JOB_ID", "")
-    job = job and f", SLURM job {job}"
+    job = os.environ.get("SLURM_JOB_ID")
     lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}{job}")
+    lock.write(f"process {os.getpid()} on {platform.node()}{f', SLURM job {job}' if job else ''}")
     lock.flush()
     return lock
 
@@ -65,10 +63,8 @@ def locked(file: TextIO) -> bool:
     try:
         if fcntl is not None:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        pass  # a file system without locks
+    except OSError as error:  # any other is of a file system without locks
+        return not isinstance(error, (BlockingIOError, PermissionError))
     return True
 
 

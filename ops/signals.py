@@ -67,8 +67,6 @@ class StopRequest:
         self.received: signal.Signals | None = None
         self.is_waiting = False
         self.pass_on = pass_on  # called at each signal
-        self.before = {}
-        self.speaks = True
 
     @property
     def name(self) -> str:
@@ -81,8 +79,8 @@ class StopRequest:
         from multiprocessing import parent_process  # too slow for the first lines of a script
 
         self.speaks = parent_process() is None  # one message is enough
-        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
-            self.before = {request: signal.signal(request, self._keep) for request in REQUESTS}
+        is_main = threading.current_thread() is threading.main_thread()  # others set no handlers
+        self.before = {each: signal.signal(each, self._keep) for each in REQUESTS if is_main}
         StopRequest.current = self
         return self
 

@@ -12,6 +12,7 @@ from inspect import signature
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -65,12 +66,10 @@ def check_ranks_agree(tensors: dict[str, Tensor], world: World) -> None:
     device = next(iter(tensors.values())).device
     everyone = gather_rows(checksums.to(device)[None], world)  # [R, number of tensors]
     differs = (everyone != everyone[0]).any(dim=0).tolist()
-    for name, bad in zip(tensors, differs, strict=True):
-        if bad:
-            raise RunFailed(
-                f"the processes no longer agree on {name}: the numbers cannot be trusted from here "
-                "on; go on from an earlier checkpoint, and look for a faulty device"
-            )
+    if bad := [name for name, differ in zip(tensors, differs, strict=True) if differ]:
+        remedy = "go on from an earlier checkpoint, and look for a faulty device"
+        why = f"the processes no longer agree on {bad[0]}"
+        raise RunFailed(f"{why}: the numbers cannot be trusted from here on; {remedy}")
 
 
 def checksum(tensor: Tensor) -> int:
@@ -110,14 +109,11 @@ def step_unless_(dropped: Tensor, optimizer: Optimizer) -> None:
 
 
 def skips_on_device(optimizer: Optimizer) -> bool:
-    return all(
-        group.get("fused")
-        and (
-            group.get("momentum") == 0
-            or all(optimizer.state.get(p) for p in group["params"] if p.grad is not None)
-        )
-        for group in optimizer.param_groups
-    )
+    for group in optimizer.param_groups:
+        begun = all(optimizer.state.get(p) for p in group["params"] if p.grad is not None)
+        if not (group.get("fused") and (group.get("momentum") == 0 or begun)):
+            return False
+    return True
 
 
 class BufferSnapshot:
@@ -129,17 +125,11 @@ class BufferSnapshot:
         for buffer in model.buffers():
             by_dtype.setdefault(buffer.dtype, []).append(buffer)
         # One vector per dtype: hundreds of small copies would cost a GPU more than their numbers.
-        self.before = [(buffers, flattened(buffers)) for buffers in by_dtype.values()]
+        self.before = [(buffers, _flatten_dense_tensors(buffers)) for buffers in by_dtype.values()]
 
     @torch.no_grad()
     def restore_if_(self, dropped: Tensor) -> None:
         for buffers, before in self.before:
-            chosen = torch.where(dropped.bool(), before, flattened(buffers))
-            pieces = chosen.split([buffer.numel() for buffer in buffers])
-            pieces = [piece.view_as(x) for piece, x in zip(pieces, buffers, strict=True)]
+            chosen = torch.where(dropped.bool(), before, _flatten_dense_tensors(buffers))
             # Private (torch 2.9 to 2.15). Plain alternative: x.copy_(piece) for each buffer.
-            torch._foreach_copy_(buffers, pieces)
-
-
-def flattened(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([x.flatten() for x in tensors])
+            torch._foreach_copy_(buffers, _unflatten_dense_tensors(chosen, buffers))

@@ -52,17 +52,15 @@ class SignalSafeLoader(DataLoader):
                     batch = next(batches)
             except StopIteration:
                 return
-            except (InputError, RunFailed, MemoryError):
-                raise
             except Exception as error:
                 # An error in making the batch is the program's own.
-                if not self.num_workers or str(error).startswith("Caught "):
+                known = isinstance(error, (InputError, RunFailed, MemoryError))
+                if known or not self.num_workers or str(error).startswith("Caught "):
                     raise
                 why = one_line(str(error)) or type(error).__name__
-                raise RunFailed(
-                    f"a loader process has died, or cannot hand over a batch ({why}); if its "
-                    f"memory or {shared_memory()} was too small, {REMEDIES}"
-                ) from error
+                what = f"a loader process has died, or cannot hand over a batch ({why})"
+                remedy = f"if its memory or {shared_memory()} was too small, {REMEDIES}"
+                raise RunFailed(f"{what}; {remedy}") from error
             yield batch
 
     def start(self) -> Iterator:
@@ -88,7 +86,7 @@ def shared_memory() -> str:
 
 
 def begin_worker(worker: int) -> None:
-    """Let a worker end, in place of going on without a word, where a batch cannot leave it."""
+    """Let a worker end where a batch cannot leave it, or when its own parent says so."""
 
     def give_up(error, _):
         with suppress(OSError):  # a log on a full disk
@@ -99,7 +97,13 @@ def begin_worker(worker: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(give_up)
     # multiprocessing's thread that hands over file numbers: a run that has ended is no news.
     sys.excepthook = tell_unless_run_is_gone
-    ignore_stop_signals()
+    # Requests to stop are ignored, except SIGTERM from the worker's own parent: it sends it to
+    # workers that do not end by themselves, as when it ends by an error. Blocked signals wait in a
+    # queue, from which the thread takes SIGTERM. Systems without sigtimedwait (macOS, Windows) keep
+    # torch's own workers.
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
+        threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def end_workers() -> None:
@@ -120,25 +124,11 @@ def check_shared_memory(batch_bytes: int, workers: int, local_size: int) -> None
     """
     if not workers or not os.path.isdir(SHARED_MEMORY):
         return
-    usage, needed = shutil.disk_usage(SHARED_MEMORY), (PREFETCH * workers + 1) * batch_bytes
-    if needed * local_size > usage.free:
-        raise InputError(
-            f"{shared_memory()} is too small: {workers * local_size} loader process(es) need "
-            f"{needed * local_size / 1e6:.0f} MB, {batch_bytes / 1e6:.0f} MB a batch: {REMEDIES}"
-        )
-
-
-def ignore_stop_signals() -> None:
-    """Make this worker ignore requests to stop, except SIGTERM from its own parent.
-
-    The parent sends it to workers that do not end by themselves, as when it ends by an error.
-    """
-    # Systems without sigtimedwait (macOS, Windows) keep torch's own workers.
-    if not hasattr(signal, "sigtimedwait"):
-        return
-    # Blocked signals wait in a queue, from which the thread takes SIGTERM.
-    signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    needed = (PREFETCH * workers + 1) * batch_bytes * local_size
+    if needed > shutil.disk_usage(SHARED_MEMORY).free:
+        number = f"{workers * local_size} loader process(es)"
+        sizes = f"{needed / 1e6:.0f} MB, {batch_bytes / 1e6:.0f} MB a batch"
+        raise InputError(f"{shared_memory()} is too small: {number} need {sizes}: {REMEDIES}")
 
 
 def end_with_parent(started_by: int) -> None:
