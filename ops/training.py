@@ -35,6 +35,20 @@ def wrap_encoder(model: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(model, **{switch: False})
 
 
+def settle_buckets_(model: nn.Module, inputs) -> None:
+    """A forward and backward pass that counts for nothing, before the first step.
+
+    After its first one DistributedDataParallel spreads the gradients anew over its buckets, and the
+    place in a bucket decides in which order three or more processes are added. A run that goes on
+    has to add as one that never stopped. The model returns a list of tensors.
+    """
+    if isinstance(model, DistributedDataParallel):
+        buffers = BufferSnapshot(model)
+        sum(output.float().sum() for output in model(inputs)).backward()
+        model.zero_grad(set_to_none=True)
+        buffers.restore_if_(torch.ones(()))
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 

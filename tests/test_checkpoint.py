@@ -1,15 +1,19 @@
 """Checkpoints: whole or not at all, and readable across programs."""
 
+import copy
 import hashlib
 
 import pytest
 import torch
 
 import adco
+from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import Progress, pack, unpack_
 from ops import checkpoint
 from ops.errors import InputError
+from tests.support.game import assert_same
+from tests.support.gloo import in_processes
 
 CONFIG = PretrainConfig(arch="resnet10", moco_dim=8, cluster=32)
 
@@ -208,3 +212,25 @@ def test_a_file_that_is_renamed_while_it_is_read_is_one_sentence(tmp_path, monke
     monkeypatch.setattr(checkpoint, "verify", vanish)
     with pytest.raises(InputError, match="cannot be read: no such file"):
         checkpoint.load(path)
+
+
+def play_on_three(world, halt: int) -> dict:
+    """The state after four steps, with a break before one of them."""
+    config = PretrainConfig(
+        dataset="digits", arch="resnet10", image_size=20, cluster=32, global_batch_size=12,
+        workers=0,
+    )  # fmt: skip
+    played = Game(config, world, torch.device("cpu"))
+    for step in range(4):
+        if step == halt:
+            state = copy.deepcopy(pack(played.players, Progress(), config))
+            played = Game(config, world, torch.device("cpu"))
+            unpack_(state, "it", played.players, config.arch)
+        played.play(next(played.batches(0, step)), step)
+    return {**played.model.state_dict(), **played.bank.state_dict()}
+
+
+def test_three_processes_go_on_bit_for_bit():
+    """Two processes add in one order alone; of three, DistributedDataParallel decides it."""
+    whole, broken = (in_processes(play_on_three, 3, halt)[0] for halt in (-1, 2))
+    assert_same(broken, whole)

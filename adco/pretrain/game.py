@@ -21,7 +21,7 @@ from adco.encoder import check_sides
 from adco.model import AdCo
 from adco.negatives import NegativeBank
 from adco.objective import Denominator
-from adco.plan import view_plan
+from adco.plan import query_views, view_plan
 from adco.pretrain.init import begin_with_, read_init
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.recipe import with_recipe
@@ -29,7 +29,7 @@ from adco.step import Round, simclr_step, startup_step, train_step
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World
 from ops.errors import InputError, optional
-from ops.training import wrap_encoder
+from ops.training import settle_buckets_, wrap_encoder
 from ops.workers import check_shared_memory, workers_per_process
 
 ANGLE = 0.005  # radians that the adversaries turn in a step with --memory_lr auto, on average
@@ -82,6 +82,11 @@ class Game:
         self.held_out = self.splits is not found
         self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
         self.loader = build_loader(config, self.splits.train, recipes, world, device)
+        # As many pictures as in a step: a compiler makes code for the sizes that it meets first.
+        count = config.images_per_process(world.size) // config.accum_steps
+        sides = [recipes[i].size for i in query_views(self.plan)]
+        blank = [torch.zeros(count, config.channels, side, side, device=device) for side in sides]
+        settle_buckets_(self.wrapped, [self.as_input(view) for view in blank])
 
         # The adversaries.
         unused = config.negatives in ("batch", "simclr")
@@ -101,10 +106,11 @@ class Game:
         Epochs -1, -2, ... are the passes of the start-up.
         """
         for views in on_device(self.loader.epoch(epoch, first), self.device):
-            yield [
-                normalised(view, self.model.precision(view) or torch.float32, self.layout)
-                for view in views
-            ]
+            yield [self.as_input(view) for view in views]
+
+    def as_input(self, view: Tensor) -> Tensor:
+        """Pixels [N, C, S, S] as the encoders take them."""
+        return normalised(view, self.model.precision(view) or torch.float32, self.layout)
 
     def play(self, views: list[Tensor], step: int = 0, done: float = 1.0) -> Round:
         """One step of both players. step: its number.  done: the share of the run that is over."""
