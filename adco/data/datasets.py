@@ -2,7 +2,6 @@
 
 from collections import Counter
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,19 +97,21 @@ def from_torchvision(dataset: str, data: str, download: bool) -> Splits:
     """CIFAR-10, CIFAR-100 or STL-10 as torchvision stores them, read into memory."""
     import torchvision.datasets as sets
 
-    def fetch(**split):
+    def fetch(**split) -> ArrayPictures:
         if dataset == "stl10":
-            # Its pictures lie as [n, 3, H, W].
+            # Its pictures lie as [n, 3, H, W], and its labels are bytes.
             loaded = sets.STL10(data, download=download, **split)
-            return ArrayPictures(loaded.data.transpose(0, 2, 3, 1), loaded.labels, loaded.classes)
-        kind = sets.CIFAR10 if dataset == "cifar10" else sets.CIFAR100
-        loaded = kind(data, download=download, **split)
-        return ArrayPictures(loaded.data, loaded.targets, loaded.classes)
+            pixels, labels = loaded.data.transpose(0, 2, 3, 1), loaded.labels.astype(np.int64)
+        else:
+            kind = sets.CIFAR10 if dataset == "cifar10" else sets.CIFAR100
+            loaded = kind(data, download=download, **split)
+            pixels, labels = loaded.data, loaded.targets
+        return ArrayPictures(pixels, labels, loaded.classes)
 
     try:
         # STL-10 has far more pictures without a label (-1) than with one.
         if dataset == "stl10":
-            return Splits(fetch(split="train+unlabeled"), fetch(split="train"), fetch(split="test"))
+            return Splits(*(fetch(split=part) for part in ("train+unlabeled", "train", "test")))
         train = fetch(train=True)
         return Splits(train, train, fetch(train=False))
     except (RuntimeError, OSError) as error:
@@ -169,9 +170,8 @@ def from_several(dataset: str, folders: tuple[str, ...], *how) -> Splits:
             f"data={some(folders)}: expected one place, or several folders of pictures (--dataset "
             "ImageNet or folder, not packed) of which none holds another"
         )
-    train, val = joined([splits.train for splits in found]), None
-    if all(splits.val for splits in found):
-        val = joined([splits.val for splits in found])
+    train = joined([splits.train for splits in found])
+    val = joined([s.val for s in found]) if all(s.val for s in found) else None
     labelled = val is not None and len(train.classes) and len(val.classes)
     return Splits(train, train if labelled else None, val)
 
@@ -187,9 +187,8 @@ def scan_folder(
     found = read_folder(root, log_folder)
     # The class is the first folder of a path; deeper ones mean nothing.
     inside = [name for name in found.names if "/" in name]
-    runs = [(top, len(list(run))) for top, run in groupby(inside, lambda n: n.partition("/")[0])]
-    classes = identity.in_order({top for top, _ in runs})
     beside = [name for name in found.names if "/" not in name]
+    classes = identity.in_order({name.partition("/")[0] for name in inside})
     labelled = len(classes) > 1 and len(beside) * len(classes) < len(inside)
 
     # What is left out is counted, and named where it may have been meant.
@@ -208,7 +207,7 @@ def scan_folder(
     if not labelled:
         return FolderPictures(root, names, None, (), decoding, left_out)
     number = {name: i for i, name in enumerate(classes)}
-    labels = np.repeat([number[top] for top, _ in runs], [count for _, count in runs])
+    labels = [number[name.partition("/")[0]] for name in names]
     return FolderPictures(root, names, labels, classes, decoding, left_out)
 
 
@@ -220,14 +219,18 @@ def hold_out(splits: Splits, share: float, seed: int) -> Splits:
 
     Of labelled pictures a share of each class. About MOST_HELD_OUT pictures at most.
     """
-    train, has_labels = splits.train, splits.train.labels is not None
-    labels = train.labels if has_labels else np.zeros(len(train), np.int64)
-    share = min(share, MOST_HELD_OUT / len(train))
-    apart = share_of_each_class(labels, share, seed)
-    rest = train.part(np.delete(np.arange(len(train)), apart))
-    val = train.part(apart)
+    share = min(share, MOST_HELD_OUT / len(splits.train))
+    train, val = split_off(splits.train, share, seed)
     val.left_out = Counter()  # what the folder has beside its pictures is told of train
-    return Splits(rest, rest if has_labels else None, val)
+    return Splits(train, None if train.labels is None else train, val)
+
+
+def split_off(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
+    """The rest of the pictures, and a share of them: of labelled ones a share of each class."""
+    labels = np.zeros(len(pictures)) if pictures.labels is None else pictures.labels
+    apart = share_of_each_class(labels, share, seed)
+    rest = np.delete(np.arange(len(pictures)), apart)
+    return pictures.part(rest), pictures.part(apart)
 
 
 def share_of_each_class(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -278,7 +281,7 @@ def warnings_about(pictures: Pictures) -> list[str]:
     if not isinstance(pictures, FolderPictures):
         return []
     warnings = []
-    if pictures.folders and pictures.labels is None:
+    if len(pictures.folders) > 1 and pictures.labels is None:
         warnings.append("the folders do not have the same classes each: no picture has a label")
     # Class folders (those of a list are none) whose pictures lie in folders of their own.
     tops, names = {*pictures.classes}, pictures.file_names()

@@ -32,7 +32,7 @@ def identity(parts: dict[str, Pictures | None]) -> dict[str, dict]:
 def sha256_of(pictures: Pictures) -> str:
     digest = hashlib.sha256()
     # The pictures of data sets in memory have no names.
-    for text in (pictures.joined_names(), "\0".join(pictures.classes)):
+    for text in ("\0".join(pictures.file_names()), "\0".join(pictures.classes)):
         digest.update(os.fsencode(normal(text)))
         digest.update(b"\1")
     if pictures.labels is not None:

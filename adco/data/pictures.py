@@ -31,21 +31,28 @@ class Pictures:
     channels: C. A subclass reads them: its read(index) gives uint8 [H, W, C].
     """
 
-    def __init__(self, labels, classes: list[str], channels: int):
+    def __init__(self, number: int, labels, classes: list[str], channels: int):
         self.labels = None if labels is None else np.asarray(labels)
         self.classes, self.channels = classes, channels
+        # Where each lies in what a part shares with the whole. Loader processes share it too,
+        # however they start: a tensor is handed over, not copied.
+        self.positions = torch.arange(number)
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
     def name(self, index: int) -> str:
         """The picture's name in a message."""
         return f"number {index}"
 
-    def joined_names(self) -> str:
-        """The names of all with \\0 between, where they are files."""
-        return ""
+    def file_names(self) -> list[str]:
+        """The names of all, where they are files."""
+        return []
 
     def part(self, positions: np.ndarray) -> "Pictures":
         """The pictures at `positions`, in that order."""
         part = copy(self)  # shallow: what does not depend on positions is shared
+        part.positions = self.positions[positions]
         part.labels = None if self.labels is None else self.labels[positions]
         return part
 
@@ -60,10 +67,7 @@ class BrokenPicture(InputError):
 
 
 class Names:
-    """The names of files, as bytes by index, in one block of memory.
-
-    Loader processes share it, however they start: a tensor is handed over, not copied.
-    """
+    """The names of files, as bytes by index, in one block of memory that processes share."""
 
     def __init__(self, names: list[str]):
         block = bytearray(os.fsencode("\0".join([*names, ""])))
@@ -71,20 +75,12 @@ class Names:
         ends = torch.nonzero(self.block == 0)[:, 0]
         self.starts = torch.cat([ends.new_zeros(1), ends + 1])
 
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
     def __getitem__(self, index: int) -> bytes:
-        start, next_start = int(self.starts[index]), int(self.starts[index + 1])
+        start, next_start = self.starts[index : index + 2].tolist()
         return self.block[start : next_start - 1].numpy().tobytes()
 
-    def joined(self) -> str:
-        """All of them, with \\0 between."""
-        return os.fsdecode(self.block[:-1].numpy().tobytes())
-
-    def part(self, positions: np.ndarray) -> "Names":
-        names = self.joined().split("\0")
-        return Names([names[i] for i in positions])
+    def all(self) -> list[str]:
+        return os.fsdecode(self.block[:-1].numpy().tobytes()).split("\0")
 
 
 class FilePictures(Pictures):
@@ -107,12 +103,9 @@ class FilePictures(Pictures):
         decoding: Decoding = AS_STORED,
         left_out: Counter | None = None,
     ):
-        super().__init__(labels, classes, decoding.channels)
+        super().__init__(len(names), labels, classes, decoding.channels)
         self.root, self.decoding, self.left_out = root, decoding, left_out or Counter()
         self.names = Names(names)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     def open(self, index: int) -> BinaryIO:
         raise NotImplementedError
@@ -167,51 +160,49 @@ class FilePictures(Pictures):
         except Exception:  # as above
             return 1
 
-    def joined_names(self) -> str:
-        return self.names.joined()
-
     def file_names(self) -> list[str]:
-        return self.joined_names().split("\0")
+        names = self.names.all()
+        return [names[i] for i in self.positions.tolist()]
+
+    def file_name(self, index: int) -> bytes:
+        return self.names[self.positions[index]]
 
     def name(self, index: int) -> str:
         """Its path below the folder, with bytes that are no text as \\x.."""
-        return printable(self.names[index].decode(errors="backslashreplace"))
-
-    def part(self, positions: np.ndarray) -> "FilePictures":
-        part = super().part(positions)
-        part.names = self.names.part(positions)
-        return part
+        return printable(self.file_name(index).decode(errors="backslashreplace"))
 
 
 class FolderPictures(FilePictures):
-    """Pictures in files below a folder.
+    """Pictures in files below a folder, or below several.
 
-    folders: or below several: the name of each picture begins with the key of its folder.
+    folders: with what the names of the pictures in each begin.
     """
 
-    folders: dict[str, Path] | None = None
+    def __init__(self, root: Path, *arguments, **keywords):
+        super().__init__(root, *arguments, **keywords)
+        self.folders = {"": root}
 
     def place(self, name: str) -> Path:
-        key, _, below = name.partition("/")
-        return self.folders[key] / below if self.folders else self.root / name
+        begins = next(begin for begin in self.folders if name.startswith(begin))
+        return self.folders[begins] / name.removeprefix(begins)
 
     def path(self, index: int) -> Path:
-        return self.place(os.fsdecode(self.names[index]))
+        return self.place(os.fsdecode(self.file_name(index)))
 
     def name_of(self, path: str) -> str:
         """The name that a picture at this absolute path has; any other text as it is."""
-        for key, folder in (self.folders or {"": self.root}).items():
+        for begin, folder in self.folders.items():
             for root in (os.path.abspath(folder), os.path.realpath(folder)):
                 if path.startswith(root + os.sep):
-                    return os.path.join(key, path[len(root) + 1 :])
+                    return begin + path[len(root) + 1 :]
         return path
 
     def open(self, index: int) -> BinaryIO:
         return open(self.path(index), "rb")
 
     def is_outage(self, error: Exception) -> bool:
-        folders = (self.folders or {"": self.root}).values()
-        gone = isinstance(error, FileNotFoundError) and not all(f.is_dir() for f in folders)
+        gone = isinstance(error, FileNotFoundError)
+        gone = gone and not all(folder.is_dir() for folder in self.folders.values())
         return gone or super().is_outage(error)
 
 
@@ -224,7 +215,7 @@ def joined(parts: list[FolderPictures]) -> FolderPictures:
     left_out = sum((part.left_out for part in parts), Counter())
     root, how = parts[0].root, parts[0].decoding
     pictures = FolderPictures(root, names, labels, () if labels is None else classes, how, left_out)
-    pictures.folders = {str(number): part.root for number, part in enumerate(parts)}
+    pictures.folders = {f"{number}/": part.root for number, part in enumerate(parts)}
     return pictures
 
 
@@ -242,21 +233,11 @@ class ArrayPictures(Pictures):
     """Pictures in memory, arrays [H, W, C] or PIL images, with the label of each or none."""
 
     def __init__(self, array, labels=None, classes: list[str] = (), channels: int = 3):
-        # A part shares the array, and has positions of its own in it.
-        self.array, self.positions = array, np.arange(len(array))
-        labels = None if labels is None else np.asarray(labels, np.int64)
-        super().__init__(labels, classes, channels)
-
-    def __len__(self) -> int:
-        return len(self.positions)
+        super().__init__(len(array), labels, classes, channels)
+        self.array = array
 
     def read(self, index: int) -> np.ndarray:
         try:
-            return with_channels(self.array[self.positions[index]], self.channels)
+            return with_channels(self.array[int(self.positions[index])], self.channels)
         except OSError as error:
             raise BrokenPicture(f"picture {self.name(index)}: {error}", str(error)) from error
-
-    def part(self, positions: np.ndarray) -> "ArrayPictures":
-        part = super().part(positions)
-        part.positions = self.positions[positions]
-        return part

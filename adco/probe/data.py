@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from adco.data import pil_render
-from adco.data.datasets import share_of_each_class
+from adco.data.datasets import split_off
 from adco.data.decoder import decoding_of
 from adco.data.list_files import listed_splits, load_places
 from adco.data.loader import CheckViews, LabelledViews, check_loader
@@ -62,19 +62,18 @@ def load_probe_sets(config: ProbeConfig, holdout: float, world: World = ALONE) -
 
     # Of train the share asked for.
     if config.train_fraction < 1:
-        train = train.part(share_of_each_class(train.labels, config.train_fraction, config.seed))
+        _, train = split_off(train, config.train_fraction, config.seed)
     if not holdout:
         return ProbeSets(train, None, val)
 
     # Of that, a share apart to choose by.
-    apart = share_of_each_class(train.labels, holdout, config.seed)
-    if len(apart) == len(train):
+    train, held_out = split_off(train, holdout, config.seed)
+    if not len(train):
         raise InputError(
-            f"holdout={holdout} leaves no picture to train on (of {len(apart)}, at least one "
+            f"holdout={holdout} leaves no picture to train on (of {len(held_out)}, at least one "
             "of each class is held out); give more pictures or --holdout 0"
         )
-    rest = np.delete(np.arange(len(train)), apart)
-    return ProbeSets(train.part(rest), train.part(apart), val)
+    return ProbeSets(train, held_out, val)
 
 
 class ProbeViews(LabelledViews):
