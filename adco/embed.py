@@ -101,15 +101,17 @@ def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, worker
             raise InputError(
                 "the trunk of an encoder of one's own is not known: give it, or 'head'"
             )
-    filters = (p for p in network.parameters() if p.dim() == 4)
-    first = next(filters, None)  # of a network without any: RGB
-    how = Decoding(channels=3 if first is None else first.shape[1])
+    # C is that of the first convolution; of a network without any: RGB.
+    channels = next((p.shape[1] for p in network.parameters() if p.dim() == 4), 3)
+    root = Path()
     if isinstance(pictures, (str, os.PathLike)):
-        found = FolderPictures(Path(pictures), read_folder(Path(pictures)).names, decoding=how)
-    elif len(pictures) and isinstance(pictures[0], (str, os.PathLike)):
-        found = FolderPictures(Path(), [*map(os.fspath, pictures)], decoding=how)
+        root = Path(pictures)
+        pictures = read_folder(root).names
+    if len(pictures) and isinstance(pictures[0], (str, os.PathLike)):
+        how = Decoding(channels=channels)
+        found = FolderPictures(root, [*map(os.fspath, pictures)], decoding=how)
     else:
-        found = ArrayPictures(pictures, channels=how.channels)
+        found = ArrayPictures(pictures, channels=channels)
     if not len(found):
         raise InputError("no pictures; expected a folder, files or arrays")
     views, was_training = CheckViews(found, image_size), model.training
@@ -138,12 +140,11 @@ def network_of(trunk: TrunkWeights, of: str, sides=()) -> nn.Module:
     for number in sorted({name.partition(".")[0] for name in head}, key=int):
         weight = head.get(f"{number}.weight")  # None: of a BatchNorm without scale and shift
         if weight is None or weight.dim() == 1:
-            norm = nn.BatchNorm1d(len(head[f"{number}.running_mean"]), affine=weight is not None)
-            layers.add_module(number, norm)
-            continue
-        if len(layers):
-            layers.add_module(f"relu{number}", nn.ReLU())
-        layer = nn.Linear(weight.shape[1], len(weight), bias=f"{number}.bias" in head)
+            layer = nn.BatchNorm1d(len(head[f"{number}.running_mean"]), affine=weight is not None)
+        else:
+            layer = nn.Linear(weight.shape[1], len(weight), bias=f"{number}.bias" in head)
+            if len(layers):
+                layers.add_module(f"relu{number}", nn.ReLU())
         layers.add_module(number, layer)
     load_strictly(layers, head, trunk.source)
     return nn.Sequential(network, layers)
@@ -162,9 +163,9 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     pictures = getattr(once_per_node(load, world), config.split)
     if pictures is None:
         raise InputError(f"{config.data!r} has no val: leave out --split val")
-    shape = 1, config.channels, config.image_size, config.image_size
+    sides = [config.image_size] * 2
     with torch.no_grad():
-        width = network(torch.zeros(shape, device=device)).shape[1]
+        width = network(torch.zeros(1, config.channels, *sides, device=device)).shape[1]
     parts = Parts(Path(config.out + ".part"), len(pictures), config.batch_size, width)
 
     # What the rows are of: those that are there have to be of the same.
@@ -205,9 +206,9 @@ def fill(parts: Parts, network, views: CheckViews, workers: int, world, flags, s
     # A batch is the same pictures on any number of processes, so its rows are the same numbers.
     mine = missing[world.rank :: world.size]
     found = features_of(network, batch_loader(views, [parts.batches[b] for b in mine], workers))
-    left = sum(len(parts.batches[b]) for b in missing)
+    done = len(views) - sum(len(parts.batches[b]) for b in missing)
     silent = None if world.first else True  # None: where nobody watches
-    bar = tqdm(total=len(views), initial=len(views) - left, unit=" pictures", disable=silent)
+    bar = tqdm(total=len(views), initial=done, unit=" pictures", disable=silent)
     for batch in [*mine, None][: -(-len(missing) // world.size)]:
         count = 0
         with suppress(WaitInterrupted), stop.waiting():

@@ -70,10 +70,8 @@ def build_trunk(arch: str, stem: str = "imagenet", channels: int = 3) -> Encoder
         if stem != "imagenet":
             raise InputError(f"stem={stem}: {arch} has first layers of its own; --stem imagenet")
         return Backbone(arch, channels)
-    if arch == "resnet10":
-        trunk = ResNet(BasicBlock, [1, 1, 1, 1])
-    else:
-        trunk = torchvision.models.get_model(arch)
+    small = arch == "resnet10"
+    trunk = ResNet(BasicBlock, [1, 1, 1, 1]) if small else torchvision.models.get_model(arch)
     if stem == "small" or channels != 3:
         shape = {"imagenet": (7, 2, 3), "small": (3, 1, 1)}[stem]  # side, stride, padding
         trunk.conv1 = nn.Conv2d(channels, 64, *shape, bias=False)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adco.data import identity
-from adco.data.decoder import AS_STORED, COLOURS, Decoding, decoding_of
+from adco.data.decoder import AS_STORED, COLOURS, decoding_of
 from adco.data.folder import counted, read_folder
 from adco.data.pictures import ArrayPictures, FolderPictures, Pictures, joined
 from adco.data.shards import INDEX, load_shards
@@ -49,11 +49,7 @@ def splits_of(config, world: World = ALONE) -> Splits:
 
 
 def load_splits(
-    dataset: str,
-    data: str | tuple[str, ...],
-    download: bool = False,
-    decoding: Decoding = AS_STORED,
-    log_folder: Path | None = None,
+    dataset: str, data: str | tuple[str, ...], download=False, decoding=AS_STORED, log_folder=None
 ) -> Splits:
     """The pictures of a data set by name. Raises InputError where it is not as expected.
 
@@ -87,10 +83,10 @@ def embedded_digits() -> Splits:
 
     pixels, labels = mnist_data()  # [5000, 784], sorted by class
     pixels = np.repeat(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), 3, axis=3)
-    digits = ArrayPictures(pixels, labels, [str(digit) for digit in range(10)])
+    digits = ArrayPictures(pixels, labels, [*"0123456789"])
     order = np.random.default_rng(0).permutation(len(digits))
-    train, val = digits.part(order[:4000]), digits.part(order[4000:])
-    return Splits(train, train, val)
+    train = digits.part(order[:4000])
+    return Splits(train, train, digits.part(order[4000:]))
 
 
 def from_torchvision(dataset: str, data: str, download: bool) -> Splits:
@@ -121,19 +117,17 @@ def from_torchvision(dataset: str, data: str, download: bool) -> Splits:
         ) from error
 
 
-def from_folders(
-    root: Path, classes_needed: bool, decoding: Decoding = AS_STORED, log_folder: Path | None = None
-) -> Splits:
+def from_folders(root: Path, classes_needed: bool, decoding=AS_STORED, log_folder=None) -> Splits:
     """ImageNet's layout (train/CLASS, val/CLASS), or any folder of pictures, by class or not."""
     # The training pictures: all of `train`, or the whole folder where there is none.
     if not root.is_dir():
         raise InputError(f"no data folder at {str(root)!r}; give an existing one with --data")
-    if classes_needed and not (root / "train").is_dir():
+    has_train = (root / "train").is_dir()
+    if classes_needed and not has_train:
         raise InputError(
             f"{str(root)!r} has no folder 'train'; ImageNet is expected as train/CLASS/picture and "
             "val/CLASS/picture (for any other folder of pictures: --dataset folder)"
         )
-    has_train = (root / "train").is_dir()
     train = scan_folder(root / "train" if has_train else root, decoding, log_folder)
     if classes_needed and train.labels is None:
         raise InputError(
@@ -176,9 +170,7 @@ def from_several(dataset: str, folders: tuple[str, ...], *how) -> Splits:
     return Splits(train, train if labelled else None, val)
 
 
-def scan_folder(
-    root: Path, decoding: Decoding = AS_STORED, log_folder: Path | None = None
-) -> FolderPictures:
+def scan_folder(root: Path, decoding=AS_STORED, log_folder: Path | None = None) -> FolderPictures:
     """All pictures below a folder, in the order of their names.
 
     They are labelled where they are in two subfolders or more. A few pictures beside these, fewer
@@ -258,17 +250,15 @@ def introduction(parts: dict[str, Pictures | None]) -> list[str]:
 
 def described(pictures: Pictures) -> str:
     """Such as "72 pictures in 3 classes, 24 to 24 each; left out: 3 .heic, 1 hidden folder"."""
-    text = f"{len(pictures)} pictures without classes"
-    if pictures.labels is not None:
+    labels, text = pictures.labels, "without classes"
+    if labels is not None:
         # A label each, or a row with 1 for each class that is shown.
-        one_each = pictures.labels.ndim == 1
-        numbers = pictures.labels if one_each else np.nonzero(pictures.labels == 1)[1]
+        numbers = labels if labels.ndim == 1 else np.nonzero(labels == 1)[1]
         counts = np.bincount(numbers, minlength=len(pictures.classes))
-        text = f"{len(pictures)} pictures in {len(counts)} classes, {counts.min()} to "
-        text += f"{counts.max()} each"
+        text = f"in {len(counts)} classes, {counts.min()} to {counts.max()} each"
     if left_out := getattr(pictures, "left_out", None):
         text += f"; left out: {counted(left_out)}"
-    return printable(text)
+    return printable(f"{len(pictures)} pictures {text}")
 
 
 def sample_of(pictures: Pictures, seed: int, most: int = SAMPLE) -> list[int]:

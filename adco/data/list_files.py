@@ -24,18 +24,16 @@ def load_places(data: str, train_list: str = "", decoding: Decoding = AS_STORED)
     train_list: a file to use in place of the training list. Raises InputError where a list or a
     picture is missing, or a line is not 'path label'.
     """
-    root = Path(data)
-    pictures = root / PLACES_PICTURES
+    pictures, lists = Path(data) / PLACES_PICTURES, Path(data) / PLACES_LISTS
     if not os.path.isdir(pictures):  # or not readable
         raise InputError(
             f"no pictures of Places205 at {str(pictures)!r}; --data has to hold {PLACES_PICTURES} "
             f"and {PLACES_LISTS}"
         )
-    train = Path(train_list) if train_list else root / PLACES_LISTS / "train_places205.csv"
-    val = root / PLACES_LISTS / "val_places205.csv"
+    files = train_list or lists / "train_places205.csv", lists / "val_places205.csv"
     # One walk through the folders is faster than a look for each of 2.5 million files.
     present = set(read_folder(pictures).names)
-    train, val = (read_places(path, pictures, present, decoding) for path in (train, val))
+    train, val = (read_places(Path(file), pictures, present, decoding) for file in files)
     return Splits(train, train, val)
 
 
@@ -56,8 +54,7 @@ def read_places(path: Path, root: Path, present: set[str], decoding: Decoding) -
         names.append(inside(match[1], f"line {number} of {str(path)!r}"))
         labels.append(int(match[2]))
     check_named(path, len(names), sorted(set(names) - present), f"in {str(root)!r}")
-    classes = [str(i) for i in range(PLACES_CLASSES)]
-    return FolderPictures(root, names, labels, classes, decoding)
+    return FolderPictures(root, names, labels, [*map(str, range(PLACES_CLASSES))], decoding)
 
 
 def check_named(path: Path, number: int, missing: list[str], where: str) -> None:
@@ -100,18 +97,14 @@ def inside(name: str, where: str) -> str:
 
 
 def listed_splits(config, world: World) -> Splits:
-    """The pictures that the options of a run name, in train those of --list alone (RunOptions)."""
-    return listed(splits_of(config, world), config.train_list)
+    """The pictures that the options of a run name (RunOptions), in train those of --list alone.
 
-
-def listed(splits: Splits, file: str) -> Splits:
-    """The splits with those pictures in train alone that a file names, one a line, if one is given.
-
-    A line is a path below the training folder, or absolute inside it, or a file name alone. Raises
-    InputError naming the missing ones.
+    A line of it is a path below the training folder, or absolute inside it, or a file name alone.
+    Raises InputError naming the missing ones.
     """
-    pictures, path = splits.train, Path(file)
-    if not file:
+    splits, path = splits_of(config, world), Path(config.train_list)
+    pictures = splits.train
+    if not config.train_list:
         return splits
     if not isinstance(pictures, FilePictures):
         raise InputError("--train_list names files; this data set has none")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from adco.data.decoder import AS_STORED, ORIENTATION, Decoding, TooLarge, decode, with_channels
+from adco.data.decoder import AS_STORED, ORIENTATION, TooLarge, decode, with_channels
 from ops.errors import InputError, RunFailed, printable
 
 # What the operating system says where a disk, a network or the machine fails, and not a file.
@@ -95,13 +95,7 @@ class FilePictures(Pictures):
     away = "the folder or its file server is away"
 
     def __init__(
-        self,
-        root: Path | str,
-        names: list[str],
-        labels: list[int] | None = None,
-        classes: list[str] = (),
-        decoding: Decoding = AS_STORED,
-        left_out: Counter | None = None,
+        self, root, names: list[str], labels=None, classes=(), decoding=AS_STORED, left_out=None
     ):
         super().__init__(len(names), labels, classes, decoding.channels)
         self.root, self.decoding, self.left_out = root, decoding, left_out or Counter()
@@ -132,9 +126,7 @@ class FilePictures(Pictures):
             except Exception as error:  # decoders raise errors of all kinds
                 why, path = reason(error), self.place(self.name(index))
                 if not self.is_outage(error):
-                    advice = self.remedy
-                    if isinstance(error, TooLarge):
-                        advice = "raise it, or " + advice
+                    advice = "raise it, or " * isinstance(error, TooLarge) + self.remedy
                     sentence = f"cannot read the picture {path}: {why}; {advice}"
                     raise BrokenPicture(sentence, why) from error
                 # A file server that is away for a moment breaks no picture.

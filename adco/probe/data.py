@@ -93,16 +93,11 @@ class ProbeViews(LabelledViews):
         # The drawn box gives way to a window of the view's own size.
         if self.randcrop:
             rng = view_rng(self.seed, epoch, index, CROP_VIEW)
-            left, top = (window_start(length, size, rng) for length in (width, height))
+            # A shorter side lies anywhere inside its window: Pillow crops black outside.
+            spaces = [sorted((0, length - size)) for length in (width, height)]
+            left, top = (int(rng.integers(least, most + 1)) for least, most in spaces)
             draw = draw._replace(box=(left, top, size, size))
         return pil_render.render(pixels, draw, size)
-
-
-def window_start(length: int, size: int, rng: np.random.Generator) -> int:
-    """Where a random window of `size` pixels begins, on a side of `length` pixels."""
-    # A shorter side lies anywhere inside its window: Pillow crops black outside a picture.
-    least, most = sorted((0, length - size))
-    return int(rng.integers(least, most + 1))
 
 
 def probe_recipe(config: ProbeConfig) -> Recipe:
@@ -121,6 +116,5 @@ def scoring_loader(
     """
     square, whole = config.dataset in PLACES, not config.eval_crop
     views = CheckViews(pictures, config.image_size, skip_broken, square, whole)
-    batch_size = max(1, config.global_batch_size // world.size)
     workers = workers_per_process(config.workers, world.local_size)
-    return check_loader(views, batch_size, workers, world)
+    return check_loader(views, max(1, config.global_batch_size // world.size), workers, world)

@@ -1,7 +1,6 @@
 """Linear classifiers on a trunk, frozen or not: the training of `lincls.py --head linear`."""
 
 from math import isfinite
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -56,15 +55,6 @@ class TrunkWithHeads(nn.Module):
         return [head(features) for head in self.heads]
 
 
-class Best(NamedTuple):
-    """The best score so far, and what it was reached with."""
-
-    accuracy: Accuracy
-    epoch: int  # from 0
-    head: int
-    weights: dict[str, Tensor]  # of the heads, and of the trunk where it moves
-
-
 class HeadTraining:
     """A run with linear heads: its model and optimizer, one epoch, the scores, the best epoch."""
 
@@ -75,36 +65,29 @@ class HeadTraining:
         self.frozen = self.config.trainable == "fc"
         self.lrs = self.config.rates()  # one per head
         torch.manual_seed(self.config.seed)
-        self.model = TrunkWithHeads(
-            self.encoder,
-            num_classes=len(self.sets.train.classes),
-            num_heads=len(self.lrs),
-            dropout=self.config.dropout,
-            frozen=self.frozen,
-        ).to(self.device)
+        num_classes, dropout = len(self.sets.train.classes), self.config.dropout
+        model = TrunkWithHeads(self.encoder, num_classes, len(self.lrs), dropout, self.frozen)
+        self.model = model.to(self.device)
+        self.trained = self.model.heads if self.frozen else self.model
         self.trunk_before = self.trunk_checksums()
         self.optimizer = self.build_optimizer()
         self.epoch = self.config.start_epoch  # the next one
-        self.best: Best | None = None
-        self.peaks: list[tuple[Accuracy, int]] = []  # of each head: its best score and its epoch
+        # Of each head its best score so far and the epoch, from 0; the best head, and the weights
+        # at its epoch.
+        self.peaks: list[tuple[Accuracy, int]] = [(Accuracy(-1, -1, 0), -1)] * len(self.lrs)
+        self.best, self.best_weights = 0, {}
         self.cached: dict[str, Features] = {}  # of a frozen trunk, by the name of the pictures
 
     # ---- the trunk and the heads as one network
 
     def build_optimizer(self) -> torch.optim.SGD:
         """SGD with a parameter group per head, and one for a trunk that moves."""
-        groups = [
-            {"params": head.parameters(), "lr": lr}
-            for head, lr in zip(self.model.heads, self.lrs, strict=True)
-        ]
+        config, parts = self.config, [*zip(self.model.heads, self.lrs, strict=True)]
         if not self.frozen:
-            groups.append({"params": self.model.trunk.parameters(), "lr": self.config.trunk_lr})
-        # What torch's schedules begin with, which other programs go on with.
-        for group in groups:
-            group["initial_lr"] = group["lr"]
-        return torch.optim.SGD(
-            groups, momentum=self.config.momentum, weight_decay=self.config.weight_decay
-        )
+            parts.append((self.model.trunk, config.trunk_lr))
+        # initial_lr: what torch's schedules begin with, which other programs go on with.
+        groups = [{"params": x.parameters(), "lr": lr, "initial_lr": lr} for x, lr in parts]
+        return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
 
     def trunk_weights(self) -> dict[str, Tensor]:
         """The trunk, BatchNorm statistics included, under the names of build_trunk."""
@@ -119,11 +102,6 @@ class HeadTraining:
         moved = [name for name, before in self.trunk_before.items() if after[name] != before]
         if self.frozen and moved:
             raise RuntimeError(f"the frozen trunk moved: {', '.join(moved)} changed in training")
-
-    def network(self, head: int) -> dict[str, Tensor]:
-        """The trunk with one of the heads as its `fc`."""
-        own = self.model.heads[head].state_dict()
-        return {**self.trunk_weights(), **{f"fc.{name}": value for name, value in own.items()}}
 
     # ---- training
 
@@ -227,9 +205,8 @@ class HeadTraining:
 
         # The record has the numbers of every head, told apart by their learning rates.
         values = {"epoch": self.epoch, "seconds_per_step": step_seconds}
-        for lr, rate, mean, found in zip(
-            self.lrs, rates[: len(self.lrs)], means, accuracy, strict=True
-        ):
+        # The rate of a trunk that moves is the last.
+        for lr, rate, mean, found in zip(self.lrs, rates, means, accuracy, strict=False):
             name = f"_{lr:g}" if len(self.lrs) > 1 else ""
             values |= {f"lr{name}": rate, f"loss{name}": mean, f"acc1{name}": found.acc1}
         self.journal.record("probe", self.epoch * num_steps + i, values)
@@ -268,29 +245,15 @@ class HeadTraining:
 
         Notes each head's own best epoch too. found: the accuracy of each head.
         """
-        # self.epoch is the next one already.
-        done, head = self.epoch - 1, best_index(found)
-        if not self.peaks:
-            self.peaks = [(accuracy, done) for accuracy in found]
+        # self.epoch is the next one already. Of equal scores the first stays.
+        done = self.epoch - 1
         self.peaks = [
             (new, done) if new.right1 > old.right1 else (old, epoch)
             for new, (old, epoch) in zip(found, self.peaks, strict=True)
         ]
-
-        # Of equal scores the first stays.
-        if self.best is not None and found[head].right1 <= self.best.accuracy.right1:
+        order = [(peak.right1, -epoch) for peak, epoch in self.peaks]
+        self.best = order.index(max(order))
+        if self.peaks[self.best][1] < done:
             return False
-        weights = self.model.heads.state_dict() if self.frozen else self.model.state_dict()
-        weights = {name: value.clone() for name, value in weights.items()}
-        self.best = Best(found[head], done, head, weights)
+        self.best_weights = {n: x.clone() for n, x in self.trained.state_dict().items()}
         return True
-
-    def peak_table(self) -> list[dict]:
-        """The best score of each learning rate, in percent, and its epoch."""
-        return [
-            {"lr": lr, **peak.percent(), "epoch": epoch}
-            for lr, (peak, epoch) in zip(self.lrs, self.peaks, strict=True)
-        ]
-
-    def restore_best(self) -> None:
-        (self.model.heads if self.frozen else self.model).load_state_dict(self.best.weights)
