@@ -14,9 +14,7 @@ import shutil
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -105,11 +103,10 @@ def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, worker
     channels = next((p.shape[1] for p in network.parameters() if p.dim() == 4), 3)
     root = Path()
     if isinstance(pictures, (str, os.PathLike)):
-        root = Path(pictures)
-        pictures = read_folder(root).names
+        root, pictures = Path(pictures), read_folder(Path(pictures)).names
     if len(pictures) and isinstance(pictures[0], (str, os.PathLike)):
-        how = Decoding(channels=channels)
-        found = FolderPictures(root, [*map(os.fspath, pictures)], decoding=how)
+        names, how = [*map(os.fspath, pictures)], Decoding(channels=channels)
+        found = FolderPictures(root, names, decoding=how)
     else:
         found = ArrayPictures(pictures, channels=channels)
     if not len(found):
@@ -129,9 +126,8 @@ def network_of(trunk: TrunkWeights, of: str, sides=()) -> nn.Module:
     """
     encoder = trunk.build()
     check_sides(encoder, trunk.channels, sides)
-    network = Trunk(encoder)
     if of == "trunk":
-        return network
+        return Trunk(encoder)
     head, layers = trunk.classifier() or trunk.head, nn.Sequential()
     head = {f"0.{name}": value for name, value in head.items()} if "weight" in head else head
     if not head or not all(name[0].isdecimal() for name in head):
@@ -147,7 +143,7 @@ def network_of(trunk: TrunkWeights, of: str, sides=()) -> nn.Module:
                 layers.add_module(f"relu{number}", nn.ReLU())
         layers.add_module(number, layer)
     load_strictly(layers, head, trunk.source)
-    return nn.Sequential(network, layers)
+    return nn.Sequential(Trunk(encoder), layers)
 
 
 def run(config: EmbedConfig, world: World, device: torch.device) -> int:
@@ -159,8 +155,8 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     config = replace(config, channels=config.channels or trunk.channels)
     network = network_of(replace(trunk, channels=config.channels), config.of, [config.image_size])
     network.eval().to(device)
-    load = partial(load_splits, config.dataset, config.data, False, decoding_of(config))
-    pictures = getattr(once_per_node(load, world), config.split)
+    where = config.dataset, config.data, False, decoding_of(config)
+    pictures = getattr(once_per_node(lambda: load_splits(*where), world), config.split)
     if pictures is None:
         raise InputError(f"{config.data!r} has no val: leave out --split val")
     sides = [config.image_size] * 2
@@ -171,8 +167,8 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     # What the rows are of: those that are there have to be of the same.
     flags, data = Flags(world), identity({config.split: pictures})
     check_same_everywhere(data, flags)
-    decides = {"checkpoint": trunk.sha256, "data": data}
-    decides |= {name: getattr(config, name) for name in DECIDING}
+    numbers = {name: getattr(config, name) for name in DECIDING}
+    decides = {"checkpoint": trunk.sha256, "data": data, **numbers}
     note = parts.folder / "of.json"
     theirs = json.loads(note.read_text()) if note.exists() else decides
     if other := [name for name in decides if theirs.get(name) != decides[name]]:
@@ -253,7 +249,7 @@ def main(argv=None, program: str = "adco.embed") -> int:
         return launch(run, config)
 
 
-class CallableModule(ModuleType):
+class CallableModule(type(sys)):
     """This module: an import of it takes the place of the function in adco."""
 
     def __call__(self, *arguments, **options) -> np.ndarray:

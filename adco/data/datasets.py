@@ -1,7 +1,6 @@
 """Data sets by name."""
 
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,10 +36,11 @@ def splits_of(config, world: World = ALONE) -> Splits:
 
     Files are listed once a node.
     """
-    load = partial(
-        load_splits, config.dataset, config.data, bool(config.download), decoding_of(config),
-        log_folder=Path(config.save_path) / config.log_path,
-    )  # fmt: skip
+
+    def load() -> Splits:
+        logs, download = Path(config.save_path) / config.log_path, bool(config.download)
+        return load_splits(config.dataset, config.data, download, decoding_of(config), logs)
+
     fetches = bool(config.download) and config.dataset in IN_MEMORY and world.size > 1
     # One process downloads: the first of all, then, for folders that are not shared, of each node.
     for nodes in (World(world.rank, world.size, world.rank, world.size), world) * fetches:
@@ -93,16 +93,15 @@ def from_torchvision(dataset: str, data: str, download: bool) -> Splits:
     """CIFAR-10, CIFAR-100 or STL-10 as torchvision stores them, read into memory."""
     import torchvision.datasets as sets
 
+    kind = getattr(sets, dataset.upper())
+
     def fetch(**split) -> ArrayPictures:
-        if dataset == "stl10":
-            # Its pictures lie as [n, 3, H, W], and its labels are bytes.
-            loaded = sets.STL10(data, download=download, **split)
-            pixels, labels = loaded.data.transpose(0, 2, 3, 1), loaded.labels.astype(np.int64)
-        else:
-            kind = sets.CIFAR10 if dataset == "cifar10" else sets.CIFAR100
-            loaded = kind(data, download=download, **split)
-            pixels, labels = loaded.data, loaded.targets
-        return ArrayPictures(pixels, labels, loaded.classes)
+        loaded = kind(data, download=download, **split)
+        if dataset != "stl10":
+            return ArrayPictures(loaded.data, loaded.targets, loaded.classes)
+        # Its pictures lie as [n, 3, H, W], and its labels are bytes.
+        labels = loaded.labels.astype(np.int64)
+        return ArrayPictures(loaded.data.transpose(0, 2, 3, 1), labels, loaded.classes)
 
     try:
         # STL-10 has far more pictures without a label (-1) than with one.

@@ -36,7 +36,9 @@ def read_folder(root: Path, log_folder: Path | None = None) -> Found:
     Links are followed, and each folder is entered once. The folders of runs are left out, and so is
     `log_folder`, below which this run writes. Raises InputError for a folder that cannot be listed.
     """
-    suffixes = picture_suffixes()
+    formats = Image.registered_extensions().items()
+    known = [end for end, kind in formats if kind in Image.OPEN and kind not in NO_PICTURES]
+    suffixes = (".npy", *known)
     found = Found([], Counter(), [])
     # Folders, and why they are not to be entered (again).
     met = {folder_id(log_folder): "log folder"} if log_folder and log_folder.is_dir() else {}
@@ -99,23 +101,12 @@ def folder_id(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def picture_suffixes() -> tuple[str, ...]:
-    """Endings of the formats that Pillow can read and that hold pictures, and of numpy's arrays."""
-    return ".npy", *(
-        suffix
-        for suffix, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in NO_PICTURES
-    )
-
-
 def counted(left_out: Counter) -> str:
     """What was left out: "3 .heic, 1 hidden folder"."""
     words = []
     for kind, count in sorted(left_out.items()):
-        text = f"{count} {kind}"
-        if count > 1 and kind.endswith(("folder", "file", "link")):
-            text += "s"
-        if kind in (".heic", ".heif"):
-            text += " (pip install pillow-heif, and they are read)"
-        words.append(text)
+        plural = "s" if count > 1 and kind.endswith(("folder", "file", "link")) else ""
+        is_heic = kind in (".heic", ".heif")
+        remedy = " (pip install pillow-heif, and they are read)" if is_heic else ""
+        words.append(f"{count} {kind}{plural}{remedy}")
     return ", ".join(words)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import unicodedata
-from collections.abc import Callable
 
 import numpy as np
 
@@ -69,9 +68,7 @@ def in_words(part: dict | None) -> str:
     return "{pictures} pictures in {classes} classes (names and labels {sha256:.8})".format(**part)
 
 
-def check_same_everywhere(
-    ours: dict, flags: Flags, what: str = "data", differ: Callable[..., str] = difference
-) -> None:
+def check_same_everywhere(ours: dict, flags: Flags, what="data", differ=difference) -> None:
     """Raise InputError where another process has other data, as on a node with a copy of its own,
     or other options. For all processes to call.
     """

@@ -43,15 +43,15 @@ def read_places(path: Path, root: Path, present: set[str], decoding: Decoding) -
     present: the paths, relative to `root`, that exist.
     """
     names, labels = [], []
-    for number, line in read_lines(path):
+    for where, line in read_lines(path):
         # The label is the last word: a path may have spaces.
         match = re.fullmatch(r"(.*\S)\s+(\d+)\s*", line)
         if match is None or int(match[2]) >= PLACES_CLASSES:
             raise InputError(
-                f"line {number} of {str(path)!r} is {line!r}; expected a path, a space and a label "
-                f"from 0 to {PLACES_CLASSES - 1}"
+                f"{where} is {line!r}; expected a path, a space and a label from 0 to "
+                f"{PLACES_CLASSES - 1}"
             )
-        names.append(inside(match[1], f"line {number} of {str(path)!r}"))
+        names.append(inside(match[1], where))
         labels.append(int(match[2]))
     check_named(path, len(names), sorted(set(names) - present), f"in {str(root)!r}")
     return FolderPictures(root, names, labels, [*map(str, range(PLACES_CLASSES))], decoding)
@@ -69,7 +69,7 @@ def check_named(path: Path, number: int, missing: list[str], where: str) -> None
 
 
 def read_lines(path: Path):
-    """(number from 1, line) of each line that is not blank."""
+    """("line N of FILE", line) of each line that is not blank; N is from 1."""
     try:
         # Bytes that are no UTF-8 are kept, as in the file names that the system gives.
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
@@ -79,7 +79,7 @@ def read_lines(path: Path):
         ) from error
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield number, line.rstrip("\r")
+            yield f"line {number} of {str(path)!r}", line.rstrip("\r")
 
 
 def inside(name: str, where: str) -> str:
@@ -119,8 +119,8 @@ def listed_splits(config, world: World) -> Splits:
 
     # A list may name a picture twice, or by a path that begins with train/.
     chosen, missing = [], []
-    for number, line in read_lines(path):
-        name = inside(name_of(line.strip()), f"line {number} of {str(path)!r}")
+    for where, line in read_lines(path):
+        name = inside(name_of(line.strip()), where)
         found = position.get(name, position.get(name.removeprefix("train/")))
         if found is None:
             missing.append(name)

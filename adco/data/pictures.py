@@ -4,10 +4,9 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
 from copy import copy
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ OUTAGES = (
     "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "EREMOTEIO",
 )  # fmt: skip
 OUTAGE_SECONDS = 120.0  # for which a file server may be away
-T = TypeVar("T")
 
 
 class Pictures:
@@ -66,23 +64,6 @@ class BrokenPicture(InputError):
         self.reason = reason
 
 
-class Names:
-    """The names of files, as bytes by index, in one block of memory that processes share."""
-
-    def __init__(self, names: list[str]):
-        block = bytearray(os.fsencode("\0".join([*names, ""])))
-        self.block = torch.frombuffer(block, dtype=torch.uint8)
-        ends = torch.nonzero(self.block == 0)[:, 0]
-        self.starts = torch.cat([ends.new_zeros(1), ends + 1])
-
-    def __getitem__(self, index: int) -> bytes:
-        start, next_start = self.starts[index : index + 2].tolist()
-        return self.block[start : next_start - 1].numpy().tobytes()
-
-    def all(self) -> list[str]:
-        return os.fsdecode(self.block[:-1].numpy().tobytes()).split("\0")
-
-
 class FilePictures(Pictures):
     """Pictures in files, or in parts of files, with the label of each or none.
 
@@ -99,7 +80,12 @@ class FilePictures(Pictures):
     ):
         super().__init__(len(names), labels, classes, decoding.channels)
         self.root, self.decoding, self.left_out = root, decoding, left_out or Counter()
-        self.names = Names(names)
+        self.folders = {"": root}  # with what the names of the pictures in each begin
+        # All names in one block of memory, which processes share as they do the positions.
+        self.names = torch.frombuffer(
+            bytearray(os.fsencode("\0".join([*names, ""]))), dtype=torch.uint8
+        )
+        self.ends = torch.nonzero(self.names == 0)[:, 0]
 
     def open(self, index: int) -> BinaryIO:
         raise NotImplementedError
@@ -114,8 +100,8 @@ class FilePictures(Pictures):
     def content(self, index: int) -> bytes:
         return self.with_file(index, lambda file: file.read())
 
-    def with_file(self, index: int, use: Callable[[BinaryIO], T]) -> T:
-        """What `use` makes of the picture's file, which is tried again while all are away."""
+    def with_file(self, index: int, use):
+        """What use(file) makes of the picture's file, which is tried again while all are away."""
         deadline = time.monotonic() + OUTAGE_SECONDS
         while True:
             try:
@@ -153,11 +139,13 @@ class FilePictures(Pictures):
             return 1
 
     def file_names(self) -> list[str]:
-        names = self.names.all()
+        names = os.fsdecode(self.names[:-1].numpy().tobytes()).split("\0")
         return [names[i] for i in self.positions.tolist()]
 
     def file_name(self, index: int) -> bytes:
-        return self.names[self.positions[index]]
+        position = int(self.positions[index])
+        start = int(self.ends[position - 1]) + 1 if position else 0
+        return self.names[start : self.ends[position]].numpy().tobytes()
 
     def name(self, index: int) -> str:
         """Its path below the folder, with bytes that are no text as \\x.."""
@@ -165,14 +153,7 @@ class FilePictures(Pictures):
 
 
 class FolderPictures(FilePictures):
-    """Pictures in files below a folder, or below several.
-
-    folders: with what the names of the pictures in each begin.
-    """
-
-    def __init__(self, root: Path, *arguments, **keywords):
-        super().__init__(root, *arguments, **keywords)
-        self.folders = {"": root}
+    """Pictures in files below a folder, or below several."""
 
     def place(self, name: str) -> Path:
         begins = next(begin for begin in self.folders if name.startswith(begin))

@@ -99,8 +99,8 @@ def load_shards(root: str, decoding: Decoding) -> list[TarPictures]:
         ends = {f"{folder}/{name}": end for part in parts for name, end in part.ends().items()}
         last, after = [end - 1 for end in ends.values()], list(ends.values())
         found = store.cat_ranges(list(ends), last, after, on_error="return")
-        whole = [isinstance(byte, bytes) and byte for byte in found]
-        torn = [name for name, is_there in zip(ends, whole, strict=True) if not is_there]
+        is_byte = [isinstance(content, bytes) and len(content) == 1 for content in found]
+        torn = [name for name, is_there in zip(ends, is_byte, strict=True) if not is_there]
         if torn:
             raise OSError(f"{len(torn)} of {len(ends)} shards are torn or missing: {some(torn, 3)}")
     except Exception as error:  # as above

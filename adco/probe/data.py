@@ -1,6 +1,5 @@
 """What a probe works on: labelled training views, a held-out part of train, and val."""
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +9,11 @@ from adco.data import pil_render
 from adco.data.datasets import split_off
 from adco.data.decoder import decoding_of
 from adco.data.list_files import listed_splits, load_places
-from adco.data.loader import CheckViews, LabelledViews, check_loader
+from adco.data.loader import CheckViews, LabelledViews, check_loader, share_of
 from adco.data.pictures import Pictures
 from adco.data.views import Recipe, draw_view, view_rng
 from adco.encoder import Encoder, TrunkWeights
+from adco.probe.features import Features, extract_features
 from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import ALONE, World, once_per_node
 from ops.errors import InputError
@@ -49,8 +49,8 @@ def load_probe_sets(config: ProbeConfig, holdout: float, world: World = ALONE) -
     """Train, its held-out share and val. Raises InputError where pictures or labels are missing."""
     # All labelled pictures.
     if config.dataset in PLACES:
-        places = partial(load_places, config.data, config.train_list, decoding_of(config))
-        splits = once_per_node(places, world)
+        places = config.data, config.train_list, decoding_of(config)
+        splits = once_per_node(lambda: load_places(*places), world)
     else:
         splits = listed_splits(config, world)
     train, val = splits.labelled, splits.val
@@ -118,3 +118,10 @@ def scoring_loader(
     views = CheckViews(pictures, config.image_size, skip_broken, square, whole)
     workers = workers_per_process(config.workers, world.local_size)
     return check_loader(views, max(1, config.global_batch_size // world.size), workers, world)
+
+
+def features_of_share(run: ProbeRun, pictures: Pictures, unit: bool = True) -> Features:
+    """Features of this process's share of the pictures, finite ones, as extract_features."""
+    number = len(share_of(pictures, run.world))
+    loader = scoring_loader(pictures, run.config, run.world)
+    return extract_features(run.encoder, loader, number, unit=unit, check=True)

@@ -1,5 +1,6 @@
 """Linear classifiers on a trunk, frozen or not: the training of `lincls.py --head linear`."""
 
+from copy import deepcopy
 from math import isfinite
 
 import numpy as np
@@ -7,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adco.data.loader import EpochBatches, batch_loader, share_of
+from adco.data.loader import EpochBatches, batch_loader
 from adco.data.pictures import Pictures
 from adco.data.views import normalised
 from adco.encoder import Encoder, Trunk
-from adco.probe.data import ProbeRun, ProbeViews, probe_recipe, scoring_loader
-from adco.probe.features import Features, blocks, check_features, extract_features
+from adco.probe.data import ProbeRun, ProbeViews, features_of_share, probe_recipe, scoring_loader
+from adco.probe.features import Features, blocks, check_features
 from adco.probe.metrics import Accuracy, accuracies, best_index, count_right
 from ops.distributed import broadcast_from_first_, sum_across_ranks_
 from ops.errors import RunFailed
@@ -36,13 +37,10 @@ class TrunkWithHeads(nn.Module):
         self.frozen = frozen
         self.dropout = nn.Dropout(dropout)
         # Equal starts and one dropout mask: heads differ by their learning rate alone.
-        start = nn.init.normal_(torch.empty(num_classes, encoder.inplanes), std=0.01)
-        self.heads = nn.ModuleList(
-            nn.Linear(encoder.inplanes, num_classes) for _ in range(num_heads)
-        )
-        for head in self.heads:
-            head.weight.data.copy_(start)
-            nn.init.zeros_(head.bias)
+        head = nn.utils.skip_init(nn.Linear, encoder.inplanes, num_classes)
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleList(deepcopy(head) for _ in range(num_heads))
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -59,9 +57,8 @@ class HeadTraining:
     """A run with linear heads: its model and optimizer, one epoch, the scores, the best epoch."""
 
     def __init__(self, run: ProbeRun):
-        self.config, self.encoder, self.sets = run.config, run.encoder, run.sets
+        self.run, self.config, self.encoder, self.sets = run, run.config, run.encoder, run.sets
         self.world, self.device, self.journal = run.world, run.device, run.journal
-        self.data = run.data or {}
         self.frozen = self.config.trainable == "fc"
         self.lrs = self.config.rates()  # one per head
         torch.manual_seed(self.config.seed)
@@ -232,12 +229,11 @@ class HeadTraining:
     def feature_batches(self, pictures: Pictures, name: str):
         """(features, labels) of this process's share. Those of a frozen trunk are computed once."""
         if name not in self.cached:
-            loader = scoring_loader(pictures, self.config, self.world)
             if not self.frozen:
                 trunk, device = self.model.trunk, self.device
+                loader = scoring_loader(pictures, self.config, self.world)
                 return ((trunk(normalised(x.to(device))), y.to(device)) for x, y in loader)
-            held = len(share_of(pictures, self.world))
-            self.cached[name] = extract_features(self.encoder, loader, held, unit=False, check=True)
+            self.cached[name] = features_of_share(self.run, pictures, unit=False)
         return blocks(self.cached[name])
 
     def keep_if_best(self, found: list[Accuracy]) -> bool:

@@ -12,11 +12,8 @@ import torch
 
 from adco.data.datasets import introduction
 from adco.data.identity import check_same_everywhere, identity
-from adco.data.loader import share_of
-from adco.data.pictures import Pictures
 from adco.probe import logistic
-from adco.probe.data import ProbeRun, load_probe_sets, scoring_loader
-from adco.probe.features import Features, extract_features
+from adco.probe.data import ProbeRun, features_of_share, load_probe_sets
 from adco.probe.knn import knn_accuracies
 from adco.probe.linear import HeadTraining
 from adco.probe.metrics import Accuracy, best_index
@@ -154,11 +151,11 @@ def score_linear(run: ProbeRun) -> Outcome:
         found = probe.score(sets.held_out or sets.val, "choice")
         is_best, head = probe.keep_if_best(found), best_index(found)
         journal.say(f"held out: {found[head]}" if sets.held_out else f" * {found[head]}")
+        names = [LAST, BEST] if is_best else [LAST]
+        if probe.epoch > config.epochs - KEPT_EPOCHS:
+            names.append(f"model_{probe.epoch - 1}.pth.tar")  # probe.epoch is the next one
         if run.world.first:
-            # probe.epoch is the next one already.
-            numbered = [f"model_{probe.epoch - 1}.pth.tar"]
-            is_late = probe.epoch > config.epochs - KEPT_EPOCHS
-            save_probe(probe, head, LAST, *[BEST] * is_best, *numbered * is_late)
+            save_probe(probe, head, *names)
         flags.exchange(0)  # who waits for the first process's disk says so
     probe.check_trunk_is_unmoved()
 
@@ -191,7 +188,7 @@ def score_saved_head(run: ProbeRun) -> Outcome:
 def score_knn(run: ProbeRun) -> Outcome:
     """The kNN vote on frozen features."""
     config, num_classes = run.config, len(run.sets.train.classes)
-    train, held_out, val = features_of(run)
+    train, held_out, val = (part and features_of_share(run, part) for part in run.sets)
     if max(config.knn_k) > (most := len(run.sets.train)):
         run.journal.warn(
             f"k {max(config.knn_k)} is above the {most} training pictures: all of them vote"
@@ -212,7 +209,7 @@ def score_knn(run: ProbeRun) -> Outcome:
 def score_logistic(run: ProbeRun) -> Outcome:
     """Logistic regression on frozen features of unit length."""
     world, num_classes = run.world, len(run.sets.train.classes)
-    train, held_out, val = features_of(run)
+    train, held_out, val = (part and features_of_share(run, part) for part in run.sets)
 
     # Choose the cost of an error against that of large weights. Each fit starts from the one
     # before: its solution is near.
@@ -236,17 +233,6 @@ def score_logistic(run: ProbeRun) -> Outcome:
 def table(name: str, values, found: list[Accuracy]) -> list[dict]:
     """What was found with each value, in percent."""
     return [{name: value, **of.percent()} for value, of in zip(values, found, strict=True)]
-
-
-def features_of(run: ProbeRun) -> list[Features | None]:
-    """Directions of the features of this process's share of train, the held-out part and val."""
-
-    def features(pictures: Pictures) -> Features:
-        loader = scoring_loader(pictures, run.config, run.world)
-        number = len(share_of(pictures, run.world))
-        return extract_features(run.encoder, loader, number, check=True)
-
-    return [None if pictures is None else features(pictures) for pictures in run.sets]
 
 
 PROTOCOLS = {

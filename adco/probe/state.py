@@ -78,7 +78,7 @@ def pack_probe(probe: HeadTraining, head: int) -> dict:
         "best_acc1": accuracy.acc1,
         "optimizer": probe.optimizer.state_dict(),
         "config": json.dumps(asdict(probe.config)),
-        "data": probe.data,
+        "data": probe.run.data,
         "classes": list(probe.sets.train.classes),
         "heads": probe.model.heads.state_dict(),
         "peaks": [[*accuracy, epoch] for accuracy, epoch in probe.peaks],
@@ -99,7 +99,7 @@ def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None
     if "epochs" in theirs:
         theirs["epochs"] = max(theirs["epochs"], probe.config.epochs)
     ours.pop("start_epoch")
-    other_data = difference(state.get("data"), probe.data)
+    other_data = difference(state.get("data"), probe.run.data)
     if found := list(filter(None, [*differences(theirs, ours), other_data])):
         raise InputError(
             f"{source!r} cannot go on here: {', '.join(found)}; give the same options and data, or "
