@@ -96,9 +96,8 @@ def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, worker
         if isinstance(model, Encoder) and of == "trunk":
             network = Trunk(model)
         elif encoder and of == "trunk":
-            raise InputError(
-                "the trunk of an encoder of one's own is not known: give it, or 'head'"
-            )
+            fault = "the trunk of an encoder of one's own is not known"
+            raise InputError(f"{fault}: give it, or 'head'")
     # C is that of the first convolution; of a network without any: RGB.
     channels = next((p.shape[1] for p in network.parameters() if p.dim() == 4), 3)
     root = Path()

@@ -204,9 +204,8 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
     if arch == f"{TIMM}{named}":  # in a file of timm
         named = arch
     if named and named not in ARCHITECTURES:
-        raise InputError(
-            f"{path} holds a {shown(named)}; this program reads {', '.join(ARCHITECTURES)}"
-        )
+        fault = f"{path} holds a {shown(named)}"
+        raise InputError(f"{fault}; this program reads {', '.join(ARCHITECTURES)}")
     if arch and named and arch != named:
         raise InputError(f"{path} holds a {named}, not a {arch}: --arch {named}")
     arch = named or arch or "resnet50"

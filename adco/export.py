@@ -105,11 +105,10 @@ def check_format(to: str, trunk: TrunkWeights, source: str) -> None:
 
 def header(trunk: TrunkWeights) -> dict[str, str]:
     """What the weights are, where they come from, and under which licence."""
+    said = {name: str(getattr(trunk, name)) for name in ("arch", "stem", "channels")}
     return {
         "format": "pt",
-        "arch": trunk.arch,
-        "stem": trunk.stem,
-        "channels": str(trunk.channels),
+        **said,
         "epoch": "unknown" if trunk.epoch is None else str(trunk.epoch),
         "commit": provenance()["commit"] or "unknown",  # of the program that exported
         "licence": "MIT" if trunk.ours else "that of the checkpoint's authors",

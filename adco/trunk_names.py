@@ -29,13 +29,11 @@ def find_trunk(
     Raises InputError where there is none of this kind, or more than one.
     """
     # A prefix below which names of a trunk lie may end at any dot.
-    tensors, below = flattened(content), defaultdict(dict)
+    tensors, below, found = flattened(content), defaultdict(dict), defaultdict(dict)
     for name, tensor in tensors.items():
         for dot in re.finditer(r"^|\.", name):
-            below[name[: dot.end()]][name[dot.end() :]] = tensor
-    found = {
-        prefix: {torchvisions_name(n): t for n, t in below[prefix].items()} for prefix in below
-    }
+            prefix, rest = name[: dot.end()], name[dot.end() :]
+            below[prefix][rest] = found[prefix][torchvisions_name(rest)] = tensor
     every = [prefix for prefix in found if len(wanted & found[prefix].keys()) >= LEAST_NAMES]
     kind = [prefix for prefix in every if follows(prefix) == (encoder == "key")]
     if not kind:
@@ -55,9 +53,8 @@ def find_trunk(
     whole = [p for p in kind if {n for n in trunks[p] if not is_counter(n)} == wanted] or kind
     prefix, *others = whole
     if any(not equal(trunks[prefix], trunks[other]) for other in others):
-        raise InputError(
-            f"{source!r} holds several trunks, below {some(whole, 3)!r}; save the one that is meant"
-        )
+        fault = f"{source!r} holds several trunks, below {some(whole, 3)!r}"
+        raise InputError(f"{fault}; save the one that is meant")
     # In files of ours the head lies beside a trunk of timm.
     places = [f"{prefix.removesuffix('trunk.')}fc.", *(prefix + top for top in tops)]
     head = {name: tensor for place in places for name, tensor in below[place].items()}

@@ -129,10 +129,8 @@ def from_folders(root: Path, classes_needed: bool, decoding=AS_STORED, log_folde
         )
     train = scan_folder(root / "train" if has_train else root, decoding, log_folder)
     if classes_needed and train.labels is None:
-        raise InputError(
-            f"{str(root / 'train')!r} has no class folders (found: {described(train)}); for a flat "
-            "folder use --dataset folder"
-        )
+        fault = f"{str(root / 'train')!r} has no class folders (found: {described(train)})"
+        raise InputError(f"{fault}; for a flat folder use --dataset folder")
 
     # Pictures to score with: by their labels, where both splits have the same classes.
     has_val = (has_train or train.labels is not None) and (root / "val").is_dir()
@@ -191,10 +189,8 @@ def scan_folder(root: Path, decoding=AS_STORED, log_folder: Path | None = None) 
         left_out[f"picture(s) beside the class folders ({some(beside)})"] = len(beside)
     names = inside if labelled else found.names
     if not names:
-        raise InputError(
-            f"no pictures in {str(root)!r}; expected files such as .jpg or .png, in it or below, "
-            f"found {counted(left_out) or 'nothing'}"
-        )
+        fault = f"no pictures in {str(root)!r}; expected files such as .jpg or .png, in it or below"
+        raise InputError(f"{fault}, found {counted(left_out) or 'nothing'}")
     if not labelled:
         return FolderPictures(root, names, None, (), decoding, left_out)
     number = {name: i for i, name in enumerate(classes)}

@@ -64,10 +64,8 @@ def read_folder(root: Path, log_folder: Path | None = None) -> Found:
             for entry in entries:
                 kinds[kind_of(entry, suffixes)].append(os.path.join(below, entry.name))
         except OSError as error:
-            raise InputError(
-                f"cannot list the folder {str(root / below)!r}: {error.strerror or error}; make it "
-                "readable, or take it away"
-            ) from error
+            fault = f"cannot list the folder {str(root / below)!r}: {error.strerror or error}"
+            raise InputError(f"{fault}; make it readable, or take it away") from error
         folders += in_order(kinds.pop(FOLDER, []))
         links += in_order(kinds.pop(LINK, []))
         found.names.extend(kinds.pop(PICTURE, []))

@@ -17,18 +17,10 @@ def identity(parts: dict[str, Pictures | None]) -> dict[str, dict]:
     The hash is one of names and labels. It does not depend on where the folder lies, on how it is
     mounted, or on the order in which its files are met.
     """
-    return {
-        part: {
-            "pictures": len(pictures),
-            "classes": len(pictures.classes),
-            "sha256": sha256_of(pictures),
-        }
-        for part, pictures in parts.items()
-        if pictures is not None
-    }
+    return {part: identity_of(x) for part, x in parts.items() if x is not None}
 
 
-def sha256_of(pictures: Pictures) -> str:
+def identity_of(pictures: Pictures) -> dict:
     digest = hashlib.sha256()
     # The pictures of data sets in memory have no names.
     for text in ("\0".join(pictures.file_names()), "\0".join(pictures.classes)):
@@ -36,7 +28,8 @@ def sha256_of(pictures: Pictures) -> str:
         digest.update(b"\1")
     if pictures.labels is not None:
         digest.update(np.ascontiguousarray(pictures.labels, "<i8").tobytes())
-    return digest.hexdigest()
+    numbers = {"pictures": len(pictures), "classes": len(pictures.classes)}
+    return {**numbers, "sha256": digest.hexdigest()}
 
 
 def normal(name: str) -> str:

@@ -26,10 +26,8 @@ def load_places(data: str, train_list: str = "", decoding: Decoding = AS_STORED)
     """
     pictures, lists = Path(data) / PLACES_PICTURES, Path(data) / PLACES_LISTS
     if not os.path.isdir(pictures):  # or not readable
-        raise InputError(
-            f"no pictures of Places205 at {str(pictures)!r}; --data has to hold {PLACES_PICTURES} "
-            f"and {PLACES_LISTS}"
-        )
+        fault = f"no pictures of Places205 at {str(pictures)!r}"
+        raise InputError(f"{fault}; --data has to hold {PLACES_PICTURES} and {PLACES_LISTS}")
     files = train_list or lists / "train_places205.csv", lists / "val_places205.csv"
     # One walk through the folders is faster than a look for each of 2.5 million files.
     present = set(read_folder(pictures).names)
@@ -47,10 +45,8 @@ def read_places(path: Path, root: Path, present: set[str], decoding: Decoding) -
         # The label is the last word: a path may have spaces.
         match = re.fullmatch(r"(.*\S)\s+(\d+)\s*", line)
         if match is None or int(match[2]) >= PLACES_CLASSES:
-            raise InputError(
-                f"{where} is {line!r}; expected a path, a space and a label from 0 to "
-                f"{PLACES_CLASSES - 1}"
-            )
+            expected = f"a path, a space and a label from 0 to {PLACES_CLASSES - 1}"
+            raise InputError(f"{where} is {line!r}; expected {expected}")
         names.append(inside(match[1], where))
         labels.append(int(match[2]))
     check_named(path, len(names), sorted(set(names) - present), f"in {str(root)!r}")
@@ -62,10 +58,8 @@ def check_named(path: Path, number: int, missing: list[str], where: str) -> None
     if not number:
         raise InputError(f"{str(path)!r} names no picture; expected one on each line")
     if missing:
-        raise InputError(
-            f"{len(missing)} of {number} pictures of {str(path)!r} are not {where}: "
-            f"{some(missing)}; correct the list, or fetch them"
-        )
+        fault = f"{len(missing)} of {number} pictures of {str(path)!r} are not {where}"
+        raise InputError(f"{fault}: {some(missing)}; correct the list, or fetch them")
 
 
 def read_lines(path: Path):
@@ -74,9 +68,8 @@ def read_lines(path: Path):
         # Bytes that are no UTF-8 are kept, as in the file names that the system gives.
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise InputError(
-            f"cannot read the list {str(path)!r}: {error.strerror or error}; expected a text file"
-        ) from error
+        fault = f"cannot read the list {str(path)!r}: {error.strerror or error}"
+        raise InputError(f"{fault}; expected a text file") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"line {number} of {str(path)!r}", line.rstrip("\r")
@@ -90,9 +83,8 @@ def inside(name: str, where: str) -> str:
     """
     relative = os.path.normpath(name.lstrip("/")) if name.strip("/") else "."
     if relative.split("/")[0] in ("..", ".") or "\0" in name:
-        raise InputError(
-            f"{where} names {name!r}, which is no picture inside the data folder; correct the list"
-        )
+        fault = f"{where} names {name!r}, which is no picture inside the data folder"
+        raise InputError(f"{fault}; correct the list")
     return relative
 
 

@@ -82,9 +82,8 @@ class FilePictures(Pictures):
         self.root, self.decoding, self.left_out = root, decoding, left_out or Counter()
         self.folders = {"": root}  # with what the names of the pictures in each begin
         # All names in one block of memory, which processes share as they do the positions.
-        self.names = torch.frombuffer(
-            bytearray(os.fsencode("\0".join([*names, ""]))), dtype=torch.uint8
-        )
+        block = bytearray(os.fsencode("\0".join([*names, ""])))
+        self.names = torch.frombuffer(block, dtype=torch.uint8)
         self.ends = torch.nonzero(self.names == 0)[:, 0]
 
     def open(self, index: int) -> BinaryIO:

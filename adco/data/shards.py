@@ -104,8 +104,6 @@ def load_shards(root: str, decoding: Decoding) -> list[TarPictures]:
         if torn:
             raise OSError(f"{len(torn)} of {len(ends)} shards are torn or missing: {some(torn, 3)}")
     except Exception as error:  # as above
-        raise InputError(
-            f"no packed pictures at {root!r}: {reason(error)}; expected {INDEX} and its shards, as "
-            "python3 -m adco.pack writes them"
-        ) from error
+        fault = f"no packed pictures at {root!r}: {reason(error)}; expected {INDEX} and its shards"
+        raise InputError(f"{fault}, as python3 -m adco.pack writes them") from error
     return parts

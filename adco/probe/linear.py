@@ -182,23 +182,20 @@ class HeadTraining:
         if bad and self.frozen:
             check_features(self.model.trunk(pictures))
         if bad:
-            raise RunFailed(
-                f"the loss or the head is not finite in epoch {self.epoch} at lr {bad[0]:g}; lower "
-                "the learning rate, or leave it out of --lr_sweep"
-            )
+            fault = f"the loss or the head is not finite in epoch {self.epoch} at lr {bad[0]:g}"
+            raise RunFailed(f"{fault}; lower the learning rate, or leave it out of --lr_sweep")
 
     def log(self, i, num_steps, step_seconds, rates, sums: np.ndarray, counts: Tensor) -> None:
         """Record the epoch so far, over all processes. The line shows the best head."""
         accuracy = accuracies(counts, self.world)
         means = [loss / found.total for loss, found in zip(sums.tolist(), accuracy, strict=True)]
         head = best_index(accuracy)
-        self.journal.progress(
-            f"Epoch: [{self.epoch}][{i:{len(str(num_steps))}d}/{num_steps}]\t"
-            f"Time {step_seconds:6.3f}\tlr {rates[head]:.6g}\tLoss {means[head]:.4e}\t"
-            f"Acc@1 {accuracy[head].acc1:6.2f}\tAcc@5 {accuracy[head].acc5:6.2f}",
-            loss=f"{means[head]:.3f}",
-            acc1=f"{accuracy[head].acc1:.1f}",
-        )
+        best, loss = accuracy[head], means[head]
+        where = f"Epoch: [{self.epoch}][{i:{len(str(num_steps))}d}/{num_steps}]"
+        spent = f"Time {step_seconds:6.3f}\tlr {rates[head]:.6g}"
+        found = f"Loss {loss:.4e}\tAcc@1 {best.acc1:6.2f}\tAcc@5 {best.acc5:6.2f}"
+        shown = {"loss": f"{loss:.3f}", "acc1": f"{best.acc1:.1f}"}
+        self.journal.progress(f"{where}\t{spent}\t{found}", **shown)
 
         # The record has the numbers of every head, told apart by their learning rates.
         values = {"epoch": self.epoch, "seconds_per_step": step_seconds}

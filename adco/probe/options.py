@@ -89,10 +89,8 @@ class ProbeConfig(RunOptions):
     def __post_init__(self):
         super().__post_init__()
         if not self.pretrained and not self.resume:
-            raise InputError(
-                "nothing to score: give a checkpoint with --pretrained, or --pretrained random "
-                "for the baseline"
-            )
+            fault = "nothing to score: give a checkpoint with --pretrained"
+            raise InputError(f"{fault}, or --pretrained random for the baseline")
         if len(set(self.lr_sweep)) < len(self.lr_sweep):
             raise InputError(f"lr_sweep={self.lr_sweep} names a learning rate twice")
         # Combinations in which an option would have no effect.
@@ -102,10 +100,8 @@ class ProbeConfig(RunOptions):
             raise InputError(f"--lr_sweep needs a frozen trunk (--trainable fc): {why}")
         of_linear = (moves_trunk, self.lr_sweep, self.evaluate, self.resume, self.dropout)
         if self.head != "linear" and any(of_linear):
-            raise InputError(
-                f"--head {self.head} trains no linear head: leave out --trainable all, --lr_sweep, "
-                "--evaluate, --resume and --dropout"
-            )
+            others = "--trainable all, --lr_sweep, --evaluate, --resume and --dropout"
+            raise InputError(f"--head {self.head} trains no linear head: leave out {others}")
 
     def rates(self) -> tuple[float, ...]:
         """The learning rate of each head."""

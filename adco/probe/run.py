@@ -55,10 +55,8 @@ def run(config: ProbeConfig, world: World, device: torch.device) -> int:
     data = identity(sets._asdict())
     check_same_everywhere(data, Flags(world))
     if min(len(part) for part in (sets.train, sets.held_out, sets.val) if part) < world.size:
-        raise InputError(
-            f"fewer pictures than processes: train {len(sets.train)}, val {len(sets.val)}, "
-            f"{world.size} processes; lower --nproc"
-        )
+        fault = f"fewer pictures than processes: train {len(sets.train)}, val {len(sets.val)}"
+        raise InputError(f"{fault}, {world.size} processes; lower --nproc")
 
     # One folder a run, which the first process writes.
     tuned = config.head == "linear" and config.trainable == "all"
@@ -69,7 +67,8 @@ def run(config: ProbeConfig, world: World, device: torch.device) -> int:
         encoder.to(device)
         probe_run = ProbeRun(config, encoder, sets, world, device, journal, trunk, data)
         introduce(probe_run)
-        report_outcome(PROTOCOLS[protocol](probe_run), probe_run)
+        score = score_saved_head if config.evaluate else BY_HEAD[config.head]
+        report_outcome(score(probe_run), probe_run)
     return 0
 
 
@@ -137,10 +136,8 @@ def score_linear(run: ProbeRun) -> Outcome:
         unpack_probe_(probe, checkpoint.load(config.resume), run.trunk)
         journal.say(f"resumed from {config.resume}, next epoch {probe.epoch}")
     if probe.epoch >= config.epochs:
-        raise InputError(
-            f"{config.resume!r} has had its {probe.epoch} epochs; raise --epochs to go on, or "
-            "score it with -e"
-        )
+        fault = f"{config.resume!r} has had its {probe.epoch} epochs"
+        raise InputError(f"{fault}; raise --epochs to go on, or score it with -e")
 
     begin, flags = probe.epoch, Flags(run.world)
 
@@ -189,10 +186,9 @@ def score_knn(run: ProbeRun) -> Outcome:
     """The kNN vote on frozen features."""
     config, num_classes = run.config, len(run.sets.train.classes)
     train, held_out, val = (part and features_of_share(run, part) for part in run.sets)
-    if max(config.knn_k) > (most := len(run.sets.train)):
-        run.journal.warn(
-            f"k {max(config.knn_k)} is above the {most} training pictures: all of them vote"
-        )
+    most, number = max(config.knn_k), len(run.sets.train)
+    if most > number:
+        run.journal.warn(f"k {most} is above the {number} training pictures: all of them vote")
 
     # Choose k.
     score = partial(knn_accuracies, num_classes=num_classes, tau=config.knn_t, world=run.world)
@@ -235,10 +231,4 @@ def table(name: str, values, found: list[Accuracy]) -> list[dict]:
     return [{name: value, **of.percent()} for value, of in zip(values, found, strict=True)]
 
 
-PROTOCOLS = {
-    "linear": score_linear,
-    "finetune": score_linear,
-    "evaluate": score_saved_head,
-    "knn": score_knn,
-    "logistic": score_logistic,
-}
+BY_HEAD = {"linear": score_linear, "knn": score_knn, "logistic": score_logistic}

@@ -29,10 +29,8 @@ def read_encoder(config: ProbeConfig) -> tuple[Encoder, ProbeConfig, TrunkWeight
     # The baseline has no file that could name its architecture.
     file = config.resume or config.pretrained
     found = None if file == RANDOM else read_trunk(file, arch=config.arch)
-    kind = {
-        name: getattr(config, name) or getattr(found, name, usual)
-        for name, usual in dict(arch="resnet50", stem="imagenet", channels=3).items()
-    }
+    usual = dict(arch="resnet50", stem="imagenet", channels=3)
+    kind = {n: getattr(config, n) or getattr(found, n, usual[n]) for n in usual}
     if found is None:
         torch.manual_seed(config.seed)
         trunk = build_trunk(**kind)
@@ -66,12 +64,12 @@ def load_head_(head: nn.Linear, trunk: TrunkWeights, classes: list[str], warn) -
         parameter.data = parameter.data[rows]
 
 
-def pack_probe(probe: HeadTraining, head: int) -> dict:
-    """Everything a probe needs to go on. `head` is the one that becomes `fc`."""
+def save_probe(probe: HeadTraining, head: int, *names: str) -> None:
+    """Write everything a probe needs to go on, under each name. head: which becomes `fc`."""
     fc = {f"fc.{name}": value for name, value in probe.model.heads[head].state_dict().items()}
     accuracy, epoch = probe.peaks[probe.best]
     best = {"accuracy": [*accuracy], "epoch": epoch, "head": probe.best}
-    return {
+    state = {
         "epoch": probe.epoch,
         "arch": probe.config.arch,
         "state_dict": checkpoint.with_module(probe.trunk_weights() | fc),
@@ -84,6 +82,8 @@ def pack_probe(probe: HeadTraining, head: int) -> dict:
         "peaks": [[*accuracy, epoch] for accuracy, epoch in probe.peaks],
         "best": {**best, "weights": probe.best_weights},
     }
+    content = checkpoint.content_of(state)
+    probe.journal.files.write({probe.journal.folder / name: content for name in names})
 
 
 def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None:
@@ -101,10 +101,8 @@ def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None
     ours.pop("start_epoch")
     other_data = difference(state.get("data"), probe.run.data)
     if found := list(filter(None, [*differences(theirs, ours), other_data])):
-        raise InputError(
-            f"{source!r} cannot go on here: {', '.join(found)}; give the same options and data, or "
-            "start anew with --pretrained"
-        )
+        fault = f"{source!r} cannot go on here: {', '.join(found)}; give the same options and data"
+        raise InputError(f"{fault}, or start anew with --pretrained")
 
     # The heads, by their number. Published checkpoints have one, as fc.
     fc = {f"0.{name}": value for name, value in trunk.classifier().items()}
@@ -129,9 +127,3 @@ def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None
         found = probe.score(probe.sets.val, "choice")[0]
         right1 = round(best_acc1 / 100 * found.total)
         probe.keep_if_best([found._replace(right1=right1, right5=max(right1, found.right5))])
-
-
-def save_probe(probe: HeadTraining, head: int, *names: str) -> None:
-    """Write a checkpoint under each name. head: the one that becomes `fc`."""
-    content = checkpoint.content_of(pack_probe(probe, head))
-    probe.journal.files.write({probe.journal.folder / name: content for name in names})
