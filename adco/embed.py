@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +44,12 @@ from ops.workers import end_workers, workers_per_process
 
 # Options that decide the numbers, beside the checkpoint and the pictures.
 DECIDING = (
-    "of", "image_size", "eval_crop", "batch_size", "channels", "exif", "ground", "max_megapixels",
-)  # fmt: skip
+    "of",
+    "image_size",
+    "eval_crop",
+    "batch_size",
+    *(f.name for f in fields(PictureOptions)),
+)
 PARTS = ("trunk", "head")
 
 

@@ -69,7 +69,7 @@ class FilePictures(Pictures):
 
     left_out: kinds of files in the folder that are not among them, and how many of each.
     Reading one raises BrokenPicture, whatever is wrong with it; RunFailed where the place of all
-    cannot be reached for OUTAGE_SECONDS. A subclass says how one is opened.
+    cannot be reached for OUTAGE_SECONDS. A subclass says how one is opened: open(index).
     """
 
     remedy = "remove or replace it"
@@ -84,10 +84,7 @@ class FilePictures(Pictures):
         # All names in one block of memory, which processes share as they do the positions.
         block = bytearray(os.fsencode("\0".join([*names, ""])))
         self.names = torch.frombuffer(block, dtype=torch.uint8)
-        self.ends = torch.nonzero(self.names == 0)[:, 0]
-
-    def open(self, index: int) -> BinaryIO:
-        raise NotImplementedError
+        self.name_ends = torch.nonzero(self.names == 0)[:, 0]
 
     def place(self, name: str) -> Path | str:
         """Where the picture of a name lies."""
@@ -143,8 +140,8 @@ class FilePictures(Pictures):
 
     def file_name(self, index: int) -> bytes:
         position = int(self.positions[index])
-        start = int(self.ends[position - 1]) + 1 if position else 0
-        return self.names[start : self.ends[position]].numpy().tobytes()
+        start = int(self.name_ends[position - 1]) + 1 if position else 0
+        return self.names[start : self.name_ends[position]].numpy().tobytes()
 
     def name(self, index: int) -> str:
         """Its path below the folder, with bytes that are no text as \\x.."""
