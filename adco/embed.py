@@ -42,14 +42,8 @@ from ops.signals import StopRequest, WaitInterrupted
 from ops.training import unwrap
 from ops.workers import end_workers, workers_per_process
 
-# Options that decide the numbers, beside the checkpoint and the pictures.
-DECIDING = (
-    "of",
-    "image_size",
-    "eval_crop",
-    "batch_size",
-    *(f.name for f in fields(PictureOptions)),
-)
+# Options that decide the numbers, beside the checkpoint, the pictures and how these are read.
+DECIDING = ("of", "image_size", "eval_crop", "batch_size")
 PARTS = ("trunk", "head")
 
 
@@ -170,8 +164,8 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     # What the rows are of: those that are there have to be of the same.
     flags, data = Flags(world), identity({config.split: pictures})
     check_same_everywhere(data, flags)
-    numbers = {name: getattr(config, name) for name in DECIDING}
-    decides = {"checkpoint": trunk.sha256, "data": data, **numbers}
+    names = (*DECIDING, *(f.name for f in fields(PictureOptions)))
+    decides = {"checkpoint": trunk.sha256, "data": data, **{n: getattr(config, n) for n in names}}
     note = parts.folder / "of.json"
     theirs = json.loads(note.read_text()) if note.exists() else decides
     if other := [name for name in decides if theirs.get(name) != decides[name]]:

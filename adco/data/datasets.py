@@ -247,8 +247,8 @@ def described(pictures: Pictures) -> str:
     """Such as "72 pictures in 3 classes, 24 to 24 each; left out: 3 .heic, 1 hidden folder"."""
     labels, text = pictures.labels, "without classes"
     if labels is not None:
-        # A label each, or a row with 1 for each class that is shown.
-        numbers = labels if labels.ndim == 1 else np.nonzero(labels == 1)[1]
+        # A label each, -1 for none, or a row with 1 for each class that is shown.
+        numbers = labels[labels >= 0] if labels.ndim == 1 else np.nonzero(labels == 1)[1]
         counts = np.bincount(numbers, minlength=len(pictures.classes))
         text = f"in {len(counts)} classes, {counts.min()} to {counts.max()} each"
     if left_out := getattr(pictures, "left_out", None):
