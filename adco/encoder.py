@@ -218,8 +218,8 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
     names = dict.fromkeys(name.removeprefix(below) for name in own)
     content = state.get("state_dict", state) if config else state
     weights, head, left_out = find_trunk(content, names.keys(), heads, encoder, str(path))
-    stem, channels = (config.get(n, state.get(n)) for n in ("stem", "channels"))
-    epoch, channels = (str(number) for number in (state.get("epoch"), channels))
+    stem, channels = (str(config.get(n, state.get(n))) for n in ("stem", "channels"))
+    epoch = str(state.get("epoch"))
     return TrunkWeights(
         # A run with --channels_last saves its weights in that layout.
         {below + name: value.contiguous() for name, value in weights.items()},

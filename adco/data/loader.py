@@ -135,9 +135,7 @@ class EpochBatches(Sampler):
     `shuffle` makes the permutation of random numbers; set another one for another kind of order.
     """
 
-    def __init__(
-        self, num_pictures: int, global_size: int, world: World, seed: int, least: int = 1
-    ):
+    def __init__(self, num_pictures: int, global_size: int, world: World, seed: int, least=1):
         self.global_size = global_size
         self.shuffle = lambda rng: rng.permutation(num_pictures)
         self.world, self.seed = world, seed

@@ -138,14 +138,14 @@ class FilePictures(Pictures):
         names = os.fsdecode(self.names[:-1].numpy().tobytes()).split("\0")
         return [names[i] for i in self.positions.tolist()]
 
-    def file_name(self, index: int) -> bytes:
+    def stored_name(self, index: int) -> bytes:
         position = int(self.positions[index])
         start = int(self.name_ends[position - 1]) + 1 if position else 0
         return self.names[start : self.name_ends[position]].numpy().tobytes()
 
     def name(self, index: int) -> str:
         """Its path below the folder, with bytes that are no text as \\x.."""
-        return printable(self.file_name(index).decode(errors="backslashreplace"))
+        return printable(self.stored_name(index).decode(errors="backslashreplace"))
 
 
 class FolderPictures(FilePictures):
@@ -156,7 +156,7 @@ class FolderPictures(FilePictures):
         return self.folders[begins] / name.removeprefix(begins)
 
     def path(self, index: int) -> Path:
-        return self.place(os.fsdecode(self.file_name(index)))
+        return self.place(os.fsdecode(self.stored_name(index)))
 
     def name_of(self, path: str) -> str:
         """The name that a picture at this absolute path has; any other text as it is."""

@@ -28,14 +28,10 @@ class TrunkWithHeads(nn.Module):
     One dropout mask serves all heads. A frozen trunk stays in eval mode and gets no gradient.
     """
 
-    def __init__(
-        self, encoder: Encoder, num_classes: int, num_heads: int, dropout: float, frozen: bool
-    ):
+    def __init__(self, encoder: Encoder, num_classes: int, num_heads: int, dropout, frozen: bool):
         super().__init__()
-        self.trunk = Trunk(encoder)
-        self.trunk.requires_grad_(not frozen)
-        self.frozen = frozen
-        self.dropout = nn.Dropout(dropout)
+        self.trunk = Trunk(encoder).requires_grad_(not frozen)
+        self.frozen, self.dropout = frozen, nn.Dropout(dropout)
         # Equal starts and one dropout mask: heads differ by their learning rate alone.
         head = nn.utils.skip_init(nn.Linear, encoder.inplanes, num_classes)
         nn.init.normal_(head.weight, std=0.01)
