@@ -23,7 +23,7 @@ What stands around it:
                 phases, what is logged, which checkpoints stay; upkeep: what happens between steps;
                 saving, state, resume: checkpoints; meter, health: means, warnings; monitor: scores;
                 dry_run
-    probe/      lincls.py. options; run; protocols: the ways to score a trunk (linear, knn,
+    probe/      lincls.py. options; run: the ways to score a trunk (linear, knn,
                 logistic on features); data; state: checkpoints; parts: features in files
     export, embed, report, pack   python3 -m adco.export, adco.embed, adco.report, adco.pack
                 report/ draws a run: runs, embedded, bank, figures, diagnosis; one, compare: pages

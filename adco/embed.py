@@ -13,10 +13,8 @@ import os
 import shutil
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -44,10 +42,8 @@ from ops.signals import StopRequest, WaitInterrupted
 from ops.training import unwrap
 from ops.workers import end_workers, workers_per_process
 
-# Options that decide the numbers, beside the checkpoint and the pictures.
-DECIDING = (
-    "of", "image_size", "eval_crop", "batch_size", "channels", "exif", "ground", "max_megapixels",
-)  # fmt: skip
+# Options that decide the numbers, beside the checkpoint, the pictures and how these are read.
+DECIDING = ("of", "image_size", "eval_crop", "batch_size")
 PARTS = ("trunk", "head")
 
 
@@ -98,18 +94,18 @@ def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, worker
         if isinstance(model, Encoder) and of == "trunk":
             network = Trunk(model)
         elif encoder and of == "trunk":
-            raise InputError(
-                "the trunk of an encoder of one's own is not known: give it, or 'head'"
-            )
-    filters = (p for p in network.parameters() if p.dim() == 4)
-    first = next(filters, None)  # of a network without any: RGB
-    how = Decoding(channels=3 if first is None else first.shape[1])
+            fault = "the trunk of an encoder of one's own is not known"
+            raise InputError(f"{fault}: give it, or 'head'")
+    # C is that of the first convolution; of a network without any: RGB.
+    channels = next((p.shape[1] for p in network.parameters() if p.dim() == 4), 3)
+    root = Path()
     if isinstance(pictures, (str, os.PathLike)):
-        found = FolderPictures(Path(pictures), read_folder(Path(pictures)).names, decoding=how)
-    elif len(pictures) and isinstance(pictures[0], (str, os.PathLike)):
-        found = FolderPictures(Path(), [*map(os.fspath, pictures)], decoding=how)
+        root, pictures = Path(pictures), read_folder(Path(pictures)).names
+    if len(pictures) and isinstance(pictures[0], (str, os.PathLike)):
+        names, how = [*map(os.fspath, pictures)], Decoding(channels=channels)
+        found = FolderPictures(root, names, decoding=how)
     else:
-        found = ArrayPictures(pictures, channels=how.channels)
+        found = ArrayPictures(pictures, channels=channels)
     if not len(found):
         raise InputError("no pictures; expected a folder, files or arrays")
     views, was_training = CheckViews(found, image_size), model.training
@@ -127,9 +123,8 @@ def network_of(trunk: TrunkWeights, of: str, sides=()) -> nn.Module:
     """
     encoder = trunk.build()
     check_sides(encoder, trunk.channels, sides)
-    network = Trunk(encoder)
     if of == "trunk":
-        return network
+        return Trunk(encoder)
     head, layers = trunk.classifier() or trunk.head, nn.Sequential()
     head = {f"0.{name}": value for name, value in head.items()} if "weight" in head else head
     if not head or not all(name[0].isdecimal() for name in head):
@@ -138,15 +133,14 @@ def network_of(trunk: TrunkWeights, of: str, sides=()) -> nn.Module:
     for number in sorted({name.partition(".")[0] for name in head}, key=int):
         weight = head.get(f"{number}.weight")  # None: of a BatchNorm without scale and shift
         if weight is None or weight.dim() == 1:
-            norm = nn.BatchNorm1d(len(head[f"{number}.running_mean"]), affine=weight is not None)
-            layers.add_module(number, norm)
-            continue
-        if len(layers):
-            layers.add_module(f"relu{number}", nn.ReLU())
-        layer = nn.Linear(weight.shape[1], len(weight), bias=f"{number}.bias" in head)
+            layer = nn.BatchNorm1d(len(head[f"{number}.running_mean"]), affine=weight is not None)
+        else:
+            layer = nn.Linear(weight.shape[1], len(weight), bias=f"{number}.bias" in head)
+            if len(layers):
+                layers.add_module(f"relu{number}", nn.ReLU())
         layers.add_module(number, layer)
     load_strictly(layers, head, trunk.source)
-    return nn.Sequential(network, layers)
+    return nn.Sequential(Trunk(encoder), layers)
 
 
 def run(config: EmbedConfig, world: World, device: torch.device) -> int:
@@ -158,20 +152,20 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     config = replace(config, channels=config.channels or trunk.channels)
     network = network_of(replace(trunk, channels=config.channels), config.of, [config.image_size])
     network.eval().to(device)
-    load = partial(load_splits, config.dataset, config.data, False, decoding_of(config))
-    pictures = getattr(once_per_node(load, world), config.split)
+    where = config.dataset, config.data, False, decoding_of(config)
+    pictures = getattr(once_per_node(lambda: load_splits(*where), world), config.split)
     if pictures is None:
         raise InputError(f"{config.data!r} has no val: leave out --split val")
-    shape = 1, config.channels, config.image_size, config.image_size
+    sides = [config.image_size] * 2
     with torch.no_grad():
-        width = network(torch.zeros(shape, device=device)).shape[1]
+        width = network(torch.zeros(1, config.channels, *sides, device=device)).shape[1]
     parts = Parts(Path(config.out + ".part"), len(pictures), config.batch_size, width)
 
     # What the rows are of: those that are there have to be of the same.
     flags, data = Flags(world), identity({config.split: pictures})
     check_same_everywhere(data, flags)
-    decides = {"checkpoint": trunk.sha256, "data": data}
-    decides |= {name: getattr(config, name) for name in DECIDING}
+    names = (*DECIDING, *(f.name for f in fields(PictureOptions)))
+    decides = {"checkpoint": trunk.sha256, "data": data, **{n: getattr(config, n) for n in names}}
     note = parts.folder / "of.json"
     theirs = json.loads(note.read_text()) if note.exists() else decides
     if other := [name for name in decides if theirs.get(name) != decides[name]]:
@@ -205,9 +199,9 @@ def fill(parts: Parts, network, views: CheckViews, workers: int, world, flags, s
     # A batch is the same pictures on any number of processes, so its rows are the same numbers.
     mine = missing[world.rank :: world.size]
     found = features_of(network, batch_loader(views, [parts.batches[b] for b in mine], workers))
-    left = sum(len(parts.batches[b]) for b in missing)
+    done = len(views) - sum(len(parts.batches[b]) for b in missing)
     silent = None if world.first else True  # None: where nobody watches
-    bar = tqdm(total=len(views), initial=len(views) - left, unit=" pictures", disable=silent)
+    bar = tqdm(total=len(views), initial=done, unit=" pictures", disable=silent)
     for batch in [*mine, None][: -(-len(missing) // world.size)]:
         count = 0
         with suppress(WaitInterrupted), stop.waiting():
@@ -252,7 +246,7 @@ def main(argv=None, program: str = "adco.embed") -> int:
         return launch(run, config)
 
 
-class CallableModule(ModuleType):
+class CallableModule(type(sys)):
     """This module: an import of it takes the place of the function in adco."""
 
     def __call__(self, *arguments, **options) -> np.ndarray:

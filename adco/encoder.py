@@ -70,10 +70,8 @@ def build_trunk(arch: str, stem: str = "imagenet", channels: int = 3) -> Encoder
         if stem != "imagenet":
             raise InputError(f"stem={stem}: {arch} has first layers of its own; --stem imagenet")
         return Backbone(arch, channels)
-    if arch == "resnet10":
-        trunk = ResNet(BasicBlock, [1, 1, 1, 1])
-    else:
-        trunk = torchvision.models.get_model(arch)
+    small = arch == "resnet10"
+    trunk = ResNet(BasicBlock, [1, 1, 1, 1]) if small else torchvision.models.get_model(arch)
     if stem == "small" or channels != 3:
         shape = {"imagenet": (7, 2, 3), "small": (3, 1, 1)}[stem]  # side, stride, padding
         trunk.conv1 = nn.Conv2d(channels, 64, *shape, bias=False)
@@ -206,9 +204,8 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
     if arch == f"{TIMM}{named}":  # in a file of timm
         named = arch
     if named and named not in ARCHITECTURES:
-        raise InputError(
-            f"{path} holds a {shown(named)}; this program reads {', '.join(ARCHITECTURES)}"
-        )
+        fault = f"{path} holds a {shown(named)}"
+        raise InputError(f"{fault}; this program reads {', '.join(ARCHITECTURES)}")
     if arch and named and arch != named:
         raise InputError(f"{path} holds a {named}, not a {arch}: --arch {named}")
     arch = named or arch or "resnet50"
@@ -221,8 +218,8 @@ def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> Tr
     names = dict.fromkeys(name.removeprefix(below) for name in own)
     content = state.get("state_dict", state) if config else state
     weights, head, left_out = find_trunk(content, names.keys(), heads, encoder, str(path))
-    stem, channels = (config.get(n, state.get(n)) for n in ("stem", "channels"))
-    epoch, channels = (str(number) for number in (state.get("epoch"), channels))
+    stem, channels = (str(config.get(n, state.get(n))) for n in ("stem", "channels"))
+    epoch = str(state.get("epoch"))
     return TrunkWeights(
         # A run with --channels_last saves its weights in that layout.
         {below + name: value.contiguous() for name, value in weights.items()},

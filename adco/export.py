@@ -70,23 +70,27 @@ def export(config: ExportConfig) -> int:
     weights = {n.removeprefix("trunk."): full[n] for n in full if not n.startswith("fc.")}
     check_format(config.to, trunk, config.checkpoint)
 
-    out, plain = Path(config.out), lambda: checkpoint.content_of(weights)
-    contents = {
-        "safetensors": lambda: save(weights, header(trunk)),
-        "onnx": lambda: onnx_file(encoder, trunk),
-        "detectron2": lambda: detectron2_pickle(weights),
-    }
+    out = Path(config.out)
     try:
         if config.to == "hub":
             write_hub(encoder, weights, trunk, out)
         else:
-            write_whole(out, contents.get(config.to, plain)())
+            write_whole(out, content_of(config.to, encoder, weights, trunk))
     except OSError as error:
         raise RunFailed(f"NOT SAVED: {config.out} could not be written ({error})") from error
     trunk.tell_left_out(print)
     if config.push:
         push(out, config.push)
     return len(weights)
+
+
+def content_of(to: str, encoder: Encoder, weights: dict[str, Tensor], trunk: TrunkWeights):
+    """The bytes of a file in one of FORMATS."""
+    if to == "safetensors":
+        return save(weights, header(trunk))
+    if to == "onnx":
+        return onnx_file(encoder, trunk)
+    return detectron2_pickle(weights) if to == "detectron2" else checkpoint.content_of(weights)
 
 
 def check_format(to: str, trunk: TrunkWeights, source: str) -> None:
@@ -101,11 +105,10 @@ def check_format(to: str, trunk: TrunkWeights, source: str) -> None:
 
 def header(trunk: TrunkWeights) -> dict[str, str]:
     """What the weights are, where they come from, and under which licence."""
+    said = {name: str(getattr(trunk, name)) for name in ("arch", "stem", "channels")}
     return {
         "format": "pt",
-        "arch": trunk.arch,
-        "stem": trunk.stem,
-        "channels": str(trunk.channels),
+        **said,
         "epoch": "unknown" if trunk.epoch is None else str(trunk.epoch),
         "commit": provenance()["commit"] or "unknown",  # of the program that exported
         "licence": "MIT" if trunk.ours else "that of the checkpoint's authors",
@@ -196,31 +199,19 @@ def detectron2_pickle(weights: dict[str, Tensor]) -> bytes:
     return file.getvalue()
 
 
-# From torchvision's names to detectron2's, in this order.
-RENAMES = (
-    (r"^(?!layer)", "stem."),  # conv1, bn1
-    (r"^layer(\d)", lambda found: f"res{int(found[1]) + 1}"),
-    (r"bn(\d)", r"conv\1.norm"),
-    (r"downsample\.0", "shortcut"),
-    (r"downsample\.1", "shortcut.norm"),
-)
-
-
 def detectron2_name(name: str) -> str:
     """layer1.0.bn2.weight of torchvision is res2.0.conv2.norm.weight in detectron2."""
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+    name = re.sub(r"^(?!layer)", "stem.", name)  # conv1, bn1
+    name = re.sub(r"^layer(\d)", lambda found: f"res{int(found[1]) + 1}", name)
+    name = re.sub(r"bn(\d)", r"conv\1.norm", name)
+    return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
 
 
 def main(argv=None, program: str = "adco.export") -> int:
     with reported(program):
         config = parse(ExportConfig, argv)
-        num_tensors = export(config)
-        print(
-            f"wrote {config.out}: {num_tensors} tensors of the {config.encoder} encoder "
-            f"for {config.to}"
-        )
+        what = f"{export(config)} tensors of the {config.encoder} encoder for {config.to}"
+        print(f"wrote {config.out}: {what}")
         return 0
 
 

@@ -1,7 +1,7 @@
 """Where a trunk lies in a file of any program: the prefix under which its names are."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import KeysView
 
 import torch
@@ -29,14 +29,12 @@ def find_trunk(
     Raises InputError where there is none of this kind, or more than one.
     """
     # A prefix below which names of a trunk lie may end at any dot.
-    tensors, dots = flattened(content), re.compile(r"^|\.")
-    counts = Counter(
-        name[: dot.end()]
-        for name in tensors
-        for dot in dots.finditer(name)
-        if torchvisions_name(name[dot.end() :]) in wanted
-    )
-    every = [prefix for prefix, count in counts.items() if count >= LEAST_NAMES]
+    tensors, below, found = flattened(content), defaultdict(dict), defaultdict(dict)
+    for name, tensor in tensors.items():
+        for dot in re.finditer(r"^|\.", name):
+            prefix, rest = name[: dot.end()], name[dot.end() :]
+            below[prefix][rest] = found[prefix][torchvisions_name(rest)] = tensor
+    every = [prefix for prefix in found if len(wanted & found[prefix].keys()) >= LEAST_NAMES]
     kind = [prefix for prefix in every if follows(prefix) == (encoder == "key")]
     if not kind:
         raise InputError(
@@ -51,16 +49,15 @@ def find_trunk(
     def belongs(name: str) -> bool:
         return name.split(".")[0] in children and not name.startswith(tops)
 
-    trunks = {prefix: trunk_below(prefix, tensors, belongs) for prefix in kind}
+    trunks = {p: {name: found[p][name] for name in found[p] if belongs(name)} for p in kind}
     whole = [p for p in kind if {n for n in trunks[p] if not is_counter(n)} == wanted] or kind
     prefix, *others = whole
     if any(not equal(trunks[prefix], trunks[other]) for other in others):
-        raise InputError(
-            f"{source!r} holds several trunks, below {some(whole, 3)!r}; save the one that is meant"
-        )
+        fault = f"{source!r} holds several trunks, below {some(whole, 3)!r}"
+        raise InputError(f"{fault}; save the one that is meant")
     # In files of ours the head lies beside a trunk of timm.
     places = [f"{prefix.removesuffix('trunk.')}fc.", *(prefix + top for top in tops)]
-    head = {n[len(at) :]: t for at in places for n, t in tensors.items() if n.startswith(at)}
+    head = {name: tensor for place in places for name, tensor in below[place].items()}
     return trunks[prefix], head, left_out(prefix, tensors, belongs)
 
 
@@ -78,12 +75,6 @@ def flattened(content: dict, above: str = "") -> dict[str, Tensor]:
 def torchvisions_name(name: str) -> str:
     first, dot, rest = name.partition(".")
     return BY_PLACE.get(first, first) + dot + rest
-
-
-def trunk_below(prefix: str, tensors: dict[str, Tensor], belongs) -> dict[str, Tensor]:
-    """Everything below the prefix that belongs to a trunk, under the names of its program."""
-    below = {torchvisions_name(n[len(prefix) :]): n for n in tensors if n.startswith(prefix)}
-    return {name: tensors[n] for name, n in below.items() if belongs(name)}
 
 
 def left_out(prefix: str, tensors: dict[str, Tensor], belongs) -> Counter:

@@ -75,7 +75,7 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path, line, message):
 
 @pytest.mark.parametrize("end", [" ", "\t", "  \r", "\t\r\n"])
 def test_a_line_may_end_in_blanks(tmp_path, end):
-    line = next(iter(load_places(str(places(tmp_path))).train.names)).decode() + " 7"
+    line = load_places(str(places(tmp_path))).train.file_names()[0] + " 7"
     assert load_places(str(places(tmp_path / "b", [line + end]))).train.labels.tolist() == [7]
 
 
@@ -128,7 +128,7 @@ def test_a_share_of_train_has_that_share_of_each_class_and_at_least_one_picture(
 def test_the_held_out_part_and_the_rest_make_up_train(tmp_path):
     config = small_config(class_folders(tmp_path), "random")
     sets = load_probe_sets(config, 0.25)
-    together = np.concatenate([sets.train.names, sets.held_out.names])
+    together = sets.train.file_names() + sets.held_out.file_names()
     assert len(sets.train) == 18 and len(set(together)) == len(together) == 24
     assert np.bincount(sets.held_out.labels).tolist() == [2, 2, 2]
 

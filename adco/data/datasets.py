@@ -1,15 +1,13 @@
 """Data sets by name."""
 
 from collections import Counter
-from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from adco.data import identity
-from adco.data.decoder import AS_STORED, COLOURS, Decoding, decoding_of
+from adco.data.decoder import AS_STORED, COLOURS, decoding_of
 from adco.data.folder import counted, read_folder
 from adco.data.pictures import ArrayPictures, FolderPictures, Pictures, joined
 from adco.data.shards import INDEX, load_shards
@@ -38,10 +36,11 @@ def splits_of(config, world: World = ALONE) -> Splits:
 
     Files are listed once a node.
     """
-    load = partial(
-        load_splits, config.dataset, config.data, bool(config.download), decoding_of(config),
-        log_folder=Path(config.save_path) / config.log_path,
-    )  # fmt: skip
+
+    def load() -> Splits:
+        logs, download = Path(config.save_path) / config.log_path, bool(config.download)
+        return load_splits(config.dataset, config.data, download, decoding_of(config), logs)
+
     fetches = bool(config.download) and config.dataset in IN_MEMORY and world.size > 1
     # One process downloads: the first of all, then, for folders that are not shared, of each node.
     for nodes in (World(world.rank, world.size, world.rank, world.size), world) * fetches:
@@ -50,11 +49,7 @@ def splits_of(config, world: World = ALONE) -> Splits:
 
 
 def load_splits(
-    dataset: str,
-    data: str | tuple[str, ...],
-    download: bool = False,
-    decoding: Decoding = AS_STORED,
-    log_folder: Path | None = None,
+    dataset: str, data: str | tuple[str, ...], download=False, decoding=AS_STORED, log_folder=None
 ) -> Splits:
     """The pictures of a data set by name. Raises InputError where it is not as expected.
 
@@ -88,29 +83,30 @@ def embedded_digits() -> Splits:
 
     pixels, labels = mnist_data()  # [5000, 784], sorted by class
     pixels = np.repeat(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), 3, axis=3)
-    digits = ArrayPictures(pixels, labels, [str(digit) for digit in range(10)])
+    digits = ArrayPictures(pixels, labels, [*"0123456789"])
     order = np.random.default_rng(0).permutation(len(digits))
-    train, val = digits.part(order[:4000]), digits.part(order[4000:])
-    return Splits(train, train, val)
+    train = digits.part(order[:4000])
+    return Splits(train, train, digits.part(order[4000:]))
 
 
 def from_torchvision(dataset: str, data: str, download: bool) -> Splits:
     """CIFAR-10, CIFAR-100 or STL-10 as torchvision stores them, read into memory."""
     import torchvision.datasets as sets
 
-    def fetch(**split):
-        if dataset == "stl10":
-            # Its pictures lie as [n, 3, H, W].
-            loaded = sets.STL10(data, download=download, **split)
-            return ArrayPictures(loaded.data.transpose(0, 2, 3, 1), loaded.labels, loaded.classes)
-        kind = sets.CIFAR10 if dataset == "cifar10" else sets.CIFAR100
+    kind = getattr(sets, dataset.upper())
+
+    def fetch(**split) -> ArrayPictures:
         loaded = kind(data, download=download, **split)
-        return ArrayPictures(loaded.data, loaded.targets, loaded.classes)
+        if dataset != "stl10":
+            return ArrayPictures(loaded.data, loaded.targets, loaded.classes)
+        # Its pictures lie as [n, 3, H, W], and its labels are bytes.
+        labels = loaded.labels.astype(np.int64)
+        return ArrayPictures(loaded.data.transpose(0, 2, 3, 1), labels, loaded.classes)
 
     try:
         # STL-10 has far more pictures without a label (-1) than with one.
         if dataset == "stl10":
-            return Splits(fetch(split="train+unlabeled"), fetch(split="train"), fetch(split="test"))
+            return Splits(*(fetch(split=part) for part in ("train+unlabeled", "train", "test")))
         train = fetch(train=True)
         return Splits(train, train, fetch(train=False))
     except (RuntimeError, OSError) as error:
@@ -120,25 +116,21 @@ def from_torchvision(dataset: str, data: str, download: bool) -> Splits:
         ) from error
 
 
-def from_folders(
-    root: Path, classes_needed: bool, decoding: Decoding = AS_STORED, log_folder: Path | None = None
-) -> Splits:
+def from_folders(root: Path, classes_needed: bool, decoding=AS_STORED, log_folder=None) -> Splits:
     """ImageNet's layout (train/CLASS, val/CLASS), or any folder of pictures, by class or not."""
     # The training pictures: all of `train`, or the whole folder where there is none.
     if not root.is_dir():
         raise InputError(f"no data folder at {str(root)!r}; give an existing one with --data")
-    if classes_needed and not (root / "train").is_dir():
+    has_train = (root / "train").is_dir()
+    if classes_needed and not has_train:
         raise InputError(
             f"{str(root)!r} has no folder 'train'; ImageNet is expected as train/CLASS/picture and "
             "val/CLASS/picture (for any other folder of pictures: --dataset folder)"
         )
-    has_train = (root / "train").is_dir()
     train = scan_folder(root / "train" if has_train else root, decoding, log_folder)
     if classes_needed and train.labels is None:
-        raise InputError(
-            f"{str(root / 'train')!r} has no class folders (found: {described(train)}); for a flat "
-            "folder use --dataset folder"
-        )
+        fault = f"{str(root / 'train')!r} has no class folders (found: {described(train)})"
+        raise InputError(f"{fault}; for a flat folder use --dataset folder")
 
     # Pictures to score with: by their labels, where both splits have the same classes.
     has_val = (has_train or train.labels is not None) and (root / "val").is_dir()
@@ -169,16 +161,13 @@ def from_several(dataset: str, folders: tuple[str, ...], *how) -> Splits:
             f"data={some(folders)}: expected one place, or several folders of pictures (--dataset "
             "ImageNet or folder, not packed) of which none holds another"
         )
-    train, val = joined([splits.train for splits in found]), None
-    if all(splits.val for splits in found):
-        val = joined([splits.val for splits in found])
+    train = joined([splits.train for splits in found])
+    val = joined([s.val for s in found]) if all(s.val for s in found) else None
     labelled = val is not None and len(train.classes) and len(val.classes)
     return Splits(train, train if labelled else None, val)
 
 
-def scan_folder(
-    root: Path, decoding: Decoding = AS_STORED, log_folder: Path | None = None
-) -> FolderPictures:
+def scan_folder(root: Path, decoding=AS_STORED, log_folder: Path | None = None) -> FolderPictures:
     """All pictures below a folder, in the order of their names.
 
     They are labelled where they are in two subfolders or more. A few pictures beside these, fewer
@@ -187,9 +176,8 @@ def scan_folder(
     found = read_folder(root, log_folder)
     # The class is the first folder of a path; deeper ones mean nothing.
     inside = [name for name in found.names if "/" in name]
-    runs = [(top, len(list(run))) for top, run in groupby(inside, lambda n: n.partition("/")[0])]
-    classes = identity.in_order({top for top, _ in runs})
     beside = [name for name in found.names if "/" not in name]
+    classes = identity.in_order({name.partition("/")[0] for name in inside})
     labelled = len(classes) > 1 and len(beside) * len(classes) < len(inside)
 
     # What is left out is counted, and named where it may have been meant.
@@ -201,14 +189,12 @@ def scan_folder(
         left_out[f"picture(s) beside the class folders ({some(beside)})"] = len(beside)
     names = inside if labelled else found.names
     if not names:
-        raise InputError(
-            f"no pictures in {str(root)!r}; expected files such as .jpg or .png, in it or below, "
-            f"found {counted(left_out) or 'nothing'}"
-        )
+        fault = f"no pictures in {str(root)!r}; expected files such as .jpg or .png, in it or below"
+        raise InputError(f"{fault}, found {counted(left_out) or 'nothing'}")
     if not labelled:
         return FolderPictures(root, names, None, (), decoding, left_out)
     number = {name: i for i, name in enumerate(classes)}
-    labels = np.repeat([number[top] for top, _ in runs], [count for _, count in runs])
+    labels = [number[name.partition("/")[0]] for name in names]
     return FolderPictures(root, names, labels, classes, decoding, left_out)
 
 
@@ -220,14 +206,18 @@ def hold_out(splits: Splits, share: float, seed: int) -> Splits:
 
     Of labelled pictures a share of each class. About MOST_HELD_OUT pictures at most.
     """
-    train, has_labels = splits.train, splits.train.labels is not None
-    labels = train.labels if has_labels else np.zeros(len(train), np.int64)
-    share = min(share, MOST_HELD_OUT / len(train))
-    apart = share_of_each_class(labels, share, seed)
-    rest = train.part(np.delete(np.arange(len(train)), apart))
-    val = train.part(apart)
+    share = min(share, MOST_HELD_OUT / len(splits.train))
+    train, val = split_off(splits.train, share, seed)
     val.left_out = Counter()  # what the folder has beside its pictures is told of train
-    return Splits(rest, rest if has_labels else None, val)
+    return Splits(train, None if train.labels is None else train, val)
+
+
+def split_off(pictures: Pictures, share: float, seed: int) -> tuple[Pictures, Pictures]:
+    """The rest of the pictures, and a share of them: of labelled ones a share of each class."""
+    labels = np.zeros(len(pictures)) if pictures.labels is None else pictures.labels
+    apart = share_of_each_class(labels, share, seed)
+    rest = np.delete(np.arange(len(pictures)), apart)
+    return pictures.part(rest), pictures.part(apart)
 
 
 def share_of_each_class(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -255,17 +245,15 @@ def introduction(parts: dict[str, Pictures | None]) -> list[str]:
 
 def described(pictures: Pictures) -> str:
     """Such as "72 pictures in 3 classes, 24 to 24 each; left out: 3 .heic, 1 hidden folder"."""
-    text = f"{len(pictures)} pictures without classes"
-    if pictures.labels is not None:
-        # A label each, or a row with 1 for each class that is shown.
-        one_each = pictures.labels.ndim == 1
-        numbers = pictures.labels if one_each else np.nonzero(pictures.labels == 1)[1]
+    labels, text = pictures.labels, "without classes"
+    if labels is not None:
+        # A label each, -1 for none, or a row with 1 for each class that is shown.
+        numbers = labels[labels >= 0] if labels.ndim == 1 else np.nonzero(labels == 1)[1]
         counts = np.bincount(numbers, minlength=len(pictures.classes))
-        text = f"{len(pictures)} pictures in {len(counts)} classes, {counts.min()} to "
-        text += f"{counts.max()} each"
+        text = f"in {len(counts)} classes, {counts.min()} to {counts.max()} each"
     if left_out := getattr(pictures, "left_out", None):
         text += f"; left out: {counted(left_out)}"
-    return printable(text)
+    return printable(f"{len(pictures)} pictures {text}")
 
 
 def sample_of(pictures: Pictures, seed: int, most: int = SAMPLE) -> list[int]:
@@ -278,7 +266,7 @@ def warnings_about(pictures: Pictures) -> list[str]:
     if not isinstance(pictures, FolderPictures):
         return []
     warnings = []
-    if pictures.folders and pictures.labels is None:
+    if len(pictures.folders) > 1 and pictures.labels is None:
         warnings.append("the folders do not have the same classes each: no picture has a label")
     # Class folders (those of a list are none) whose pictures lie in folders of their own.
     tops, names = {*pictures.classes}, pictures.file_names()

@@ -66,9 +66,8 @@ def decode(file: BinaryIO, how: Decoding = AS_STORED) -> np.ndarray:
             raise OSError("the file is empty")
         begin = file.read(6)
         file.seek(0)
-        orientation = 1
         if begin == NPY:
-            pixels = npy_pixels(file, how)
+            pixels, orientation = npy_pixels(file, how), 1
         elif begin[:4] in TIFF and how.channels not in COLOURS:
             pixels, orientation = tiff_planes(file, how)
         else:
@@ -84,10 +83,9 @@ def decode(file: BinaryIO, how: Decoding = AS_STORED) -> np.ndarray:
 
 def check_size(width: int, height: int, how: Decoding) -> float:
     """The megapixels of a picture, by its header. Raises TooLarge before the body is read."""
-    megapixels = width * height / 1e6
-    if megapixels > how.max_megapixels:
-        most = f"more than --max_megapixels {how.max_megapixels:g}"
-        raise TooLarge(f"{megapixels:.1f} megapixels, {most}")
+    megapixels, most = width * height / 1e6, how.max_megapixels
+    if megapixels > most:
+        raise TooLarge(f"{megapixels:.1f} megapixels, more than --max_megapixels {most:g}")
     return megapixels
 
 
@@ -169,15 +167,12 @@ def image_pixels(file: BinaryIO, num_bytes: int, how: Decoding) -> tuple[np.ndar
         if how.channels == 1 and image.format == "TIFF" and image.n_frames > 1:
             raise OSError(f"it has {image.n_frames} pages, not the 1 channel of --channels")
         # A file far larger than its picture would be read for nothing.
-        plain = image.format == "JPEG" and image.mode in ("RGB", "L")
-        pixels = None
+        pixels, plain = None, image.format == "JPEG" and image.mode in ("RGB", "L")
         if plain and num_bytes < 8e6 * megapixels + 1e6:
             file.seek(0)
             pixels = jpeg_pixels(file.read())
             file.seek(0)
-        if pixels is None:
-            pixels = pillow_pixels(image, how.ground)
-    return pixels, orientation
+        return pillow_pixels(image, how.ground) if pixels is None else pixels, orientation
 
 
 def jpeg_pixels(data: bytes) -> np.ndarray | None:

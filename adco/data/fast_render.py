@@ -77,19 +77,14 @@ def adjust_saturation(view: np.ndarray, factor: float) -> np.ndarray:
 def adjust_hue(view: np.ndarray, turns: float) -> np.ndarray:
     """Turn the hue; a whole turn is 1."""
     colours = cv2.cvtColor(view.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees
-    shift = np.zeros_like(colours[0])  # [S, 3]
     # Pillow's hue has 256 steps and is rounded down: on average it lies half a step lower.
-    shift[:, 0] = (int(turns * 255) - 0.5) % 255 / 255 * 360
-    colours += shift
+    colours[..., 0] += (int(turns * 255) - 0.5) % 255 / 255 * 360
     return cv2.convertScaleAbs(cv2.cvtColor(colours, cv2.COLOR_HSV2RGB))
 
 
-JITTER = {
-    "brightness": mixed,
-    "contrast": adjust_contrast,
-    "saturation": adjust_saturation,
-    "hue": adjust_hue,
-}
+JITTER = dict(
+    brightness=mixed, contrast=adjust_contrast, saturation=adjust_saturation, hue=adjust_hue
+)
 
 
 def blur_kernel(sigma: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ NOT_ENTERED = frozenset(
     ("@eaDir", "__MACOSX", "lost+found", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN",
      "System Volume Information")
 )  # fmt: skip
+FOLDER, LINK, PICTURE = "folder", "link to a folder", "picture"  # entries that are not left out
 # Formats with a name in Pillow that are no pictures, or are drawn by another program.
 NO_PICTURES = ("BUFR", "GRIB", "HDF5", "IPTC", "MPEG", "EPS", "WMF")
 
@@ -35,7 +36,9 @@ def read_folder(root: Path, log_folder: Path | None = None) -> Found:
     Links are followed, and each folder is entered once. The folders of runs are left out, and so is
     `log_folder`, below which this run writes. Raises InputError for a folder that cannot be listed.
     """
-    suffixes = picture_suffixes()
+    formats = Image.registered_extensions().items()
+    known = [end for end, kind in formats if kind in Image.OPEN and kind not in NO_PICTURES]
+    suffixes = (".npy", *known)
     found = Found([], Counter(), [])
     # Folders, and why they are not to be entered (again).
     met = {folder_id(log_folder): "log folder"} if log_folder and log_folder.is_dir() else {}
@@ -57,22 +60,21 @@ def read_folder(root: Path, log_folder: Path | None = None) -> Found:
                 met[this] = "repeated folder"
             if below and "/" not in below:
                 found.folders.append(below)
-            inner, linked = [], []  # folders
+            kinds = defaultdict(list)
             for entry in entries:
-                sort_in(entry, below, suffixes, found, inner, linked)
-            folders += in_order(inner)
-            links += in_order(linked)
+                kinds[kind_of(entry, suffixes)].append(os.path.join(below, entry.name))
         except OSError as error:
-            raise InputError(
-                f"cannot list the folder {str(root / below)!r}: {error.strerror or error}; make it "
-                "readable, or take it away"
-            ) from error
+            fault = f"cannot list the folder {str(root / below)!r}: {error.strerror or error}"
+            raise InputError(f"{fault}; make it readable, or take it away") from error
+        folders += in_order(kinds.pop(FOLDER, []))
+        links += in_order(kinds.pop(LINK, []))
+        found.names.extend(kinds.pop(PICTURE, []))
+        found.left_out.update({kind: len(names) for kind, names in kinds.items()})
     return found._replace(names=in_order(found.names))
 
 
-def sort_in(entry, below: str, suffixes, found: Found, folders: list, links: list) -> None:
-    """Put one entry of a folder where it belongs. Raises OSError where that cannot be told."""
-    name = f"{below}/{entry.name}" if below else entry.name
+def kind_of(entry: os.DirEntry, suffixes: tuple[str, ...]) -> str:
+    """FOLDER, LINK, PICTURE, or why it is left out. Raises OSError where that cannot be told."""
     try:
         is_folder, is_file = entry.is_dir(), entry.is_file()
     except OSError as error:
@@ -80,18 +82,16 @@ def sort_in(entry, below: str, suffixes, found: Found, folders: list, links: lis
             raise
         is_folder = is_file = False  # links in a circle
     if entry.name.startswith("."):
-        found.left_out["hidden folder" if is_folder else "hidden file"] += 1
-    elif is_folder and entry.name in NOT_ENTERED:
-        found.left_out[entry.name] += 1
-    elif is_folder:
-        (links if entry.is_symlink() else folders).append(name)
-    elif not is_file:
-        found.left_out["broken link" if entry.is_symlink() else "special file"] += 1
-    elif entry.name.lower().endswith(suffixes):
-        found.names.append(name)
-    else:
-        suffix = os.path.splitext(entry.name)[1].lower()
-        found.left_out[suffix or "without an ending"] += 1
+        return "hidden folder" if is_folder else "hidden file"
+    if is_folder and entry.name in NOT_ENTERED:
+        return entry.name
+    if is_folder:
+        return LINK if entry.is_symlink() else FOLDER
+    if not is_file:
+        return "broken link" if entry.is_symlink() else "special file"
+    if entry.name.lower().endswith(suffixes):
+        return PICTURE
+    return os.path.splitext(entry.name)[1].lower() or "without an ending"
 
 
 def folder_id(path: Path) -> tuple[int, int]:
@@ -99,23 +99,12 @@ def folder_id(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def picture_suffixes() -> tuple[str, ...]:
-    """Endings of the formats that Pillow can read and that hold pictures, and of numpy's arrays."""
-    return ".npy", *(
-        suffix
-        for suffix, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in NO_PICTURES
-    )
-
-
 def counted(left_out: Counter) -> str:
     """What was left out: "3 .heic, 1 hidden folder"."""
     words = []
     for kind, count in sorted(left_out.items()):
-        text = f"{count} {kind}"
-        if count > 1 and kind.endswith(("folder", "file", "link")):
-            text += "s"
-        if kind in (".heic", ".heif"):
-            text += " (pip install pillow-heif, and they are read)"
-        words.append(text)
+        plural = "s" if count > 1 and kind.endswith(("folder", "file", "link")) else ""
+        is_heic = kind in (".heic", ".heif")
+        remedy = " (pip install pillow-heif, and they are read)" if is_heic else ""
+        words.append(f"{count} {kind}{plural}{remedy}")
     return ", ".join(words)

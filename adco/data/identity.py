@@ -3,7 +3,6 @@
 import hashlib
 import os
 import unicodedata
-from collections.abc import Callable
 
 import numpy as np
 
@@ -18,26 +17,19 @@ def identity(parts: dict[str, Pictures | None]) -> dict[str, dict]:
     The hash is one of names and labels. It does not depend on where the folder lies, on how it is
     mounted, or on the order in which its files are met.
     """
-    return {
-        part: {
-            "pictures": len(pictures),
-            "classes": len(pictures.classes),
-            "sha256": sha256_of(pictures),
-        }
-        for part, pictures in parts.items()
-        if pictures is not None
-    }
+    return {part: identity_of(x) for part, x in parts.items() if x is not None}
 
 
-def sha256_of(pictures: Pictures) -> str:
+def identity_of(pictures: Pictures) -> dict:
     digest = hashlib.sha256()
     # The pictures of data sets in memory have no names.
-    for text in (pictures.joined_names(), "\0".join(pictures.classes)):
+    for text in ("\0".join(pictures.file_names()), "\0".join(pictures.classes)):
         digest.update(os.fsencode(normal(text)))
         digest.update(b"\1")
     if pictures.labels is not None:
         digest.update(np.ascontiguousarray(pictures.labels, "<i8").tobytes())
-    return digest.hexdigest()
+    numbers = {"pictures": len(pictures), "classes": len(pictures.classes)}
+    return {**numbers, "sha256": digest.hexdigest()}
 
 
 def normal(name: str) -> str:
@@ -69,9 +61,7 @@ def in_words(part: dict | None) -> str:
     return "{pictures} pictures in {classes} classes (names and labels {sha256:.8})".format(**part)
 
 
-def check_same_everywhere(
-    ours: dict, flags: Flags, what: str = "data", differ: Callable[..., str] = difference
-) -> None:
+def check_same_everywhere(ours: dict, flags: Flags, what="data", differ=difference) -> None:
     """Raise InputError where another process has other data, as on a node with a copy of its own,
     or other options. For all processes to call.
     """

@@ -24,18 +24,14 @@ def load_places(data: str, train_list: str = "", decoding: Decoding = AS_STORED)
     train_list: a file to use in place of the training list. Raises InputError where a list or a
     picture is missing, or a line is not 'path label'.
     """
-    root = Path(data)
-    pictures = root / PLACES_PICTURES
+    pictures, lists = Path(data) / PLACES_PICTURES, Path(data) / PLACES_LISTS
     if not os.path.isdir(pictures):  # or not readable
-        raise InputError(
-            f"no pictures of Places205 at {str(pictures)!r}; --data has to hold {PLACES_PICTURES} "
-            f"and {PLACES_LISTS}"
-        )
-    train = Path(train_list) if train_list else root / PLACES_LISTS / "train_places205.csv"
-    val = root / PLACES_LISTS / "val_places205.csv"
+        fault = f"no pictures of Places205 at {str(pictures)!r}"
+        raise InputError(f"{fault}; --data has to hold {PLACES_PICTURES} and {PLACES_LISTS}")
+    files = train_list or lists / "train_places205.csv", lists / "val_places205.csv"
     # One walk through the folders is faster than a look for each of 2.5 million files.
     present = set(read_folder(pictures).names)
-    train, val = (read_places(path, pictures, present, decoding) for path in (train, val))
+    train, val = (read_places(Path(file), pictures, present, decoding) for file in files)
     return Splits(train, train, val)
 
 
@@ -45,19 +41,16 @@ def read_places(path: Path, root: Path, present: set[str], decoding: Decoding) -
     present: the paths, relative to `root`, that exist.
     """
     names, labels = [], []
-    for number, line in read_lines(path):
+    for where, line in read_lines(path):
         # The label is the last word: a path may have spaces.
         match = re.fullmatch(r"(.*\S)\s+(\d+)\s*", line)
         if match is None or int(match[2]) >= PLACES_CLASSES:
-            raise InputError(
-                f"line {number} of {str(path)!r} is {line!r}; expected a path, a space and a label "
-                f"from 0 to {PLACES_CLASSES - 1}"
-            )
-        names.append(inside(match[1], f"line {number} of {str(path)!r}"))
+            expected = f"a path, a space and a label from 0 to {PLACES_CLASSES - 1}"
+            raise InputError(f"{where} is {line!r}; expected {expected}")
+        names.append(inside(match[1], where))
         labels.append(int(match[2]))
     check_named(path, len(names), sorted(set(names) - present), f"in {str(root)!r}")
-    classes = [str(i) for i in range(PLACES_CLASSES)]
-    return FolderPictures(root, names, labels, classes, decoding)
+    return FolderPictures(root, names, labels, [*map(str, range(PLACES_CLASSES))], decoding)
 
 
 def check_named(path: Path, number: int, missing: list[str], where: str) -> None:
@@ -65,24 +58,21 @@ def check_named(path: Path, number: int, missing: list[str], where: str) -> None
     if not number:
         raise InputError(f"{str(path)!r} names no picture; expected one on each line")
     if missing:
-        raise InputError(
-            f"{len(missing)} of {number} pictures of {str(path)!r} are not {where}: "
-            f"{some(missing)}; correct the list, or fetch them"
-        )
+        fault = f"{len(missing)} of {number} pictures of {str(path)!r} are not {where}"
+        raise InputError(f"{fault}: {some(missing)}; correct the list, or fetch them")
 
 
 def read_lines(path: Path):
-    """(number from 1, line) of each line that is not blank."""
+    """("line N of FILE", line) of each line that is not blank; N is from 1."""
     try:
         # Bytes that are no UTF-8 are kept, as in the file names that the system gives.
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise InputError(
-            f"cannot read the list {str(path)!r}: {error.strerror or error}; expected a text file"
-        ) from error
+        fault = f"cannot read the list {str(path)!r}: {error.strerror or error}"
+        raise InputError(f"{fault}; expected a text file") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield number, line.rstrip("\r")
+            yield f"line {number} of {str(path)!r}", line.rstrip("\r")
 
 
 def inside(name: str, where: str) -> str:
@@ -93,25 +83,20 @@ def inside(name: str, where: str) -> str:
     """
     relative = os.path.normpath(name.lstrip("/")) if name.strip("/") else "."
     if relative.split("/")[0] in ("..", ".") or "\0" in name:
-        raise InputError(
-            f"{where} names {name!r}, which is no picture inside the data folder; correct the list"
-        )
+        fault = f"{where} names {name!r}, which is no picture inside the data folder"
+        raise InputError(f"{fault}; correct the list")
     return relative
 
 
 def listed_splits(config, world: World) -> Splits:
-    """The pictures that the options of a run name, in train those of --list alone (RunOptions)."""
-    return listed(splits_of(config, world), config.train_list)
+    """The pictures that the options of a run name (RunOptions), in train those of --list alone.
 
-
-def listed(splits: Splits, file: str) -> Splits:
-    """The splits with those pictures in train alone that a file names, one a line, if one is given.
-
-    A line is a path below the training folder, or absolute inside it, or a file name alone. Raises
-    InputError naming the missing ones.
+    A line of it is a path below the training folder, or absolute inside it, or a file name alone.
+    Raises InputError naming the missing ones.
     """
-    pictures, path = splits.train, Path(file)
-    if not file:
+    splits, path = splits_of(config, world), Path(config.train_list)
+    pictures = splits.train
+    if not config.train_list:
         return splits
     if not isinstance(pictures, FilePictures):
         raise InputError("--train_list names files; this data set has none")
@@ -126,8 +111,8 @@ def listed(splits: Splits, file: str) -> Splits:
 
     # A list may name a picture twice, or by a path that begins with train/.
     chosen, missing = [], []
-    for number, line in read_lines(path):
-        name = inside(name_of(line.strip()), f"line {number} of {str(path)!r}")
+    for where, line in read_lines(path):
+        name = inside(name_of(line.strip()), where)
         found = position.get(name, position.get(name.removeprefix("train/")))
         if found is None:
             missing.append(name)

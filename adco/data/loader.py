@@ -28,12 +28,7 @@ class TrainingViews(Dataset):
     """
 
     def __init__(
-        self,
-        pictures: Pictures,
-        recipes: list[Recipe],
-        seed: int,
-        augment: str = "fast",
-        skip_broken: bool = False,
+        self, pictures: Pictures, recipes: list[Recipe], seed, augment="fast", skip_broken=False
     ):
         self.pictures, self.recipes, self.seed = pictures, recipes, seed
         # By its name: a loader process that is spawned gets this object pickled.
@@ -102,19 +97,19 @@ class LabelledViews(Dataset):
 
         positions: numbers of pictures, or tuples that end in one.
         """
-        rendered = []  # index, view
+        views, indices = [], []
         for position in positions:
             place = position if isinstance(position, tuple) else (position,)
             try:
-                rendered.append((place[-1], self.render(*place)))
+                views.append(self.render(*place))
+                indices.append(place[-1])
             except BrokenPicture:
                 if not self.skip_broken:
                     raise
         # A batch may be empty but never missing: how many there are is known beforehand.
-        batch = torch.empty(0, self.pictures.channels, self.size, self.size, dtype=torch.uint8)
-        if rendered:
-            batch = self.join([view for _, view in rendered])
-        return batch, torch.as_tensor(self.labels[[index for index, _ in rendered]])
+        empty = torch.empty(0, self.pictures.channels, self.size, self.size, dtype=torch.uint8)
+        batch = self.join(views) if views else empty
+        return batch, torch.as_tensor(self.labels[indices])
 
 
 class CheckViews(LabelledViews):
@@ -140,9 +135,7 @@ class EpochBatches(Sampler):
     `shuffle` makes the permutation of random numbers; set another one for another kind of order.
     """
 
-    def __init__(
-        self, num_pictures: int, global_size: int, world: World, seed: int, least: int = 1
-    ):
+    def __init__(self, num_pictures: int, global_size: int, world: World, seed: int, least=1):
         self.global_size = global_size
         self.shuffle = lambda rng: rng.permutation(num_pictures)
         self.world, self.seed = world, seed
@@ -170,18 +163,13 @@ class EpochBatches(Sampler):
             yield [(self.epoch, int(index)) for index in mine]
 
 
-def batch_loader(
-    dataset: Dataset, batches: Sampler, workers: int, pin_memory: bool = False
-) -> SignalSafeLoader:
+def batch_loader(dataset: Dataset, batches: Sampler, workers: int, pin_memory=False):
     """A loader of the batches that `dataset` makes of the lists of positions in `batches`."""
+    # Nothing to collate: the data sets above return whole batches.
     return SignalSafeLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        collate_fn=tuple,  # nothing to collate: the data sets above return whole batches
-    )
+        dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory,
+        persistent_workers=workers > 0, collate_fn=tuple,
+    )  # fmt: skip
 
 
 class TrainingLoader:
@@ -190,11 +178,8 @@ class TrainingLoader:
     newly_broken: broken pictures since the last take_newly_broken(), name to reason.
     """
 
-    def __init__(
-        self, dataset: TrainingViews, batches: EpochBatches, workers: int, pin_memory: bool
-    ):
-        self.batches = batches
-        self.newly_broken: dict[str, str] = {}
+    def __init__(self, dataset: TrainingViews, batches: EpochBatches, workers: int, pin_memory):
+        self.batches, self.newly_broken = batches, {}
         self.loader = batch_loader(dataset, batches, workers, pin_memory)
 
     def __len__(self) -> int:

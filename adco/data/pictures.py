@@ -4,16 +4,15 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
 from copy import copy
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from adco.data.decoder import AS_STORED, ORIENTATION, Decoding, TooLarge, decode, with_channels
+from adco.data.decoder import AS_STORED, ORIENTATION, TooLarge, decode, with_channels
 from ops.errors import InputError, RunFailed, printable
 
 # What the operating system says where a disk, a network or the machine fails, and not a file.
@@ -22,7 +21,6 @@ OUTAGES = (
     "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "EREMOTEIO",
 )  # fmt: skip
 OUTAGE_SECONDS = 120.0  # for which a file server may be away
-T = TypeVar("T")
 
 
 class Pictures:
@@ -31,21 +29,28 @@ class Pictures:
     channels: C. A subclass reads them: its read(index) gives uint8 [H, W, C].
     """
 
-    def __init__(self, labels, classes: list[str], channels: int):
+    def __init__(self, number: int, labels, classes: list[str], channels: int):
         self.labels = None if labels is None else np.asarray(labels)
         self.classes, self.channels = classes, channels
+        # Where each lies in what a part shares with the whole. Loader processes share it too,
+        # however they start: a tensor is handed over, not copied.
+        self.positions = torch.arange(number)
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
     def name(self, index: int) -> str:
         """The picture's name in a message."""
         return f"number {index}"
 
-    def joined_names(self) -> str:
-        """The names of all with \\0 between, where they are files."""
-        return ""
+    def file_names(self) -> list[str]:
+        """The names of all, where they are files."""
+        return []
 
     def part(self, positions: np.ndarray) -> "Pictures":
         """The pictures at `positions`, in that order."""
         part = copy(self)  # shallow: what does not depend on positions is shared
+        part.positions = self.positions[positions]
         part.labels = None if self.labels is None else self.labels[positions]
         return part
 
@@ -59,63 +64,27 @@ class BrokenPicture(InputError):
         self.reason = reason
 
 
-class Names:
-    """The names of files, as bytes by index, in one block of memory.
-
-    Loader processes share it, however they start: a tensor is handed over, not copied.
-    """
-
-    def __init__(self, names: list[str]):
-        block = bytearray(os.fsencode("\0".join([*names, ""])))
-        self.block = torch.frombuffer(block, dtype=torch.uint8)
-        ends = torch.nonzero(self.block == 0)[:, 0]
-        self.starts = torch.cat([ends.new_zeros(1), ends + 1])
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __getitem__(self, index: int) -> bytes:
-        start, next_start = int(self.starts[index]), int(self.starts[index + 1])
-        return self.block[start : next_start - 1].numpy().tobytes()
-
-    def joined(self) -> str:
-        """All of them, with \\0 between."""
-        return os.fsdecode(self.block[:-1].numpy().tobytes())
-
-    def part(self, positions: np.ndarray) -> "Names":
-        names = self.joined().split("\0")
-        return Names([names[i] for i in positions])
-
-
 class FilePictures(Pictures):
     """Pictures in files, or in parts of files, with the label of each or none.
 
     left_out: kinds of files in the folder that are not among them, and how many of each.
     Reading one raises BrokenPicture, whatever is wrong with it; RunFailed where the place of all
-    cannot be reached for OUTAGE_SECONDS. A subclass says how one is opened.
+    cannot be reached for OUTAGE_SECONDS. A subclass says how one is opened: open(index).
     """
 
     remedy = "remove or replace it"
     away = "the folder or its file server is away"
 
     def __init__(
-        self,
-        root: Path | str,
-        names: list[str],
-        labels: list[int] | None = None,
-        classes: list[str] = (),
-        decoding: Decoding = AS_STORED,
-        left_out: Counter | None = None,
+        self, root, names: list[str], labels=None, classes=(), decoding=AS_STORED, left_out=None
     ):
-        super().__init__(labels, classes, decoding.channels)
+        super().__init__(len(names), labels, classes, decoding.channels)
         self.root, self.decoding, self.left_out = root, decoding, left_out or Counter()
-        self.names = Names(names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def open(self, index: int) -> BinaryIO:
-        raise NotImplementedError
+        self.folders = {"": root}  # with what the names of the pictures in each begin
+        # All names in one block of memory, which processes share as they do the positions.
+        block = bytearray(os.fsencode("\0".join([*names, ""])))
+        self.names = torch.frombuffer(block, dtype=torch.uint8)
+        self.name_ends = torch.nonzero(self.names == 0)[:, 0]
 
     def place(self, name: str) -> Path | str:
         """Where the picture of a name lies."""
@@ -127,8 +96,8 @@ class FilePictures(Pictures):
     def content(self, index: int) -> bytes:
         return self.with_file(index, lambda file: file.read())
 
-    def with_file(self, index: int, use: Callable[[BinaryIO], T]) -> T:
-        """What `use` makes of the picture's file, which is tried again while all are away."""
+    def with_file(self, index: int, use):
+        """What use(file) makes of the picture's file, which is tried again while all are away."""
         deadline = time.monotonic() + OUTAGE_SECONDS
         while True:
             try:
@@ -139,9 +108,7 @@ class FilePictures(Pictures):
             except Exception as error:  # decoders raise errors of all kinds
                 why, path = reason(error), self.place(self.name(index))
                 if not self.is_outage(error):
-                    advice = self.remedy
-                    if isinstance(error, TooLarge):
-                        advice = "raise it, or " + advice
+                    advice = "raise it, or " * isinstance(error, TooLarge) + self.remedy
                     sentence = f"cannot read the picture {path}: {why}; {advice}"
                     raise BrokenPicture(sentence, why) from error
                 # A file server that is away for a moment breaks no picture.
@@ -167,51 +134,44 @@ class FilePictures(Pictures):
         except Exception:  # as above
             return 1
 
-    def joined_names(self) -> str:
-        return self.names.joined()
-
     def file_names(self) -> list[str]:
-        return self.joined_names().split("\0")
+        names = os.fsdecode(self.names[:-1].numpy().tobytes()).split("\0")
+        return [names[i] for i in self.positions.tolist()]
+
+    def stored_name(self, index: int) -> bytes:
+        position = int(self.positions[index])
+        start = int(self.name_ends[position - 1]) + 1 if position else 0
+        return self.names[start : self.name_ends[position]].numpy().tobytes()
 
     def name(self, index: int) -> str:
         """Its path below the folder, with bytes that are no text as \\x.."""
-        return printable(self.names[index].decode(errors="backslashreplace"))
-
-    def part(self, positions: np.ndarray) -> "FilePictures":
-        part = super().part(positions)
-        part.names = self.names.part(positions)
-        return part
+        return printable(self.stored_name(index).decode(errors="backslashreplace"))
 
 
 class FolderPictures(FilePictures):
-    """Pictures in files below a folder.
-
-    folders: or below several: the name of each picture begins with the key of its folder.
-    """
-
-    folders: dict[str, Path] | None = None
+    """Pictures in files below a folder, or below several."""
 
     def place(self, name: str) -> Path:
-        key, _, below = name.partition("/")
-        return self.folders[key] / below if self.folders else self.root / name
+        begins = next(begin for begin in self.folders if name.startswith(begin))
+        return self.folders[begins] / name.removeprefix(begins)
 
     def path(self, index: int) -> Path:
-        return self.place(os.fsdecode(self.names[index]))
+        return self.place(os.fsdecode(self.stored_name(index)))
 
     def name_of(self, path: str) -> str:
         """The name that a picture at this absolute path has; any other text as it is."""
-        for key, folder in (self.folders or {"": self.root}).items():
+        for begin, folder in self.folders.items():
             for root in (os.path.abspath(folder), os.path.realpath(folder)):
                 if path.startswith(root + os.sep):
-                    return os.path.join(key, path[len(root) + 1 :])
+                    return begin + path[len(root) + 1 :]
         return path
 
     def open(self, index: int) -> BinaryIO:
         return open(self.path(index), "rb")
 
     def is_outage(self, error: Exception) -> bool:
-        folders = (self.folders or {"": self.root}).values()
-        gone = isinstance(error, FileNotFoundError) and not all(f.is_dir() for f in folders)
+        gone = isinstance(error, FileNotFoundError)
+        gone = gone and not all(folder.is_dir() for folder in self.folders.values())
         return gone or super().is_outage(error)
 
 
@@ -224,7 +184,7 @@ def joined(parts: list[FolderPictures]) -> FolderPictures:
     left_out = sum((part.left_out for part in parts), Counter())
     root, how = parts[0].root, parts[0].decoding
     pictures = FolderPictures(root, names, labels, () if labels is None else classes, how, left_out)
-    pictures.folders = {str(number): part.root for number, part in enumerate(parts)}
+    pictures.folders = {f"{number}/": part.root for number, part in enumerate(parts)}
     return pictures
 
 
@@ -242,21 +202,11 @@ class ArrayPictures(Pictures):
     """Pictures in memory, arrays [H, W, C] or PIL images, with the label of each or none."""
 
     def __init__(self, array, labels=None, classes: list[str] = (), channels: int = 3):
-        # A part shares the array, and has positions of its own in it.
-        self.array, self.positions = array, np.arange(len(array))
-        labels = None if labels is None else np.asarray(labels, np.int64)
-        super().__init__(labels, classes, channels)
-
-    def __len__(self) -> int:
-        return len(self.positions)
+        super().__init__(len(array), labels, classes, channels)
+        self.array = array
 
     def read(self, index: int) -> np.ndarray:
         try:
-            return with_channels(self.array[self.positions[index]], self.channels)
+            return with_channels(self.array[int(self.positions[index])], self.channels)
         except OSError as error:
             raise BrokenPicture(f"picture {self.name(index)}: {error}", str(error)) from error
-
-    def part(self, positions: np.ndarray) -> "ArrayPictures":
-        part = super().part(positions)
-        part.positions = self.positions[positions]
-        return part

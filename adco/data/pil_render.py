@@ -34,9 +34,7 @@ def drawn(picture: Image.Image, draw: Draw, size: int) -> Image.Image:
     return view
 
 
-def check_view(
-    pixels: np.ndarray, size: int, square: bool = False, whole: bool = False
-) -> np.ndarray:
+def check_view(pixels: np.ndarray, size: int, square=False, whole=False) -> np.ndarray:
     """The view that scores are computed on, of a picture [H, W, C]: uint8 [size, size, C].
 
     Resize(size 256/224), CenterCrop(size).  square: both sides are resized to that length, whatever

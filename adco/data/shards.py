@@ -34,12 +34,11 @@ class TarPictures(FilePictures):
         classes = os.fsdecode(classes).split("\0") if classes else []
         names, labels = os.fsdecode(names).split("\0"), index.get(f"{split}_labels")
         super().__init__(root, names, labels, classes, decoding)
-        # A tensor, as Names.
         self.split, self.places = split, torch.from_numpy(index[f"{split}_places"])
 
     def open(self, index: int) -> BytesIO:
         """The bytes of a picture. Raises OSError, with EIO where the shard cannot be read."""
-        shard, start, size, checksum = self.places[index].tolist()
+        shard, start, size, checksum = self.places[self.positions[index]].tolist()
         name = shard_name(self.split, shard)
         try:
             # In a loader process, which may be a fork, this makes connections of its own.
@@ -53,11 +52,6 @@ class TarPictures(FilePictures):
             raise OSError(f"its bytes in {name} are not those that were packed")
         return BytesIO(content)
 
-    def part(self, positions: np.ndarray) -> "TarPictures":
-        part = super().part(positions)
-        part.places = self.places[positions]
-        return part
-
     def ends(self) -> dict[str, int]:
         """The name of each shard, and where the last of its pictures ends."""
         shards, starts, sizes, _ = self.places.numpy().T
@@ -67,7 +61,7 @@ class TarPictures(FilePictures):
 
     def block_order(self, block_size: int, rng: np.random.Generator) -> np.ndarray:
         """[n] positions: shards at random, as they lie, and then shuffled block by block."""
-        shards, starts = self.places[:, :2].numpy().T
+        shards, starts = self.places[self.positions, :2].numpy().T
         order = np.lexsort((starts, rng.permutation(shards.max() + 1)[shards]))
         for first in range(0, len(order), block_size):
             rng.shuffle(order[first : first + block_size])
@@ -80,7 +74,7 @@ def shard_name(split: str, shard: int) -> str:
 
 def index_of(split: str, pictures: FilePictures, places: np.ndarray) -> dict[str, np.ndarray]:
     """What INDEX holds of a split."""
-    texts = {"names": pictures.joined_names(), "classes": "\0".join(pictures.classes)}
+    texts = {"names": "\0".join(pictures.file_names()), "classes": "\0".join(pictures.classes)}
     arrays = {kind: np.bytes_(os.fsencode(text)) for kind, text in texts.items()}
     if pictures.labels is not None:
         arrays["labels"] = pictures.labels
@@ -105,13 +99,11 @@ def load_shards(root: str, decoding: Decoding) -> list[TarPictures]:
         ends = {f"{folder}/{name}": end for part in parts for name, end in part.ends().items()}
         last, after = [end - 1 for end in ends.values()], list(ends.values())
         found = store.cat_ranges(list(ends), last, after, on_error="return")
-        whole = [isinstance(byte, bytes) and byte for byte in found]
-        torn = [name for name, is_there in zip(ends, whole, strict=True) if not is_there]
+        is_byte = [isinstance(content, bytes) and len(content) == 1 for content in found]
+        torn = [name for name, is_there in zip(ends, is_byte, strict=True) if not is_there]
         if torn:
             raise OSError(f"{len(torn)} of {len(ends)} shards are torn or missing: {some(torn, 3)}")
     except Exception as error:  # as above
-        raise InputError(
-            f"no packed pictures at {root!r}: {reason(error)}; expected {INDEX} and its shards, as "
-            "python3 -m adco.pack writes them"
-        ) from error
+        fault = f"no packed pictures at {root!r}: {reason(error)}; expected {INDEX} and its shards"
+        raise InputError(f"{fault}, as python3 -m adco.pack writes them") from error
     return parts

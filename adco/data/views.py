@@ -84,9 +84,7 @@ def draw_view(recipe: Recipe, width: int, height: int, rng: np.random.Generator)
     )
 
 
-def draw_box(
-    recipe: Recipe, width: int, height: int, tries: list[float]
-) -> tuple[int, int, int, int]:
+def draw_box(recipe: Recipe, width: int, height: int, tries: list[float]) -> tuple[int, ...]:
     """A crop with area share in [min_scale, max_scale] and aspect ratio in [3/4, 4/3].
 
     It is the first try that fits inside the picture. If none does, it is the largest centred box
@@ -119,9 +117,7 @@ def as_batch(views: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
 
 
-def normalised(
-    pixels: Tensor, dtype: torch.dtype = torch.float32, layout=torch.channels_last
-) -> Tensor:
+def normalised(pixels: Tensor, dtype=torch.float32, layout=torch.channels_last) -> Tensor:
     """A batch of as_batch on its device, with mean 0 and standard deviation 1 of ImageNet's pixels.
 
     Of other channels than three each is taken for the mean of the three.

@@ -1,19 +1,19 @@
 """What a probe works on: labelled training views, a held-out part of train, and val."""
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from adco.data import pil_render
-from adco.data.datasets import share_of_each_class
+from adco.data.datasets import split_off
 from adco.data.decoder import decoding_of
 from adco.data.list_files import listed_splits, load_places
-from adco.data.loader import CheckViews, LabelledViews, check_loader
+from adco.data.loader import CheckViews, LabelledViews, check_loader, share_of
 from adco.data.pictures import Pictures
 from adco.data.views import Recipe, draw_view, view_rng
 from adco.encoder import Encoder, TrunkWeights
+from adco.probe.features import Features, extract_features
 from adco.probe.options import PLACES, ProbeConfig
 from ops.distributed import ALONE, World, once_per_node
 from ops.errors import InputError
@@ -49,8 +49,8 @@ def load_probe_sets(config: ProbeConfig, holdout: float, world: World = ALONE) -
     """Train, its held-out share and val. Raises InputError where pictures or labels are missing."""
     # All labelled pictures.
     if config.dataset in PLACES:
-        places = partial(load_places, config.data, config.train_list, decoding_of(config))
-        splits = once_per_node(places, world)
+        places = config.data, config.train_list, decoding_of(config)
+        splits = once_per_node(lambda: load_places(*places), world)
     else:
         splits = listed_splits(config, world)
     train, val = splits.labelled, splits.val
@@ -62,19 +62,18 @@ def load_probe_sets(config: ProbeConfig, holdout: float, world: World = ALONE) -
 
     # Of train the share asked for.
     if config.train_fraction < 1:
-        train = train.part(share_of_each_class(train.labels, config.train_fraction, config.seed))
+        _, train = split_off(train, config.train_fraction, config.seed)
     if not holdout:
         return ProbeSets(train, None, val)
 
     # Of that, a share apart to choose by.
-    apart = share_of_each_class(train.labels, holdout, config.seed)
-    if len(apart) == len(train):
+    train, held_out = split_off(train, holdout, config.seed)
+    if not len(train):
         raise InputError(
-            f"holdout={holdout} leaves no picture to train on (of {len(apart)}, at least one "
+            f"holdout={holdout} leaves no picture to train on (of {len(held_out)}, at least one "
             "of each class is held out); give more pictures or --holdout 0"
         )
-    rest = np.delete(np.arange(len(train)), apart)
-    return ProbeSets(train.part(rest), train.part(apart), val)
+    return ProbeSets(train, held_out, val)
 
 
 class ProbeViews(LabelledViews):
@@ -94,16 +93,11 @@ class ProbeViews(LabelledViews):
         # The drawn box gives way to a window of the view's own size.
         if self.randcrop:
             rng = view_rng(self.seed, epoch, index, CROP_VIEW)
-            left, top = (window_start(length, size, rng) for length in (width, height))
+            # A shorter side lies anywhere inside its window: Pillow crops black outside.
+            spaces = [sorted((0, length - size)) for length in (width, height)]
+            left, top = (int(rng.integers(least, most + 1)) for least, most in spaces)
             draw = draw._replace(box=(left, top, size, size))
         return pil_render.render(pixels, draw, size)
-
-
-def window_start(length: int, size: int, rng: np.random.Generator) -> int:
-    """Where a random window of `size` pixels begins, on a side of `length` pixels."""
-    # A shorter side lies anywhere inside its window: Pillow crops black outside a picture.
-    least, most = sorted((0, length - size))
-    return int(rng.integers(least, most + 1))
 
 
 def probe_recipe(config: ProbeConfig) -> Recipe:
@@ -122,6 +116,12 @@ def scoring_loader(
     """
     square, whole = config.dataset in PLACES, not config.eval_crop
     views = CheckViews(pictures, config.image_size, skip_broken, square, whole)
-    batch_size = max(1, config.global_batch_size // world.size)
     workers = workers_per_process(config.workers, world.local_size)
-    return check_loader(views, batch_size, workers, world)
+    return check_loader(views, max(1, config.global_batch_size // world.size), workers, world)
+
+
+def features_of_share(run: ProbeRun, pictures: Pictures, unit: bool = True) -> Features:
+    """Features of this process's share of the pictures, finite ones, as extract_features."""
+    number = len(share_of(pictures, run.world))
+    loader = scoring_loader(pictures, run.config, run.world)
+    return extract_features(run.encoder, loader, number, unit=unit, check=True)

@@ -1,19 +1,19 @@
 """Linear classifiers on a trunk, frozen or not: the training of `lincls.py --head linear`."""
 
+from copy import deepcopy
 from math import isfinite
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adco.data.loader import EpochBatches, batch_loader, share_of
+from adco.data.loader import EpochBatches, batch_loader
 from adco.data.pictures import Pictures
 from adco.data.views import normalised
 from adco.encoder import Encoder, Trunk
-from adco.probe.data import ProbeRun, ProbeViews, probe_recipe, scoring_loader
-from adco.probe.features import Features, blocks, check_features, extract_features
+from adco.probe.data import ProbeRun, ProbeViews, features_of_share, probe_recipe, scoring_loader
+from adco.probe.features import Features, blocks, check_features
 from adco.probe.metrics import Accuracy, accuracies, best_index, count_right
 from ops.distributed import broadcast_from_first_, sum_across_ranks_
 from ops.errors import RunFailed
@@ -28,22 +28,15 @@ class TrunkWithHeads(nn.Module):
     One dropout mask serves all heads. A frozen trunk stays in eval mode and gets no gradient.
     """
 
-    def __init__(
-        self, encoder: Encoder, num_classes: int, num_heads: int, dropout: float, frozen: bool
-    ):
+    def __init__(self, encoder: Encoder, num_classes: int, num_heads: int, dropout, frozen: bool):
         super().__init__()
-        self.trunk = Trunk(encoder)
-        self.trunk.requires_grad_(not frozen)
-        self.frozen = frozen
-        self.dropout = nn.Dropout(dropout)
+        self.trunk = Trunk(encoder).requires_grad_(not frozen)
+        self.frozen, self.dropout = frozen, nn.Dropout(dropout)
         # Equal starts and one dropout mask: heads differ by their learning rate alone.
-        start = nn.init.normal_(torch.empty(num_classes, encoder.inplanes), std=0.01)
-        self.heads = nn.ModuleList(
-            nn.Linear(encoder.inplanes, num_classes) for _ in range(num_heads)
-        )
-        for head in self.heads:
-            head.weight.data.copy_(start)
-            nn.init.zeros_(head.bias)
+        head = nn.utils.skip_init(nn.Linear, encoder.inplanes, num_classes)
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleList(deepcopy(head) for _ in range(num_heads))
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -56,55 +49,38 @@ class TrunkWithHeads(nn.Module):
         return [head(features) for head in self.heads]
 
 
-class Best(NamedTuple):
-    """The best score so far, and what it was reached with."""
-
-    accuracy: Accuracy
-    epoch: int  # from 0
-    head: int
-    weights: dict[str, Tensor]  # of the heads, and of the trunk where it moves
-
-
 class HeadTraining:
     """A run with linear heads: its model and optimizer, one epoch, the scores, the best epoch."""
 
     def __init__(self, run: ProbeRun):
-        self.config, self.encoder, self.sets = run.config, run.encoder, run.sets
+        self.run, self.config, self.encoder, self.sets = run, run.config, run.encoder, run.sets
         self.world, self.device, self.journal = run.world, run.device, run.journal
-        self.data = run.data or {}
         self.frozen = self.config.trainable == "fc"
         self.lrs = self.config.rates()  # one per head
         torch.manual_seed(self.config.seed)
-        self.model = TrunkWithHeads(
-            self.encoder,
-            num_classes=len(self.sets.train.classes),
-            num_heads=len(self.lrs),
-            dropout=self.config.dropout,
-            frozen=self.frozen,
-        ).to(self.device)
+        num_classes, dropout = len(self.sets.train.classes), self.config.dropout
+        model = TrunkWithHeads(self.encoder, num_classes, len(self.lrs), dropout, self.frozen)
+        self.model = model.to(self.device)
+        self.trained = self.model.heads if self.frozen else self.model
         self.trunk_before = self.trunk_checksums()
         self.optimizer = self.build_optimizer()
         self.epoch = self.config.start_epoch  # the next one
-        self.best: Best | None = None
-        self.peaks: list[tuple[Accuracy, int]] = []  # of each head: its best score and its epoch
+        # Of each head its best score so far and the epoch, from 0; the best head, and the weights
+        # at its epoch.
+        self.peaks: list[tuple[Accuracy, int]] = [(Accuracy(-1, -1, 0), -1)] * len(self.lrs)
+        self.best, self.best_weights = 0, {}
         self.cached: dict[str, Features] = {}  # of a frozen trunk, by the name of the pictures
 
     # ---- the trunk and the heads as one network
 
     def build_optimizer(self) -> torch.optim.SGD:
         """SGD with a parameter group per head, and one for a trunk that moves."""
-        groups = [
-            {"params": head.parameters(), "lr": lr}
-            for head, lr in zip(self.model.heads, self.lrs, strict=True)
-        ]
+        config, parts = self.config, [*zip(self.model.heads, self.lrs, strict=True)]
         if not self.frozen:
-            groups.append({"params": self.model.trunk.parameters(), "lr": self.config.trunk_lr})
-        # What torch's schedules begin with, which other programs go on with.
-        for group in groups:
-            group["initial_lr"] = group["lr"]
-        return torch.optim.SGD(
-            groups, momentum=self.config.momentum, weight_decay=self.config.weight_decay
-        )
+            parts.append((self.model.trunk, config.trunk_lr))
+        # initial_lr: what torch's schedules begin with, which other programs go on with.
+        groups = [{"params": x.parameters(), "lr": lr, "initial_lr": lr} for x, lr in parts]
+        return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
 
     def trunk_weights(self) -> dict[str, Tensor]:
         """The trunk, BatchNorm statistics included, under the names of build_trunk."""
@@ -119,11 +95,6 @@ class HeadTraining:
         moved = [name for name, before in self.trunk_before.items() if after[name] != before]
         if self.frozen and moved:
             raise RuntimeError(f"the frozen trunk moved: {', '.join(moved)} changed in training")
-
-    def network(self, head: int) -> dict[str, Tensor]:
-        """The trunk with one of the heads as its `fc`."""
-        own = self.model.heads[head].state_dict()
-        return {**self.trunk_weights(), **{f"fc.{name}": value for name, value in own.items()}}
 
     # ---- training
 
@@ -207,29 +178,25 @@ class HeadTraining:
         if bad and self.frozen:
             check_features(self.model.trunk(pictures))
         if bad:
-            raise RunFailed(
-                f"the loss or the head is not finite in epoch {self.epoch} at lr {bad[0]:g}; lower "
-                "the learning rate, or leave it out of --lr_sweep"
-            )
+            fault = f"the loss or the head is not finite in epoch {self.epoch} at lr {bad[0]:g}"
+            raise RunFailed(f"{fault}; lower the learning rate, or leave it out of --lr_sweep")
 
     def log(self, i, num_steps, step_seconds, rates, sums: np.ndarray, counts: Tensor) -> None:
         """Record the epoch so far, over all processes. The line shows the best head."""
         accuracy = accuracies(counts, self.world)
         means = [loss / found.total for loss, found in zip(sums.tolist(), accuracy, strict=True)]
         head = best_index(accuracy)
-        self.journal.progress(
-            f"Epoch: [{self.epoch}][{i:{len(str(num_steps))}d}/{num_steps}]\t"
-            f"Time {step_seconds:6.3f}\tlr {rates[head]:.6g}\tLoss {means[head]:.4e}\t"
-            f"Acc@1 {accuracy[head].acc1:6.2f}\tAcc@5 {accuracy[head].acc5:6.2f}",
-            loss=f"{means[head]:.3f}",
-            acc1=f"{accuracy[head].acc1:.1f}",
-        )
+        best, loss = accuracy[head], means[head]
+        where = f"Epoch: [{self.epoch}][{i:{len(str(num_steps))}d}/{num_steps}]"
+        spent = f"Time {step_seconds:6.3f}\tlr {rates[head]:.6g}"
+        found = f"Loss {loss:.4e}\tAcc@1 {best.acc1:6.2f}\tAcc@5 {best.acc5:6.2f}"
+        shown = {"loss": f"{loss:.3f}", "acc1": f"{best.acc1:.1f}"}
+        self.journal.progress(f"{where}\t{spent}\t{found}", **shown)
 
         # The record has the numbers of every head, told apart by their learning rates.
         values = {"epoch": self.epoch, "seconds_per_step": step_seconds}
-        for lr, rate, mean, found in zip(
-            self.lrs, rates[: len(self.lrs)], means, accuracy, strict=True
-        ):
+        # The rate of a trunk that moves is the last.
+        for lr, rate, mean, found in zip(self.lrs, rates, means, accuracy, strict=False):
             name = f"_{lr:g}" if len(self.lrs) > 1 else ""
             values |= {f"lr{name}": rate, f"loss{name}": mean, f"acc1{name}": found.acc1}
         self.journal.record("probe", self.epoch * num_steps + i, values)
@@ -255,12 +222,11 @@ class HeadTraining:
     def feature_batches(self, pictures: Pictures, name: str):
         """(features, labels) of this process's share. Those of a frozen trunk are computed once."""
         if name not in self.cached:
-            loader = scoring_loader(pictures, self.config, self.world)
             if not self.frozen:
                 trunk, device = self.model.trunk, self.device
+                loader = scoring_loader(pictures, self.config, self.world)
                 return ((trunk(normalised(x.to(device))), y.to(device)) for x, y in loader)
-            held = len(share_of(pictures, self.world))
-            self.cached[name] = extract_features(self.encoder, loader, held, unit=False, check=True)
+            self.cached[name] = features_of_share(self.run, pictures, unit=False)
         return blocks(self.cached[name])
 
     def keep_if_best(self, found: list[Accuracy]) -> bool:
@@ -268,29 +234,15 @@ class HeadTraining:
 
         Notes each head's own best epoch too. found: the accuracy of each head.
         """
-        # self.epoch is the next one already.
-        done, head = self.epoch - 1, best_index(found)
-        if not self.peaks:
-            self.peaks = [(accuracy, done) for accuracy in found]
+        # self.epoch is the next one already. Of equal scores the first stays.
+        done = self.epoch - 1
         self.peaks = [
             (new, done) if new.right1 > old.right1 else (old, epoch)
             for new, (old, epoch) in zip(found, self.peaks, strict=True)
         ]
-
-        # Of equal scores the first stays.
-        if self.best is not None and found[head].right1 <= self.best.accuracy.right1:
+        order = [(peak.right1, -epoch) for peak, epoch in self.peaks]
+        self.best = order.index(max(order))
+        if self.peaks[self.best][1] < done:
             return False
-        weights = self.model.heads.state_dict() if self.frozen else self.model.state_dict()
-        weights = {name: value.clone() for name, value in weights.items()}
-        self.best = Best(found[head], done, head, weights)
+        self.best_weights = {n: x.clone() for n, x in self.trained.state_dict().items()}
         return True
-
-    def peak_table(self) -> list[dict]:
-        """The best score of each learning rate, in percent, and its epoch."""
-        return [
-            {"lr": lr, **peak.percent(), "epoch": epoch}
-            for lr, (peak, epoch) in zip(self.lrs, self.peaks, strict=True)
-        ]
-
-    def restore_best(self) -> None:
-        (self.model.heads if self.frozen else self.model).load_state_dict(self.best.weights)

@@ -14,8 +14,8 @@ COSTS = tuple(10.0**power for power in range(-1, 6))  # for features of unit len
 def zeros(num_classes: int, rows: Tensor) -> nn.Linear:
     """A classifier of rows [n, d], or of their directions, with all weights 0."""
     classifier = nn.Linear(rows.shape[1], num_classes).to(unit_rows(rows[:0]))
-    nn.init.zeros_(classifier.weight)
-    nn.init.zeros_(classifier.bias)
+    for parameter in classifier.parameters():
+        nn.init.zeros_(parameter)
     return classifier
 
 
@@ -30,30 +30,25 @@ def fit_(classifier: nn.Linear, train: list[Features], cost: float, world: World
     count = torch.tensor(sum(len(share.labels) for share in train), device=weight.device)
     total = sum_across_ranks_(count, world).item()
     optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=100,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-10,
+        [weight, bias], max_iter=100, tolerance_grad=1e-6, tolerance_change=1e-10,
         line_search_fn="strong_wolfe",
-    )
+    )  # fmt: skip
 
     def objective() -> Tensor:
         # This process's share of the loss and of its gradient. The scores of all pictures would
         # not fit into memory at once.
         optimizer.zero_grad()
-        loss = weight.new_zeros(1)
+        loss = weight.new_zeros(())
         for rows, labels in blocks(*train):
             part = F.cross_entropy(classifier(rows), labels, reduction="sum") / total
             part.backward()
             loss += part.detach()
-        # Summed over processes in one message: all then take the same step.
-        everything = torch.cat([weight.grad.flatten(), bias.grad, loss])
-        sum_across_ranks_(everything, world)
-        weight.grad.copy_(everything[: weight.numel()].view_as(weight))
-        bias.grad.copy_(everything[weight.numel() : -1])
+        # Summed over processes: all then take the same step.
+        for x in (weight.grad, bias.grad, loss):
+            sum_across_ranks_(x, world)
         # The penalty belongs to the weights of all, so it is added once; the bias has none.
         weight.grad.add_(weight.detach(), alpha=1 / (cost * total))
-        return everything[-1] + weight.detach().square().sum() / (2 * cost * total)
+        return loss + weight.detach().square().sum() / (2 * cost * total)
 
     optimizer.step(objective)
 
@@ -63,19 +58,3 @@ def accuracy(classifier: nn.Linear, features: Features, world: World) -> Accurac
     """The classifier's accuracy over the pictures of all processes."""
     counts = sum(count_right(classifier(rows), labels) for rows, labels in blocks(features))
     return accuracies(counts[None], world)[0]
-
-
-def choose_cost(
-    train: Features, held_out: Features, num_classes: int, world: World
-) -> tuple[float, list[tuple[float, Accuracy]]]:
-    """The cost that scores best on the held-out pictures, and all (cost, accuracy).
-
-    Of equal scores the smallest cost wins.
-    """
-    table, classifier = [], zeros(num_classes, train.rows)
-    # Each fit starts from the one before: its solution is near.
-    for cost in COSTS:
-        fit_(classifier, [train], cost, world)
-        table.append((cost, accuracy(classifier, held_out, world)))
-    best, _ = max(table, key=lambda row: row[1].right1)
-    return best, table

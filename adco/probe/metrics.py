@@ -29,10 +29,8 @@ class Accuracy(NamedTuple):
         return {"acc1": self.acc1, "acc5": self.acc5}
 
     def __str__(self) -> str:
-        return (
-            f"Acc@1 {self.acc1:.3f} Acc@5 {self.acc5:.3f} "
-            f"({self.right1} and {self.right5} of {self.total})"
-        )
+        counts = f"({self.right1} and {self.right5} of {self.total})"
+        return f"Acc@1 {self.acc1:.3f} Acc@5 {self.acc5:.3f} {counts}"
 
 
 def count_right(scores: Tensor, labels: Tensor) -> Tensor:

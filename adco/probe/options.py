@@ -11,6 +11,7 @@ from ops.schedule import cosine, steps
 
 PLACES = ("Places205", "Place205")
 RANDOM = "random"  # --pretrained random: the baseline
+FILES = ("pretrained", "resume")  # options whose file says what its trunk is
 
 
 @dataclass(frozen=True)
@@ -41,36 +42,27 @@ class ProbeConfig(RunOptions):
     # What is scored
     pretrained: str = option("", "checkpoint of the trunk, or random", may_change=True)
     arch: str = option(
-        None,
-        "architecture; default: what the checkpoint says, else resnet50",
-        names=("-a",),
-        choices=ARCHITECTURES,
-        follows=("pretrained", "resume"),
-    )
+        None, "architecture; default: what the checkpoint says, else resnet50", names=("-a",),
+        choices=ARCHITECTURES, follows=FILES,
+    )  # fmt: skip
     stem: str = option(
-        None, "first layers; default: what the checkpoint says", choices=STEMS,
-        follows=("pretrained", "resume"),
-    )  # fmt: skip
-    channels: int = option(
-        None, "C of the pictures; default: what the checkpoint says", AT_LEAST_1,
-        follows=("pretrained", "resume"),
-    )  # fmt: skip
-    head: str = option(
-        "linear",
-        "linear: trained on views by SGD; knn, logistic: on features extracted once",
-        choices=("linear", "knn", "logistic"),
+        None, "first layers; default: what the checkpoint says", choices=STEMS, follows=FILES
     )
+    channels: int = option(
+        None, "C of the pictures; default: what the checkpoint says", AT_LEAST_1, follows=FILES
+    )
+    head: str = option(
+        "linear", "linear: trained on views by SGD; knn, logistic: on features extracted once",
+        choices=("linear", "knn", "logistic"),
+    )  # fmt: skip
     trainable: str = option("fc", "fc: frozen trunk; all: fine-tune", choices=("fc", "all"))
     knn_k: tuple[int, ...] = option((10, 20, 100, 200), "--head knn: neighbours", AT_LEAST_1)
     knn_t: float = option(0.07, "--head knn: temperature of the vote", POSITIVE)
     dropout: float = option(0.0, "share of the features dropped before the linear head", BELOW_1)
     evaluate: int = switch(
-        0,
-        "1: train nothing, score the linear head of --resume (else of --pretrained)",
-        names=("-e",),
-        nargs="?",
-        const=1,
-    )
+        0, "1: train nothing, score the linear head of --resume (else of --pretrained)",
+        names=("-e",), nargs="?", const=1,
+    )  # fmt: skip
 
     # Optimisation of the linear head
     epochs: int = option(100, "epochs to train", AT_LEAST_1)
@@ -81,10 +73,9 @@ class ProbeConfig(RunOptions):
     cos: int = switch(1, "1: cosine to final_lr; 0: steps at --schedule")
     schedule: tuple[int, ...] = option((15, 25, 30), "--cos 0: lr drops tenfold there", nargs="*")
     sgdr: int = option(
-        0,
-        "1: lr (1 + cos(pi t / 12)) / 2, t the fractional epoch; 2: cosine with warm restarts",
+        0, "1: lr (1 + cos(pi t / 12)) / 2, t the fractional epoch; 2: cosine with warm restarts",
         choices=(0, 1, 2),
-    )
+    )  # fmt: skip
     sgdr_t0: int = option(10, "--sgdr 2: epochs to the first restart", AT_LEAST_1)
     sgdr_t_mult: int = option(1, "--sgdr 2: growth of the period at a restart", AT_LEAST_1)
     momentum: float = option(0.9, "SGD momentum", BELOW_1)
@@ -98,32 +89,19 @@ class ProbeConfig(RunOptions):
     def __post_init__(self):
         super().__post_init__()
         if not self.pretrained and not self.resume:
-            raise InputError(
-                "nothing to score: give a checkpoint with --pretrained, or --pretrained random "
-                "for the baseline"
-            )
+            fault = "nothing to score: give a checkpoint with --pretrained"
+            raise InputError(f"{fault}, or --pretrained random for the baseline")
         if len(set(self.lr_sweep)) < len(self.lr_sweep):
             raise InputError(f"lr_sweep={self.lr_sweep} names a learning rate twice")
-        self.check_head()
-
-    def check_head(self):
-        """Refuse combinations in which an option would have no effect."""
+        # Combinations in which an option would have no effect.
         moves_trunk = self.trainable == "all"
         if moves_trunk and self.lr_sweep:
-            raise InputError(
-                "--lr_sweep needs a frozen trunk (--trainable fc): "
-                "heads cannot share one that moves"
-            )
+            why = "heads cannot share one that moves"
+            raise InputError(f"--lr_sweep needs a frozen trunk (--trainable fc): {why}")
         of_linear = (moves_trunk, self.lr_sweep, self.evaluate, self.resume, self.dropout)
         if self.head != "linear" and any(of_linear):
-            raise InputError(
-                f"--head {self.head} trains no linear head: leave out --trainable all, --lr_sweep, "
-                "--evaluate, --resume and --dropout"
-            )
-
-    def rate_rises(self) -> bool:
-        """Whether a head's rate grows over the run, which may be meant."""
-        return bool(self.cos) and not self.sgdr and min(self.rates()) < self.final_lr
+            others = "--trainable all, --lr_sweep, --evaluate, --resume and --dropout"
+            raise InputError(f"--head {self.head} trains no linear head: leave out {others}")
 
     def rates(self) -> tuple[float, ...]:
         """The learning rate of each head."""

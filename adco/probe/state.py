@@ -14,14 +14,12 @@ from torch import nn
 
 from adco.data.identity import difference, normal
 from adco.encoder import Encoder, TrunkWeights, build_trunk, check_sides, own_config, read_trunk
-from adco.probe.linear import Best, HeadTraining
+from adco.probe.linear import HeadTraining
 from adco.probe.metrics import Accuracy
 from adco.probe.options import RANDOM, ProbeConfig
 from ops import checkpoint
 from ops.errors import InputError, shown, some
 from ops.options import differences
-
-KEPT_EPOCHS = 20  # the last epochs whose checkpoints stay
 
 
 def read_encoder(config: ProbeConfig) -> tuple[Encoder, ProbeConfig, TrunkWeights | None]:
@@ -29,14 +27,14 @@ def read_encoder(config: ProbeConfig) -> tuple[Encoder, ProbeConfig, TrunkWeight
     its file holds; None for random weights.
     """
     # The baseline has no file that could name its architecture.
-    if config.pretrained == RANDOM and not config.resume:
-        kind = dict(arch=config.arch or "resnet50", stem=config.stem or "imagenet")
-        kind["channels"] = config.channels or 3
+    file = config.resume or config.pretrained
+    found = None if file == RANDOM else read_trunk(file, arch=config.arch)
+    usual = dict(arch="resnet50", stem="imagenet", channels=3)
+    kind = {n: getattr(config, n) or getattr(found, n, usual[n]) for n in usual}
+    if found is None:
         torch.manual_seed(config.seed)
-        trunk, found = build_trunk(**kind), None
+        trunk = build_trunk(**kind)
     else:
-        found = read_trunk(config.resume or config.pretrained, arch=config.arch)
-        kind = {n: getattr(config, n) or getattr(found, n) for n in ("arch", "stem", "channels")}
         found = replace(found, **kind)
         trunk = found.build()
     check_sides(trunk, kind["channels"], [config.image_size])
@@ -50,18 +48,15 @@ def load_head_(head: nn.Linear, trunk: TrunkWeights, classes: list[str], warn) -
     file's classes are others.
     """
     source = f"the classifier in {trunk.source!r}"
-    ours = [normal(name) for name in classes]
-    theirs = ours
     if trunk.classes is None:
         warn(f"{source} does not name its classes: the order of the class folders here is trusted")
-    else:
-        theirs = [normal(name) for name in trunk.classes]
-        there, here = (sorted(set(a) - set(b)) for a, b in ((theirs, ours), (ours, theirs)))
-        if there or here:
-            raise InputError(
-                f"{source} is one of other classes: only there {shown(some(there, 3), 99)}, only "
-                f"here {shown(some(here, 3), 99)}; give the data that it fits"
-            )
+    ours, theirs = ([*map(normal, names)] for names in (classes, trunk.classes or classes))
+    there, here = (sorted(set(a) - set(b)) for a, b in ((theirs, ours), (ours, theirs)))
+    if there or here:
+        raise InputError(
+            f"{source} is one of other classes: only there {shown(some(there, 3), 99)}, only "
+            f"here {shown(some(here, 3), 99)}; give the data that it fits"
+        )
     source += f", for the {head.out_features} classes of this data set,"
     checkpoint.load_strictly(head, trunk.classifier(), source)
     rows = [theirs.index(name) for name in ours]
@@ -69,40 +64,26 @@ def load_head_(head: nn.Linear, trunk: TrunkWeights, classes: list[str], warn) -
         parameter.data = parameter.data[rows]
 
 
-def pack_probe(probe: HeadTraining, head: int) -> dict:
-    """Everything a probe needs to go on. `head` is the one that becomes `fc`."""
-    best = probe.best
-    return {
+def save_probe(probe: HeadTraining, head: int, *names: str) -> None:
+    """Write everything a probe needs to go on, under each name. head: which becomes `fc`."""
+    fc = {f"fc.{name}": value for name, value in probe.model.heads[head].state_dict().items()}
+    accuracy, epoch = probe.peaks[probe.best]
+    best = {"accuracy": [*accuracy], "epoch": epoch, "head": probe.best}
+    state = {
         "epoch": probe.epoch,
         "arch": probe.config.arch,
-        "state_dict": checkpoint.with_module(probe.network(head)),
-        "best_acc1": best.accuracy.acc1,
+        "state_dict": checkpoint.with_module(probe.trunk_weights() | fc),
+        "best_acc1": accuracy.acc1,
         "optimizer": probe.optimizer.state_dict(),
         "config": json.dumps(asdict(probe.config)),
-        "data": probe.data,
+        "data": probe.run.data,
         "classes": list(probe.sets.train.classes),
         "heads": probe.model.heads.state_dict(),
         "peaks": [[*accuracy, epoch] for accuracy, epoch in probe.peaks],
-        "best": {**best._asdict(), "accuracy": list(best.accuracy)},
+        "best": {**best, "weights": probe.best_weights},
     }
-
-
-def check_same_run(probe: HeadTraining, state: dict, source: str) -> None:
-    """Raise InputError where a probe has other options or data than the one it goes on from.
-
-    Files of the published program say nothing of either.
-    """
-    # A probe may take longer. An option that is newer than the file is left out.
-    theirs, ours = own_config(state), probe.config.changes_numbers()
-    if "epochs" in theirs:
-        theirs["epochs"] = max(theirs["epochs"], probe.config.epochs)
-    ours.pop("start_epoch")
-    other_data = difference(state.get("data"), probe.data)
-    if found := list(filter(None, [*differences(theirs, ours), other_data])):
-        raise InputError(
-            f"{source!r} cannot go on here: {', '.join(found)}; give the same options and data, or "
-            "start anew with --pretrained"
-        )
+    content = checkpoint.content_of(state)
+    probe.journal.files.write({probe.journal.folder / name: content for name in names})
 
 
 def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None:
@@ -112,7 +93,16 @@ def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None
     """
     source = trunk.source
     checkpoint.check_goes_on(state, source, "a probe's checkpoint")
-    check_same_run(probe, state, source)
+    # Files of the published program say nothing of options or data. A probe may take longer. An
+    # option that is newer than the file is left out.
+    theirs, ours = own_config(state), probe.config.changes_numbers()
+    if "epochs" in theirs:
+        theirs["epochs"] = max(theirs["epochs"], probe.config.epochs)
+    ours.pop("start_epoch")
+    other_data = difference(state.get("data"), probe.run.data)
+    if found := list(filter(None, [*differences(theirs, ours), other_data])):
+        fault = f"{source!r} cannot go on here: {', '.join(found)}; give the same options and data"
+        raise InputError(f"{fault}, or start anew with --pretrained")
 
     # The heads, by their number. Published checkpoints have one, as fc.
     fc = {f"0.{name}": value for name, value in trunk.classifier().items()}
@@ -129,29 +119,11 @@ def unpack_probe_(probe: HeadTraining, state: dict, trunk: TrunkWeights) -> None
 
     # The scores so far.
     if "best" in state:
-        best = Best(**state["best"])
-        probe.best = best._replace(accuracy=Accuracy(*best.accuracy))
+        probe.best, probe.best_weights = state["best"]["head"], state["best"]["weights"]
         probe.peaks = [(Accuracy(*row[:3]), row[3]) for row in state["peaks"]]
     elif probe.sets.held_out is None and 0 <= best_acc1 <= 100:
-        keep_published_best(probe, best_acc1)
-
-
-def keep_published_best(probe: HeadTraining, percent: float) -> None:
-    """Take the accuracy of a published file for the score to beat, with the file's weights."""
-    # It was a mean over unequal batches: a whole number of pictures is near.
-    found = probe.score(probe.sets.val, "choice")[0]
-    right1 = round(percent / 100 * found.total)
-    probe.keep_if_best([found._replace(right1=right1, right5=max(right1, found.right5))])
-
-
-def save_probe(probe: HeadTraining, head: int, is_best: bool) -> None:
-    """Write the checkpoints due after an epoch. is_best: no epoch before it scored as high."""
-    content = checkpoint.content_of(pack_probe(probe, head))
-    # probe.epoch is the next one already.
-    names = ["checkpoint.pth.tar"]
-    if is_best:
-        names.append("model_best.pth.tar")
-    if probe.epoch > probe.config.epochs - KEPT_EPOCHS:
-        names.append(f"model_{probe.epoch - 1}.pth.tar")
-    folder = probe.journal.folder
-    probe.journal.files.write({folder / name: content for name in names})
+        # The score to beat, with the file's weights. It was a mean over unequal batches: a whole
+        # number of pictures is near.
+        found = probe.score(probe.sets.val, "choice")[0]
+        right1 = round(best_acc1 / 100 * found.total)
+        probe.keep_if_best([found._replace(right1=right1, right5=max(right1, found.right5))])
