@@ -40,7 +40,7 @@ def settle_buckets_(model: nn.Module, inputs) -> None:
 
     After its first one DistributedDataParallel spreads the gradients anew over its buckets, and the
     place in a bucket decides in which order three or more processes are added. A run that goes on
-    has to add as one that never stopped. The model returns a list of tensors.
+    has to add as one that never stopped. model(inputs): a list of tensors.
     """
     if isinstance(model, DistributedDataParallel):
         buffers = BufferSnapshot(model)

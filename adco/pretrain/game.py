@@ -82,11 +82,8 @@ class Game:
         self.held_out = self.splits is not found
         self.plan = view_plan(bool(config.sym), bool(config.multi_crop), len(recipes))
         self.loader = build_loader(config, self.splits.train, recipes, world, device)
-        # As many pictures as in a step: a compiler makes code for the sizes that it meets first.
-        count = config.images_per_process(world.size) // config.accum_steps
         sides = [recipes[i].size for i in query_views(self.plan)]
-        blank = [torch.zeros(count, config.channels, side, side, device=device) for side in sides]
-        settle_buckets_(self.wrapped, [self.as_input(view) for view in blank])
+        settle_buckets_(self.wrapped, [self.as_input(self.blank_view(side)) for side in sides])
 
         # The adversaries.
         unused = config.negatives in ("batch", "simclr")
@@ -107,6 +104,13 @@ class Game:
         """
         for views in on_device(self.loader.epoch(epoch, first), self.device):
             yield [self.as_input(view) for view in views]
+
+    def blank_view(self, side: int) -> Tensor:
+        """Of as many pictures as a step forwards at once: a compiler takes the first sizes it meets
+        for all.
+        """
+        N = self.config.images_per_process(self.world.size) // self.config.accum_steps
+        return torch.zeros(N, self.config.channels, side, side, device=self.device)
 
     def as_input(self, view: Tensor) -> Tensor:
         """Pixels [N, C, S, S] as the encoders take them."""

@@ -18,7 +18,7 @@ from adco.probe.metrics import Accuracy, accuracies, best_index, count_right
 from ops.distributed import broadcast_from_first_, sum_across_ranks_
 from ops.errors import RunFailed
 from ops.journal import Stopwatch
-from ops.training import checksum, wrap_encoder
+from ops.training import checksum, settle_buckets_, wrap_encoder
 from ops.workers import check_shared_memory, workers_per_process
 
 
@@ -111,6 +111,8 @@ class HeadTraining:
         check_shared_memory(size, workers, self.world.local_size)
         self.loader = batch_loader(views, self.batches, workers, self.device.type == "cuda")
         self.wrapped = wrap_encoder(self.model, self.world)
+        blank = torch.zeros(2, train.channels, *2 * [config.image_size], device=self.device)
+        settle_buckets_(self.wrapped, blank)
 
     def rates(self, epoch: float) -> list[float]:
         """Learning rate of each parameter group."""
