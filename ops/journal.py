@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from ops.errors import InputError, log_folders, shown
@@ -147,6 +148,11 @@ class Journal:
             with self._tracking():
                 self.tracker.log(x | numbers)
 
+    def picture(self, kind: str, pixels: np.ndarray) -> None:
+        """Pixels [H, W, 3] for TensorBoard alone."""
+        with suppress(OSError):  # they are no result
+            self.events.write_event(event_of({"kind": kind, "step": self.step, "pixels": pixels}))
+
     def _write_waiting(self) -> None:
         written = self._written()
         try:
@@ -200,16 +206,23 @@ def new_events(folder: Path):
 
 
 def event_of(record: dict):
-    """The TensorBoard event of a line of metrics.jsonl: a scalar of each number."""
+    """The TensorBoard event of a line of metrics.jsonl: a scalar of each number, a histogram of
+    each list of them, and a picture of each array of pixels [H, W, 3].
+    """
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.summary import histogram, image
 
-    values = [
-        Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
-        for name, value in record.items()
-        if name not in ("epoch", "step") and isinstance(value, (int, float))
-    ]
-    return Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values))
+    event = Event(wall_time=time.time(), step=record["step"], summary=Summary())
+    for name, value in record.items():
+        tag = f"{record['kind']}/{name}"
+        if isinstance(value, np.ndarray):
+            event.summary.MergeFrom(image(tag, value, dataformats="HWC"))
+        elif isinstance(value, list):
+            event.summary.MergeFrom(histogram(tag, np.array(value, float), bins=30))
+        elif name not in ("epoch", "step") and isinstance(value, (int, float)):
+            event.summary.value.add(tag=tag, simple_value=value)
+    return event
 
 
 class Stopwatch:

@@ -1,11 +1,13 @@
 """Scores of a run: by labels where there are some, by the rank of held-out features where not."""
 
 import json
+from io import BytesIO
 from math import isnan
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from adco.data.datasets import MOST_HELD_OUT, Splits, hold_out
 from adco.data.pictures import ArrayPictures
@@ -18,7 +20,7 @@ from ops.arguments import parse
 from ops.distributed import World
 from ops.errors import InputError
 from tests.support.gloo import in_processes
-from tests.support.scripts import TINY, pretrain, records, run_main
+from tests.support.scripts import TINY, events_of, pretrain, records, run_main
 
 
 def by_definition(rows) -> float:
@@ -225,6 +227,13 @@ def test_a_run_says_how_its_adversaries_lie(digit_folder, tmp_path):
     assert "turned" not in pictures[0] and all(record["turned"] > 0 for record in pictures[1:])
     assert all(record["effective"] > 1 for record in adversaries)
     assert all(-1 <= record["cosine"] <= 1 for record in adversaries)
+    # In TensorBoard: how near they come to pictures, and what the encoder saw first.
+    shown = [value for event in events_of(run) for value in event.summary.value]
+    near = [value.histo for value in shown if value.tag == "adversaries/nearest"]
+    (seen,) = (value.image for value in shown if value.tag == "views/pixels")
+    assert [histogram.num for histogram in near] == [33, 33]
+    picture = np.asarray(Image.open(BytesIO(seen.encoded_image_string)))
+    assert picture.shape == (2 * 18 + 2, 8 * 18 + 2, 3) and picture.std() > 20
 
 
 def test_a_look_changes_nothing(digit_folder, tmp_path):

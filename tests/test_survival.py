@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tensorboardX.proto.event_pb2 import Event
 
 from adco.data.datasets import load_splits
 from adco.pretrain.options import PretrainConfig
@@ -31,6 +30,7 @@ from tests.support.scripts import (
     TINY,
     Running,
     assert_refused,
+    events_of,
     files_limited_to,
     losses,
     pretrain,
@@ -306,18 +306,6 @@ def test_a_torn_line_of_the_log_is_taken_back(tmp_path, torn):
     journal.record("train", 2, {"loss": 2.0})
     journal.close()
     assert losses(tmp_path) == [1.0, 2.0]
-
-
-def events_of(run: Path) -> list[Event]:
-    """The TensorBoard events of a run: records of a length, its checksum, an event, a checksum."""
-    found = []
-    for path in sorted(run.glob("events*")):
-        data = path.read_bytes()
-        while data:
-            length = int.from_bytes(data[:8], "little")
-            found.append(Event.FromString(data[12 : 12 + length]))
-            data = data[16 + length :]
-    return found
 
 
 def test_the_most_steps_win_whatever_the_times_of_the_files(tmp_path):

@@ -109,6 +109,8 @@ class Look:
         if game.plays:
             labels = labels if self.has_labels else None
             how = lie(columns, pictures, labels, game.config.mem_t) | spread(attention)
+            how["nearest"] = quantiles((columns @ pictures.T).amax(dim=1))
+            how["attention"] = quantiles(attention / attention.mean().clamp_min(1e-30))
             records["adversaries"] = how | turned["columns"]
         return records
 
@@ -157,3 +159,8 @@ def spread(attention: Tensor) -> dict[str, float]:
     p = attention / attention.sum().clamp_min(1e-30)
     dead = (p < DEAD / len(p)).double().mean().item()
     return {"dead": dead, "effective": torch.special.entr(p).sum().exp().item()}
+
+
+def quantiles(values: Tensor) -> list[float]:
+    """33 of them, from the smallest to the largest: the shape of a histogram in a line of a log."""
+    return [round(x, 4) for x in np.quantile(values.cpu(), np.linspace(0, 1, 33)).tolist()]

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain, count
 
+import numpy as np
 import torch
+from torchvision.utils import make_grid
 
 from adco.pretrain.dry_run import dry_run
 from adco.pretrain.game import Game
@@ -114,6 +116,8 @@ class Pretraining:
         clock = Stopwatch()
         self.journal.open_bar(total, title, done)
         for views in self.upkeep.arriving(batches, total - done):
+            if self.steps_timed == 0 and self.world.first:
+                self.journal.picture("views", some_of(views))
             yield views
             done += 1
             self.journal.bar.update()
@@ -261,3 +265,10 @@ class Pretraining:
             with suppress(WaitInterrupted), self.upkeep.stop.waiting():
                 self.upkeep.reports.draw_last()
         flags.exchange(0)  # who waits for the first process's page says so
+
+
+def some_of(views: list[torch.Tensor]) -> np.ndarray:
+    """What the encoder sees of the first pictures of a batch, in a row for each full-size view."""
+    rows = torch.cat([view[:8, :3].float().cpu() for view in views if view.shape == views[0].shape])
+    rows = rows if rows.shape[1] == 3 else rows[:, :1]
+    return (255 * make_grid(rows, nrow=8, normalize=True)).byte().permute(1, 2, 0).numpy()

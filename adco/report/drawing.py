@@ -70,7 +70,12 @@ def panel(title: str, curves: dict[str, list], xlabel: str = "step", band=None) 
 def curves(run: Run) -> dict[str, Figure]:
     """A panel for every value that the run has logged, and one of where the time went."""
     kinds = run.records.keys() - {"warning", "epoch", "time"}
-    names = {(kind, n) for kind in kinds for n in run.records[kind][-1].keys() - NO_VALUES}
+    names = {
+        (kind, name)
+        for kind in kinds
+        for name, value in run.records[kind][-1].items()
+        if name not in NO_VALUES and not isinstance(value, list)
+    }
     found = {}
     for kind, name in [*(n for n in LOGGED if n in names), *sorted(names - LOGGED.keys())]:
         title, band = LOGGED.get((kind, name), (f"{name.replace('_', ' ')} ({kind})", None))

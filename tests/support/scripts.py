@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from tensorboardX.proto.event_pb2 import Event
 
 from tests.conftest import ROOT
 
@@ -133,3 +134,15 @@ class Running:
     def end(self, timeout: float = 120) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out, err
+
+
+def events_of(run: Path) -> list[Event]:
+    """The TensorBoard events of a run: records of a length, its checksum, an event, a checksum."""
+    found = []
+    for path in sorted(run.glob("events*")):
+        data = path.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            found.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found

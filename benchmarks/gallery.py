@@ -1,0 +1,114 @@
+"""Healthy runs, runs that are made to fail, and what their pages say of them.
+
+python3 -m benchmarks.gallery     # OUT/gallery.md and OUT/gallery.png, as in docs/report.md
+
+Each run takes about a minute of a CPU. What has ended is in OUT and is not run again.
+"""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from adco.data.datasets import load_splits
+from adco.report.diagnosis import diagnose
+from adco.report.drawing import LOGGED
+from adco.report.runs import Run, runs_below
+from benchmarks.background import ROOT
+from ops.arguments import option, parse
+from ops.errors import EXIT_FAILED, RunFailed, reported
+from ops.files import write_whole
+
+DIGITS = (
+    "--dataset digits --recipe published --min_scale .5 --batch_size 128 --lr .02 --cluster 1024 "
+    "--init_steps 93 --memory_lr .3 --mem_t .2 --moco_m .99 --epochs 3 --knn_freq 1"
+)
+LARGE = (
+    "--dataset folder --recipe published --arch resnet10 --image_size 20 -b 16 -j 0 --cluster 64"
+)
+# What each is given beside DIGITS, or LARGE where its pictures are large.
+RUNS = {
+    "healthy": "--epochs 6",
+    "healthy, symmetric": "--sym 1",
+    "healthy, the recipe": "--recipe auto --batch_size 64 --lr .06 --init_steps 0",
+    "diverging": "--lr 1e20",
+    "rate too high": "--lr 1",
+    "rate too low": "--lr 5e-5 --lr_final 5e-5",
+    "collapse": "--lr .1 --memory_lr 3 --init_steps 0",
+    "the adversaries win": "--lr .005 --memory_lr 300 --mem_t .3 --init_steps 8",
+    "starved adversaries": "--mem_t .02",
+    "adversaries stand still": "--memory_lr 1e-5",
+    "adversaries are twins": "--memory_lr 30",
+    "too few pictures for K": "--cluster 16384 --init_steps 128",
+    "waiting for pictures": LARGE,
+}
+SHOWN = (("train", "loss"), ("train", "mass"), ("train", "spread"), ("knn", "accuracy"))
+
+
+@dataclass(frozen=True)
+class GalleryBenchmark:
+    """Train each run once, and draw all of them."""
+
+    out: str = option("gallery", "folder of the runs, which are continued there")
+    runs: tuple[str, ...] = option(tuple(RUNS), "which runs", choices=tuple(RUNS))
+
+
+def trained(out: Path, name: str) -> Run:
+    """The run of this name, which may have ended with a failure."""
+    folder, given = out / name.replace(" ", "-").replace(",", ""), RUNS[name]
+    if not (folder / "ended").exists():
+        before = ["--data", out / "large"] if given == LARGE else DIGITS.split()
+        words = [*before, *given.split(), "--report_epochs", "0", "--save_path", folder]
+        done = subprocess.run([sys.executable, ROOT / "main_adco.py", *words])
+        if done.returncode not in (0, EXIT_FAILED):
+            raise RunFailed(f"{name}: exit code {done.returncode}")
+        (folder / "ended").touch()
+    return runs_below(folder)[-1]
+
+
+def write_large(folder: Path) -> None:
+    """Digits as pictures of 1,600 pixels a side, which take longer to read than to learn from."""
+    pictures = load_splits("digits", "").train
+    for index in range(96):
+        path = folder / "train" / str(pictures.labels[index]) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pictures.read(index)).resize((1600, 1600)).save(path)
+
+
+def draw(runs: dict[str, Run]) -> Figure:
+    """A row of curves for each run, with the first run's behind."""
+    figure = Figure(figsize=(11, 1.5 * len(runs)), layout="constrained")
+    first = next(iter(runs.values()))
+    for row, (name, run) in zip(figure.subplots(len(runs), len(SHOWN)), runs.items(), strict=True):
+        for axis, of in zip(row, SHOWN, strict=True):
+            for some, style in ((first, dict(color="0.85", linewidth=3)), (run, dict(marker="."))):
+                axis.plot(*np.array(some.curve(*of) or [(0, np.nan)]).T, markersize=3, **style)
+            axis.set_title(LOGGED[of][0] if run is first else "", fontsize=9)
+            axis.tick_params(labelsize=7)
+        row[0].set_ylabel(name.replace(" ", "\n", 1), fontsize=8)
+    return figure
+
+
+def main(argv=None) -> int:
+    with reported("benchmarks.gallery"):
+        config = parse(GalleryBenchmark, argv)
+        out = Path(config.out)
+        write_large(out / "large")
+        runs = {name: trained(out, name) for name in config.runs}
+        lines = ["| run | made by | what its page says | kNN |", "|---|---|---|---|"]
+        for name, run in runs.items():
+            said = "; ".join(f"**{found.name}**" for found in diagnose(run)) or "nothing"
+            score = run.scores().get("kNN accuracy, pre-trained", "")
+            lines.append(f"| {name} | `{RUNS[name]}` | {said} | {score} |")
+        print("\n".join(lines))
+        write_whole(out / "gallery.md", "\n".join([*lines, ""]).encode())
+        draw(runs).savefig(out / "gallery.png", dpi=90)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
