@@ -178,12 +178,17 @@ def test_tf32_is_for_convolutions_only():
     conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = conv.fp32_precision, matmul.fp32_precision, torch.backends.cudnn.benchmark
     rnn = torch.backends.cudnn.rnn
-    rnn_before = rnn.fp32_precision
+    rnn_before, allowed = rnn.fp32_precision, torch.backends.cudnn.allow_tf32
     try:
         for tf32, expected in ((True, "tf32"), (False, "ieee")):
             tune(torch.device("cuda"), tf32)
             assert (conv.fp32_precision, matmul.fp32_precision) == (expected, "ieee")
+            # What torch itself asks, as does who enters its flags.
+            assert torch.backends.cudnn.allow_tf32 == tf32
+            with torch.backends.cudnn.flags():
+                pass
     finally:
+        torch.backends.cudnn.allow_tf32 = allowed
         conv.fp32_precision, matmul.fp32_precision, torch.backends.cudnn.benchmark = before
         rnn.fp32_precision = rnn_before  # torch refuses to export where the two differ
 
