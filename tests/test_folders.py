@@ -213,13 +213,14 @@ def refused_commands(world, root, trunk) -> list[str]:
     its own on each process.
     """
     data, out, told = [root / str(world.rank), root / "0"], str(root / "x.npz"), []
-    lr, small = 0.1 * (1 + world.rank), dict(device="cpu", image_size=32)
-    tiny = dict(dataset="folder", arch="resnet10", cluster=32, batch_size=4, workers=0, **small)
+    lr, small = 0.1 * (1 + world.rank), dict(device="cpu", image_size=32, workers=0)
+    tiny = dict(small, dataset="folder", arch="resnet10", cluster=32, batch_size=4, epochs=1,
+                knn_freq=0, ad_init=0, save_path=str(root))  # fmt: skip
     for command, config in (
         (probe, small_config(data[0], trunk)),
-        (adco.embed, EmbedConfig(checkpoint=trunk, data=str(data[0]), out=out, workers=0, **small)),
-        (pretraining, PretrainConfig(data=str(data[0]), save_path=str(root), **tiny)),
-        (pretraining, PretrainConfig(data=str(data[1]), save_path=str(root), lr=lr, **tiny)),
+        (adco.embed, EmbedConfig(checkpoint=trunk, data=str(data[0]), out=out, **small)),
+        (pretraining, PretrainConfig(data=str(data[0]), **tiny)),
+        (pretraining, PretrainConfig(data=str(data[1]), lr=lr, **tiny)),
     ):
         try:
             command.run(config, world, torch.device("cpu"))
