@@ -58,13 +58,25 @@ class NegativeBank(nn.Module):
             return self.turn_(gradient, angle, momentum, dropped)
         if lr == 0:
             return None
-        # Private (torch 2.9 to 2.15), for found_inf. Plain alternative: the formula above in three
-        # lines, and a host that reads `dropped`.
+        if self.W.device.type == "mps":
+            return self.step_(gradient, lr, momentum, weight_decay, dropped)
+        # Private (torch 2.9 to 2.15), for found_inf. Plain alternative: step_.
         return sgd(
             [self.W], [gradient.contiguous()], [self.v], fused=True, found_inf=dropped,
             lr=lr, momentum=momentum, weight_decay=weight_decay,
             dampening=0, nesterov=False, maximize=False,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def step_(self, gradient: Tensor, lr, momentum, weight_decay, dropped: Tensor | None = None):
+        """ascend_ in plain operations: MPS has fused ones that obey found_inf since 2026 only."""
+        v = momentum * self.v + gradient + weight_decay * self.W
+        self.move_unless_(dropped, self.W - lr * v, v)
+
+    def move_unless_(self, dropped: Tensor | None, W: Tensor, v: Tensor) -> None:
+        stay = self.W.new_zeros(()).bool() if dropped is None else dropped.bool()
+        self.W.copy_(torch.where(stay, self.W, W))
+        self.v.copy_(torch.where(stay, self.v, v))
 
     @torch.no_grad()
     def turn_(
@@ -81,9 +93,7 @@ class NegativeBank(nn.Module):
         tangent = v - u * (u * v).sum(dim=0)
         length = sum_across_ranks_(tangent.norm(dim=0).sum(), self.world) / self.num_negatives
         turned = F.normalize(u - angle * tangent / length.clamp_min(SHORTEST), dim=0)
-        stay = torch.zeros_like(length).bool() if dropped is None else dropped.bool()
-        self.W.copy_(torch.where(stay, self.W, turned))
-        self.v.copy_(torch.where(stay, self.v, v))
+        self.move_unless_(dropped, turned, v)
 
     @torch.no_grad()
     def write_columns_(self, keys: Tensor, first: int) -> None:
@@ -105,7 +115,7 @@ class NegativeBank(nn.Module):
 
         new = keys[here].T.to(self.W.dtype)
         self.W[:, columns] = torch.where(new.isfinite().all(dim=0), new, self.W[:, columns])
-        self.v[:, columns] = 0
+        self.v.index_fill_(1, columns, 0.0)
 
     def first_column(self) -> int:
         """Of this process, among all K. As tensor_split has it, the first shards are the wider."""

@@ -51,7 +51,8 @@ def tune(device: torch.device, tf32: bool) -> None:
     if device.type == "cuda":
         # Every batch has one shape: it pays to try the kernels once.
         torch.backends.cudnn.benchmark = True
-        # torch asks for one precision of both.
+        # torch asks for one precision of both, and of its older switch.
+        torch.backends.cudnn.allow_tf32 = tf32
         for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
             kind.fp32_precision = "tf32" if tf32 else "ieee"
         torch.backends.cuda.matmul.fp32_precision = "ieee"

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -70,9 +71,16 @@ def meet_all(world: World, url: str, minutes: float = 30.0):
 
 def connect(store, world: World, backend: str) -> None:
     """Enter the process group. Raises RunFailed where the processes cannot connect."""
-    try:
-        place = dict(rank=world.rank, world_size=world.size)
+    place = dict(rank=world.rank, world_size=world.size)
+    with told_if_not_connected(world):
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), **place)
+
+
+@contextmanager
+def told_if_not_connected(world: World):
+    """Raises RunFailed, naming the interface, where a group cannot be opened in the block."""
+    try:
+        yield
     except (RuntimeError, ValueError) as error:
         why = f"the {world.size} processes have met, but cannot connect: {shown(error, 300)}"
         remedy = f"set {IFNAME} to the interface of this node that the others reach"
@@ -113,15 +121,18 @@ def leave_group(store, world: World) -> None:
 
 def is_lost_connection(error: Exception) -> bool:
     """Whether a collective failed because of another process, not of this one."""
-    of_group = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
-    return of_group and not isinstance(error, RunFailed)
+    if isinstance(error, RunFailed):  # no group could be opened, perhaps for want of the store
+        return isinstance(error.__cause__, dist.DistError)
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 class Flags:
     """Small numbers that processes tell one another, over a group on the CPU."""
 
     def __init__(self, world: World):
-        self.group = dist.new_group(backend="gloo") if world.size > 1 else None
+        # With nccl it is the first group of gloo.
+        with told_if_not_connected(world):
+            self.group = dist.new_group(backend="gloo") if world.size > 1 else None
 
     def exchange(self, *numbers: int) -> list[int]:
         """Their sums over all processes, for which each waits. Alone: the numbers themselves.

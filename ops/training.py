@@ -110,7 +110,7 @@ def step_unless_(dropped: Tensor, optimizer: Optimizer) -> None:
     """One step of the optimizer, unless dropped.
 
     A fused optimizer skips it on the device, but not its first one, which makes the momentum. For
-    that one, and for every step of any other optimizer, the host has to read `dropped`.
+    that one, and for every step of any other optimizer or on MPS, the host has to read `dropped`.
     """
     if skips_on_device(optimizer):
         # The private way in which GradScaler tells a fused optimizer (torch 2.9 to 2.15). Plain
@@ -124,8 +124,10 @@ def step_unless_(dropped: Tensor, optimizer: Optimizer) -> None:
 
 def skips_on_device(optimizer: Optimizer) -> bool:
     for group in optimizer.param_groups:
+        # The kernels of MPS have obeyed found_inf since 2026 only.
+        obeys = group.get("fused") and group["params"][0].device.type != "mps"
         begun = all(optimizer.state.get(p) for p in group["params"] if p.grad is not None)
-        if not (group.get("fused") and (group.get("momentum") == 0 or begun)):
+        if not (obeys and (group.get("momentum") == 0 or begun)):
             return False
     return True
 

@@ -1,6 +1,7 @@
 """Collectives on gloo. That several processes play as one does: test_sharded_bank.py."""
 
 import hashlib
+import os
 import pickle
 import tarfile
 
@@ -57,6 +58,41 @@ def test_gathered_rows_stand_in_the_order_of_ranks(ranks):
 
 def test_a_tensor_that_differs_between_ranks_is_named(ranks):
     assert all("on other:" in rank["told"] for rank in ranks)
+
+
+def told_by_gloo(world: distributed.World, folder) -> list[str]:
+    """What is said where gloo is sent to an interface that this machine does not have."""
+    store, told = distributed.meet_all(world, f"file://{folder}/again"), []
+    os.environ[distributed.IFNAME] = "nonsense0"
+    try:
+        distributed.Flags(world)
+    except RunFailed as error:
+        told.append(str(error))
+    distributed.leave_group(store, world)
+    try:
+        distributed.connect(store, world, "gloo")
+    except RunFailed as error:
+        told.append(str(error))
+    # The group that in_processes is to leave.
+    del os.environ[distributed.IFNAME]
+    distributed.connect(distributed.dist.PrefixStore("end", store), world, "gloo")
+    return told
+
+
+def test_processes_that_cannot_connect_name_the_interface(tmp_path):
+    for told in in_processes(told_by_gloo, 2, tmp_path):
+        assert len(told) == 2
+        for sentence in told:
+            assert sentence.startswith("the 2 processes have met, but cannot connect: ")
+            assert sentence.endswith("others reach, here it is 'nonsense0'")
+            assert "set GLOO_SOCKET_IFNAME" in sentence
+
+
+@pytest.mark.parametrize("cause", [distributed.dist.DistStoreError, RuntimeError])
+def test_who_cannot_connect_has_lost_a_process_only_where_its_store_is_gone(cause):
+    with pytest.raises(RunFailed) as told, distributed.told_if_not_connected(distributed.ALONE):
+        raise cause("gloo")
+    assert distributed.is_lost_connection(told.value) == (cause is not RuntimeError)
 
 
 def fetched(world, folder, url: str, sums: dict) -> int:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from adco.pretrain.options import PRESETS, PretrainConfig
 from adco.pretrain.run import run
@@ -14,8 +15,8 @@ from ops.arguments import parse
 from ops.checkpoint import LAST, PREVIOUS
 from ops.distributed import World
 from ops.engines import place_in_engine, with_slurms_nodes
-from ops.errors import InputError
-from ops.launch import free_port, launch
+from ops.errors import InputError, RunFailed
+from ops.launch import free_port, launch, own_device, run_worker
 from ops.workers import cores_of_process, workers_per_process
 from tests.conftest import ROOT
 from tests.support.gloo import in_processes
@@ -86,6 +87,32 @@ def test_srun_says_where_a_process_belongs(monkeypatch):
     assert (node.world_size, node.rank, node.dist_url) == (2, 1, "tcp://a1:20005")
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     assert place_in_engine(config) is None and with_slurms_nodes(config) == config
+
+
+@pytest.mark.parametrize("given, threads", [(None, [3]), ("2", [])])
+def test_processes_on_the_cpu_share_the_cores_that_they_may_use(monkeypatch, given, threads):
+    found = []
+    monkeypatch.setattr("torch.set_num_threads", found.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    with pytest.raises(RunFailed, match="MASTER_ADDR and MASTER_PORT not set"):
+        run_worker(run, PretrainConfig(), World(1, 4, 1, 4), "env://", "cpu")
+    assert found == threads
+
+
+@pytest.mark.parametrize("num_gpus, number", [(1, 0), (4, 3), (2, None)])
+def test_a_process_that_is_shown_one_gpu_takes_it(monkeypatch, num_gpus, number):
+    taken = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    if number is None:
+        with pytest.raises(InputError, match=r"gpu=3: this machine shows 2 GPU\(s\)"):
+            own_device("cuda", 3, PretrainConfig())
+    else:
+        assert own_device("cuda", 3, PretrainConfig()) == torch.device("cuda", number)
+        assert taken == [number]
 
 
 def test_torchrun_has_the_address(monkeypatch):

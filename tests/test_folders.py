@@ -6,17 +6,23 @@ import unicodedata
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import adco.embed
 from adco.data.datasets import described, from_folders, load_splits, scan_folder, warnings_about
 from adco.data.decoder import Decoding
 from adco.data.folder import read_folder
 from adco.data.identity import check_same_everywhere, difference, identity
 from adco.data.pictures import FolderPictures
+from adco.embed import EmbedConfig
+from adco.pretrain import run as pretraining
+from adco.pretrain.options import PretrainConfig
+from adco.probe import run as probe
 from ops.distributed import Flags
 from ops.errors import InputError
 from tests.support.gloo import in_processes
-from tests.support.pictures import class_folders
+from tests.support.pictures import class_folders, small_config, trunk_file
 from tests.support.scripts import TINY, assert_refused, pretrain, records, run_main
 
 
@@ -200,6 +206,39 @@ def test_processes_that_see_other_data_are_refused(tmp_path):
     (tmp_path / "1/a/0.png").rename(tmp_path / "1/b/9.png")
     first, second = in_processes(of_each_process, 2, tmp_path)
     assert first.startswith("process 1 has other data: train was 5") and "process 0" in second
+
+
+def refused_commands(world, root, trunk) -> list[str]:
+    """What a probe, an embedding and a pre-training say, with a folder of its own or an option of
+    its own on each process.
+    """
+    data, out, told = [root / str(world.rank), root / "0"], str(root / "x.npz"), []
+    lr, small = 0.1 * (1 + world.rank), dict(device="cpu", image_size=32, workers=0)
+    tiny = dict(small, dataset="folder", arch="resnet10", cluster=32, batch_size=4, epochs=1,
+                knn_freq=0, ad_init=0, save_path=str(root))  # fmt: skip
+    for command, config in (
+        (probe, small_config(data[0], trunk)),
+        (adco.embed, EmbedConfig(checkpoint=trunk, data=str(data[0]), out=out, **small)),
+        (pretraining, PretrainConfig(data=str(data[0]), **tiny)),
+        (pretraining, PretrainConfig(data=str(data[1]), lr=lr, **tiny)),
+    ):
+        try:
+            command.run(config, world, torch.device("cpu"))
+        except InputError as error:
+            told.append(str(error))
+    return told
+
+
+def test_every_command_compares_the_data_of_its_processes(tmp_path):
+    trunk = trunk_file(tmp_path / "trunk.pth")
+    class_folders(tmp_path / "0", 4, 2)
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    (tmp_path / "1/train/red/red_0.png").rename(tmp_path / "1/train/azure/red_0.png")
+    for told in in_processes(refused_commands, 2, tmp_path, trunk):
+        assert len(told) == 4, told
+        assert all("has other data: train was 12 pictures" in sentence for sentence in told[:3])
+        assert "has other options: lr " in told[3]
+    assert not list(tmp_path.rglob("config.json"))
 
 
 def test_the_runs_own_folder_in_the_data_is_no_class(tmp_path):

@@ -6,9 +6,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import adco
 from adco import fused
+from adco.probe.metrics import count_right
 from adco.step import Round, idle_share, startup_step
 from ops.distributed import World
-from ops.training import check_finite, wrap_encoder
+from ops.training import check_finite, skips_on_device, wrap_encoder
 from tests.support.game import assert_same, small_game, state_of, views_of
 from tests.support.gloo import in_processes
 
@@ -124,6 +125,8 @@ class NoReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         assert function is not torch.ops.aten._local_scalar_dense.default, "read by the host"
+        # A number of the host's, which travels to the device while both stand still.
+        assert function is not torch.ops.aten.lift_fresh.default, "the host copies a number"
         return function(*arguments, **(keywords or {}))
 
 
@@ -132,15 +135,46 @@ def test_a_step_makes_no_host_wait_for_its_numbers():
     with pytest.raises(AssertionError, match="host"), NoReads():
         step(game, views_of(0))  # the first lays out the momentum
     step(game, views_of(0))
+    views = with_nan(views_of(1))
     with NoReads():
-        step(game, with_nan(views_of(1)))
+        step(game, views)
         startup_step(*game, views_of(2), PLAN[0], first_column=0, moco_t=0.12)
+        adco.train_step(*game, views_of(3), PLAN, refresh=4)
+        count_right(torch.eye(6), torch.arange(6))
+
+
+class OnMetal(torch.Tensor):
+    """A tensor that says that it lies on a Mac's GPU."""
+
+    device = property(lambda self: torch.device("mps"))
+
+
+@pytest.mark.parametrize("dropped", [None, 0.0, 1.0])
+def test_where_kernels_may_not_obey_the_plain_step_does(monkeypatch, dropped):
+    banks = [adco.NegativeBank(48, 16).double() for _ in range(2)]
+    dropped = None if dropped is None else torch.tensor(dropped)
+    for seed in range(2):
+        gradient = torch.randn(16, 48, generator=torch.Generator().manual_seed(seed)).double()
+        for bank, step in zip(banks, ("ascend_", "step_"), strict=True):
+            getattr(bank, step)(gradient, 3.0, 0.9, 1e-4, dropped if seed else None)
+    assert_same(banks[1].state_dict(), banks[0].state_dict(), rtol=1e-12)
+
+    # On a Mac the plain one is taken, and a NaN that is dropped goes nowhere.
+    before, W = {name: x.clone() for name, x in banks[1].state_dict().items()}, banks[1].W
+    monkeypatch.setattr("adco.negatives.sgd", None)
+    banks[1].W = W.as_subclass(OnMetal)
+    banks[1].ascend_(torch.full_like(W, torch.nan), 3.0, 0.9, 1e-4, torch.tensor(1.0))
+    banks[1].W = W
+    assert_same(banks[1].state_dict(), before)
+    weights = torch.ones(2)
+    for tensor, obeys in ((weights, True), (weights.as_subclass(OnMetal), False)):
+        assert skips_on_device(torch.optim.SGD([tensor], fused=True)) == obeys
 
 
 def test_sgd_without_momentum_makes_the_host_wait_for_nothing_ever():
     game = small_game()
     game[2].param_groups[0]["momentum"] = 0
-    before = state_of(*game)
+    before, views = state_of(*game), with_nan(views_of(0))
     with NoReads():
-        step(game, with_nan(views_of(0)))
+        step(game, views)
     assert_same(state_of(*game), before)

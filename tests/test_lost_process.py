@@ -173,3 +173,10 @@ def test_what_computes_or_says_that_it_waits_does_not_hang(monkeypatch):
 
     assert not looked_at(compute) and not looked_at(wait)
     assert looked_at(threading.Thread.join)
+
+    # A request to stop shortens the patience.
+    monkeypatch.setattr(heartbeat, "HANG", 600)
+    monkeypatch.setattr(heartbeat, "HANG_IN_STOP", 0.35)
+    assert not looked_at(threading.Thread.join)
+    beating.asked = True
+    assert looked_at(threading.Thread.join)

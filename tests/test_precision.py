@@ -1,6 +1,8 @@
 """Precision, layout, micro-batches, compilation: the same numbers, or as near as they can be."""
 
 import weakref
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import adco
 from adco.data.views import as_batch, normalised
 from adco.pretrain.options import PretrainConfig
 from ops import checkpoint
-from ops.device import amp_dtype, compile_, tune
+from ops.device import amp_dtype, compile_, copying_stream, on_device, tune
 from ops.distributed import ALONE, World, exchange_rows
 from ops.errors import InputError
 from tests.support.game import MODES, assert_same, play, small_game, state_of, views_of
@@ -178,12 +180,17 @@ def test_tf32_is_for_convolutions_only():
     conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = conv.fp32_precision, matmul.fp32_precision, torch.backends.cudnn.benchmark
     rnn = torch.backends.cudnn.rnn
-    rnn_before = rnn.fp32_precision
+    rnn_before, allowed = rnn.fp32_precision, torch.backends.cudnn.allow_tf32
     try:
         for tf32, expected in ((True, "tf32"), (False, "ieee")):
             tune(torch.device("cuda"), tf32)
             assert (conv.fp32_precision, matmul.fp32_precision) == (expected, "ieee")
+            # What torch itself asks, as does who enters its flags.
+            assert torch.backends.cudnn.allow_tf32 == tf32
+            with torch.backends.cudnn.flags():
+                pass
     finally:
+        torch.backends.cudnn.allow_tf32 = allowed
         conv.fp32_precision, matmul.fp32_precision, torch.backends.cudnn.benchmark = before
         rnn.fp32_precision = rnn_before  # torch refuses to export where the two differ
 
@@ -200,6 +207,23 @@ def test_batches_come_in_the_layout_that_is_asked_for():
     for layout in (torch.channels_last, torch.contiguous_format):
         view = normalised(as_batch([np.zeros((5, 5, 3), np.uint8)] * 2), layout=layout)
         assert view.is_contiguous(memory_format=layout)
+
+
+def test_all_batches_travel_on_one_stream(monkeypatch):
+    made, gpu = [], torch.device("cuda:0")
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: made.append(device) or device)
+    monkeypatch.setattr("torch.cuda.stream", nullcontext)
+    waits = SimpleNamespace(wait_stream=lambda stream: None)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: waits)
+    there = SimpleNamespace(record_stream=lambda stream: None)
+    batch = [SimpleNamespace(to=lambda device, non_blocking: there)]
+    copying_stream.cache_clear()
+    try:
+        for _ in range(3):  # epochs: for each stream torch would keep memory of its own
+            assert list(on_device([batch, batch], gpu)) == [[there], [there]]
+    finally:
+        copying_stream.cache_clear()
+    assert made == [gpu]
 
 
 def test_a_loaded_momentum_keeps_rates_and_layout_of_this_run():

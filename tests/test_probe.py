@@ -7,6 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from adco.encoder import build_trunk, read_trunk
 from adco.probe import logistic
@@ -96,8 +98,10 @@ def test_the_logistic_regression_is_that_of_scikit_learn(monkeypatch):
     theirs = LogisticRegression(C=0.7, tol=1e-8, max_iter=2000).fit(rows, labels)
     rows, labels = torch.tensor(rows), torch.tensor(labels)
     shares = [Features(rows[part], labels[part]) for part in (slice(50), slice(50, 90), slice(0))]
-    ours = logistic.zeros(3, rows)
+    ours, at_once = logistic.zeros(3, rows), []
+    ours.register_forward_pre_hook(lambda _, inputs: at_once.append(len(inputs[0])))
     logistic.fit_(ours, shares, 0.7, World())
+    assert max(at_once) == 16  # the scores of all would not fit into memory
     np.testing.assert_allclose(ours.weight.detach(), theirs.coef_, atol=1e-4)
 
 
@@ -126,6 +130,27 @@ def test_a_trunk_that_moved_is_an_error(pictures):
     probe.encoder.layer1[0].bn1.running_mean[0] += 1e-6
     with pytest.raises(RuntimeError, match=r"layer1\.0\.bn1\.running_mean"):
         probe.check_trunk_is_unmoved()
+
+
+class NoDoubles(TorchDispatchMode):
+    """Raises where a number is float64, as MPS does."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        found = function(*arguments, **(keywords or {}))
+        assert all(getattr(x, "dtype", None) != torch.float64 for x in tree_leaves(found)), function
+        return found
+
+
+@pytest.mark.parametrize("trainable", ["fc", "all"])
+def test_heads_train_where_there_is_no_float64(pictures, trainable):
+    folder, trunk = pictures
+    probe = head_training(small_config(folder, trunk, trainable=trainable))
+    with pytest.raises(AssertionError), NoDoubles():
+        torch.zeros(1).double()
+    with NoDoubles():
+        probe.start_training()
+        probe.train_epoch()
+        assert probe.score(probe.sets.val, "val")[0].total == 15
 
 
 def test_ten_heads_in_one_pass_equal_runs_of_their_own(pictures):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from adco.probe import features
 from adco.probe.features import Features, directions, unit_rows
-from adco.probe.knn import knn_accuracies
+from adco.probe.knn import knn_accuracies, nearest
 from adco.probe.metrics import Accuracy, count_right
 from ops.device import peak_memory
 from ops.distributed import World
@@ -65,6 +65,19 @@ def test_the_vote_is_the_plain_one_on_any_number_of_processes(size):
             expected = [plain(shares, val, k) for k in KS]
             assert all(rank[name, len(shares)] == expected for rank in ranks), name
             assert name == "one" or 0.5 < expected[1].right1 / len(val.labels) < 1
+
+
+def test_one_product_serves_every_k(monkeypatch):
+    asked = []
+
+    def counted(queries, train, k):
+        asked.append(k)
+        return nearest(queries, train, k)
+
+    monkeypatch.setattr("adco.probe.knn.nearest", counted)
+    train, _, val = parts("chunks")
+    assert len(knn_accuracies([train], val, CLASSES, KS, TAU, World())) == 4
+    assert asked == [400, 400]  # once a chunk of queries
 
 
 def test_without_training_pictures_all_queries_count_as_wrong():

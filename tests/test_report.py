@@ -12,7 +12,7 @@ from sklearn.preprocessing import normalize
 
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.saving import Reports
-from adco.report import newest_run
+from adco.report import embedded, newest_run
 from adco.report.__main__ import main, table
 from adco.report.diagnosis import diagnose
 from adco.report.embedded import attention, nearest, shares
@@ -211,6 +211,16 @@ def test_the_page_of_a_run_holds_all_that_it_shows(run, digit_folder, tmp_path):
     assert found["adversaries"]["numbers"]["K"] == 32
     assert (run / "figures/train-loss.png").stat().st_size > 1000
     assert "currentColor" in found["curves"]["figures"][0]
+
+
+def test_so_many_pictures_of_a_large_set_are_enough(run, monkeypatch):
+    for name, number in {"TRAIN": 9, "VAL": 6, "GAMES": 4}.items():
+        monkeypatch.setattr(embedded, name, number)
+    found = embedded.embed_run(read_run(run))
+    assert (found.cut, len(found.features), len(found.queries)) == (9, 15, 4)
+    monkeypatch.setattr(embedded, "LARGE", 15)  # a quarter of views as large as these
+    found = embedded.embed_run(read_run(run))
+    assert (found.cut, len(found.features), len(found.queries)) == (2, 3, 1)
 
 
 def test_a_run_whose_pictures_are_gone_has_a_page_without_them(run, tmp_path):

@@ -1,5 +1,6 @@
 """What a run outlives, and how it ends where it cannot go on."""
 
+import errno
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from adco.data.datasets import load_splits
+from adco.data.pictures import FolderPictures
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import newest_with
 from adco.pretrain.saving import Checkpoints
@@ -375,6 +377,32 @@ def test_a_few_broken_pictures_are_borne_and_many_stop_the_run_saved(tmp_path, n
     listed = (metrics.parent / "bad_pictures.txt").read_text()
     assert "/bad_pictures.txt;" in result.stderr and listed.count("\n") >= 2
     assert checkpoint.load(metrics.parent / checkpoint.LAST)["bad_pictures"]
+
+
+@pytest.mark.parametrize("fault", ["EIO", "ESTALE"])
+def test_a_file_server_is_waited_for_and_a_run_that_misses_it_is_saved(
+    tmp_path, digit_folder, monkeypatch, fault
+):
+    opened, goes = [], fault == "ESTALE"
+    open_one = FolderPictures.open
+
+    def open_or_miss(pictures, index):
+        opened.append(index)
+        if len(opened) == 120 or (goes and len(opened) > 120):
+            raise OSError(getattr(errno, fault), "the server is away")
+        return open_one(pictures, index)
+
+    monkeypatch.setattr(FolderPictures, "open", open_or_miss)
+    monkeypatch.setattr("adco.data.pictures.OUTAGE_SECONDS", 0.0 if goes else 60.0)
+    words = [*TINY, "--data", digit_folder, "--epochs", 2, "--knn_freq", 0, "--ad_init", 0]
+    ended = run_main("main_adco.py", *words, cwd=tmp_path)
+    assert len(opened) >= 120 and "broken" not in ended.stderr
+    state = checkpoint.load(next(tmp_path.rglob(checkpoint.LAST)))
+    if goes:
+        assert ended.returncode == 70 and "bring it back and start again" in ended.stderr
+        assert state["step"] > 0 and state["epoch"] < 2
+    else:
+        assert (ended.returncode, state["epoch"]) == (0, 2), ended.stderr
 
 
 def test_the_configuration_of_the_first_start_stays(tmp_path):

@@ -8,16 +8,17 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from unittest import mock
 
 import pytest
-from torch.distributed import FileStore, TCPStore
+from torch.distributed import FileStore, HashStore, TCPStore
 
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import ArrayPictures
 from adco.data.views import Recipe
 from adco.probe.metrics import Accuracy
 from ops import checkpoint, waiting
-from ops.distributed import World, meet_all
+from ops.distributed import IFNAME, World, meet_all
 from ops.errors import InputError, RunFailed, Steady, reported
 from ops.heartbeat import Heartbeat
 from ops.launch import device_kind, free_port
@@ -190,6 +191,21 @@ def met_twice(world, folder):
     met = [meet(store, world.rank, 2, 1, "here")]
     time.sleep(0.3 * world.first)
     return [*met, meet(store, world.rank, 2, 1, "here")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of interfaces")
+def test_gloo_is_sent_to_the_interface_that_leads_to_the_first_process():
+    store = HashStore()
+    store.set("address/1", "127.0.0.1")
+    assert waiting.interface(store, 0, 2, "127.0.0.1") == "lo"
+    assert store.get("address/0") == b"127.0.0.1"
+    # What the user has set stays.
+    for given, taken in (("", "lo"), ("eth7", "eth7")):
+        with mock.patch.dict(os.environ, {IFNAME: given}):
+            if not given:
+                del os.environ[IFNAME]
+            meet_all(World(), f"tcp://127.0.0.1:{free_port()}")
+            assert os.environ[IFNAME] == taken
 
 
 # ---- what nobody foresaw
