@@ -211,6 +211,8 @@ def test_the_page_of_a_run_holds_all_that_it_shows(run, digit_folder, tmp_path):
     assert found["adversaries"]["numbers"]["K"] == 32
     assert (run / "figures/train-loss.png").stat().st_size > 1000
     assert "currentColor" in found["curves"]["figures"][0]
+    changed = {line.split()[0] for line in found["how"]["changed"]}
+    assert {"arch", "cluster", "size_crops"} <= changed and not {"schedule", "moco_t"} & changed
 
 
 def test_so_many_pictures_of_a_large_set_are_enough(run, monkeypatch):

@@ -10,12 +10,11 @@ from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
 from adco.pretrain.monitor import LOOKED_AT, SCORES, lie, spread
-from adco.pretrain.options import PretrainConfig
 from adco.report import embedded
 from adco.report.diagnosis import diagnose
 from adco.report.drawing import LOGGED, Sprite, curves, panel, svg, write_page
 from adco.report.embedded import embed_run, nearest
-from adco.report.runs import Run, probe_scores
+from adco.report.runs import DEFAULTS, Run, probe_scores
 from ops.errors import InputError
 from ops.options import differences
 
@@ -48,7 +47,7 @@ def report_one(run: Run, data: str = "") -> tuple[dict[str, Figure], dict[str, s
         sections += adversaries(e, sprite, run, drawn) if e.W is not None else []
     except InputError as error:
         sections.append({"is": "pictures", "note": f"Not shown: {error}"})
-    changed = differences(vars(PretrainConfig()), o)
+    changed = differences(DEFAULTS, o)
     sections.append({"is": "how", "about": run.about, "changed": changed})
     title = f"{o['arch']} on {o['dataset']}, {o['negatives']} negatives, {o['epochs']} epochs"
     write_page(run.folder / "report.html", title, sections, sprite)

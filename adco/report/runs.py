@@ -14,6 +14,7 @@ from adco.pretrain.options import PretrainConfig
 from ops.errors import InputError
 
 LOG = "metrics.jsonl"
+DEFAULTS = json.loads(json.dumps(vars(PretrainConfig())))  # as a config.json has them
 
 
 class Run(NamedTuple):
@@ -58,7 +59,7 @@ class Run(NamedTuple):
 def read_run(folder: Path) -> Run:
     about = json.loads((folder / "config.json").read_text())
     # An earlier version had fewer options.
-    about["config"] = {**vars(PretrainConfig()), **about["config"]}
+    about["config"] = {**DEFAULTS, **about["config"]}
     return Run(folder, about, read_metrics(folder))
 
 
