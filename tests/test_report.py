@@ -160,10 +160,10 @@ def test_adversaries_that_stand_still_and_a_plateau_are_named():
 def test_the_functions_of_the_bank_are_those_of_plain_loops():
     rng = np.random.default_rng(0)
     queries, keys, columns = (normalize(rng.normal(size=(n, 8))) for n in (600, 600, 30))
-    total, foolers = attention(queries, keys, columns, 0.2, 0.5)
+    total, foolers = attention(queries, keys, columns, 0.2)
     wanted, first = np.zeros(30), []
     for query, own in zip(queries, keys, strict=True):
-        of_columns = [0.5 * exp(query @ u / 0.2) for u in columns]
+        of_columns = [exp(query @ u / 0.2) for u in columns]
         whole = sum(of_columns) + sum(exp(query @ k / 0.2) for k in keys)
         wanted += np.array(of_columns) / whole
         cosines = [query @ u for u in columns]

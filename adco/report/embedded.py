@@ -151,15 +151,15 @@ def nearest(rows: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, n
 
 
 def attention(
-    queries: np.ndarray, keys: np.ndarray, columns: np.ndarray, tau: float, weight: float
+    queries: np.ndarray, keys: np.ndarray, columns: np.ndarray, tau: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """What columns [K, D] take of the softmax of queries [n, D] over keys [n, D] and columns.
 
     Their sums over the queries [K]; and of each query [n] the column that is nearest, or -1 where
-    its own key is nearer: the others are fooled.  weight: of a column in the softmax.
+    its own key is nearer: the others are fooled.
     """
     cosine = queries @ columns.T
-    logits = np.hstack([cosine / tau + np.log(weight), queries @ keys.T / tau])
+    logits = np.hstack([cosine / tau, queries @ keys.T / tau])
     total = softmax(logits, axis=1)[:, : len(columns)].sum(axis=0)
     nearer = cosine.max(axis=1) > (queries * keys).sum(axis=1)
     return total, np.where(nearer, cosine.argmax(axis=1), -1)

@@ -86,8 +86,8 @@ def neighbours(e: SimpleNamespace, sprite: Sprite) -> dict:
 
 def adversaries(e: SimpleNamespace, sprite: Sprite, run: Run, drawn: dict) -> list[dict]:
     """Attention, twins, dead ones, classes; and what the hardest ones point at."""
-    tau, weight = run.options["mem_t"], 1.0
-    total, foolers = embedded.attention(e.queries, e.keys, e.W, tau, weight)
+    tau = run.options["mem_t"]
+    total, foolers = embedded.attention(e.queries, e.keys, e.W, tau)
     ranked = list(enumerate(np.sort(total)[::-1] / total.mean(), 1))
     drawn["attention"] = panel("attention, in means", {"": ranked}, "adversary, by attention")
     some, pictures = (torch.tensor(x) for x in (e.W[: 4 * LOOKED_AT], e.embeddings[: e.cut]))
