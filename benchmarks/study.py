@@ -29,8 +29,9 @@ from ops.files import write_whole
 # What all runs share, and what each kind of negatives has.
 SHARED = (
     "--dataset folder --recipe published --arch resnet10 --blur 0 --eval_crop 0 --moco_t .12 "
-    "--moco_m .99 --knn_k 20 --knn_freq 1 --sym 1"
+    "--moco_m .99 --knn_k 20 --sym 1"
 )
+WATCHED = "--report_epochs 0 --knn_freq 3"
 ANGLE = "--negatives learned --cluster 1024 --memory_lr auto"
 WAYS = {
     "simclr": "--negatives simclr",
@@ -40,9 +41,8 @@ WAYS = {
     "published": "--negatives learned --cluster 1024 --memory_lr 3 --mem_t .02",
     "angle": f"{ANGLE} --mem_t .03",
     "refreshed": f"{ANGLE} --mem_t .03 --refresh 8",
-    "weighted": f"{ANGLE} --mem_t .03 --refresh 8 --mem_weight .1",
-    "heavy": f"{ANGLE} --mem_t .03 --refresh 8 --adversaries_from .25",
-    "late": f"{ANGLE} --mem_t .03 --refresh 8 --mem_weight .1 --adversaries_from .25",
+    "unrefreshed": f"{ANGLE} --mem_t .03 --adversaries_from .25",
+    "late": f"{ANGLE} --mem_t .03 --refresh 8 --adversaries_from .25",
 }
 
 
@@ -60,24 +60,25 @@ class StudyBenchmark:
     lr: float = option(0.06, "learning rate of the encoder", POSITIVE)
 
 
-def train(config: StudyBenchmark, way: str, seed: int) -> list[float]:
-    """kNN accuracy after each epoch, percent, that of the random weights first."""
+def train(config: StudyBenchmark, way: str, seed: int) -> list[tuple[int, float]]:
+    """(epoch, kNN accuracy in percent), that of the random weights first."""
     names = ("data", "image_size", "batch_size", "epochs", "lr")
     words = [f"--{name}={getattr(config, name)}" for name in names]
-    words += [f"--seed={seed}", "--report_epochs=0", *SHARED.split(), *WAYS[way].split()]
+    words += [f"--seed={seed}", *f"{WATCHED} {SHARED} {WAYS[way]}".split()]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, ROOT / "main_adco.py", *words, "--save_path", folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RunFailed(f"{way}, seed {seed}: {done.stderr.strip() or done.returncode}")
-        return [record["accuracy"] for record in read_metrics(newest_run(Path(folder)))["knn"]]
+        scores = read_metrics(newest_run(Path(folder)))["knn"]
+        return [(record["epoch"], record["accuracy"]) for record in scores]
 
 
-def table(curves: dict[tuple[str, int], list[float]], config: StudyBenchmark) -> str:
+def table(curves: dict[tuple[str, int], list], config: StudyBenchmark) -> str:
     """Rows of mean and spread, and of the paired difference to the first way."""
     lines = ["| negatives | runs | kNN, mean | smallest to largest | minus the first, 95 % |"]
     lines.append("|---|---|---|---|---|")
-    first, final = config.ways[0], {key: curve[-1] for key, curve in curves.items()}
+    first, final = config.ways[0], {key: curve[-1][1] for key, curve in curves.items()}
     for way in config.ways:
         found = {seed: final[way, seed] for seed in config.seeds if (way, seed) in final}
         apart = [x - final[first, s] for s, x in found.items() if (first, s) in final]
@@ -91,15 +92,18 @@ def table(curves: dict[tuple[str, int], list[float]], config: StudyBenchmark) ->
     return "\n".join(lines) + "\n"
 
 
-def draw(curves: dict[tuple[str, int], list[float]], config: StudyBenchmark, path: Path) -> None:
+def draw(curves: dict[tuple[str, int], list], config: StudyBenchmark, path: Path) -> None:
     """Mean curves over the seeds, with the range of the runs behind."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     for way in config.ways:
-        if runs := [curve for (name, _), curve in curves.items() if name == way]:
-            (line,) = axis.plot(np.mean(runs, axis=0), label=way)
-            bounds = np.min(runs, axis=0), np.max(runs, axis=0)
-            axis.fill_between(range(len(runs[0])), *bounds, alpha=0.15, color=line.get_color())
+        if found := [dict(curve) for (name, _), curve in curves.items() if name == way]:
+            # At the epochs that all have a score of.
+            epochs = sorted(set(found[0]).intersection(*found))
+            runs = np.array([[curve[epoch] for epoch in epochs] for curve in found])
+            (line,) = axis.plot(epochs, runs.mean(axis=0), label=way)
+            bounds = runs.min(axis=0), runs.max(axis=0)
+            axis.fill_between(epochs, *bounds, alpha=0.15, color=line.get_color())
     axis.set(xlabel="epoch", ylabel="kNN accuracy, %")
     axis.grid(alpha=0.3)
     axis.legend()
@@ -125,7 +129,7 @@ def main(argv=None) -> int:
                 record = dict(alike=alike[way], way=way, seed=seed, curve=curve)
                 with file.open("a") as lines:
                     lines.write(json.dumps(record) + "\n")
-                print(f"seed {seed}, {way}: {curve[-1]:.2f}", flush=True)
+                print(f"seed {seed}, {way}: {curve[-1][1]:.2f}", flush=True)
             write_whole(file.with_name("study.md"), table(curves, config).encode())
         draw(curves, config, file.with_name("study.png"))
         print(table(curves, config))
