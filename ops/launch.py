@@ -150,6 +150,12 @@ def spawn(run, config: ProcessOptions, first: World, url: str, kind: str) -> int
 
     first: of these processes. If one fails, the others have GRACE_SECONDS to end by themselves.
     """
+    # multiprocessing's resource tracker unblocks SIGINT and SIGTERM when it starts (Python 3.10 to
+    # 3.13), so it starts before they are blocked for our children, and before a queue starts it.
+    # Starting with SIGUSR1 blocked protects it from that. Windows has no tracker.
+    if sys.platform != "win32":
+        with requests_blocked():
+            resource_tracker.ensure_running()
     context = mp.get_context(START_METHOD)
     processes, errors = [], context.SimpleQueue()
 
@@ -158,12 +164,6 @@ def spawn(run, config: ProcessOptions, first: World, url: str, kind: str) -> int
             process.terminate()
 
     with StopRequest(ask_to_stop) as stop:
-        # multiprocessing's resource tracker unblocks SIGINT and SIGTERM when it starts (Python 3.10
-        # to 3.13), so it starts before they are blocked for our children. Starting with SIGUSR1
-        # blocked protects it from that. Windows has no tracker.
-        if sys.platform != "win32":
-            with requests_blocked():
-                resource_tracker.ensure_running()
         # The children inherit the blocked signals, and unblock them when they can answer.
         with requests_blocked():
             for number in range(first.local_size):

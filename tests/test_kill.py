@@ -29,7 +29,7 @@ def test_a_killed_run_goes_on_to_the_end_of_the_undisturbed_one(tmp_path):
     "name, target, processes, place",
     [
         ("SIGTERM", "group", 1, EPOCH),
-        ("SIGUSR1", "child", 2, EPOCH),
+        ("SIGUSR1", "group", 2, EPOCH),
         ("SIGINT", "group", 2, BEGINNING),
     ],
 )
