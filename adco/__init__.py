@@ -26,7 +26,7 @@ What stands around it:
     probe/      lincls.py. options; run: the ways to score a trunk (linear, knn,
                 logistic on features); data; state: checkpoints; parts: features in files
     export, embed, report, pack   python3 -m adco.export, adco.embed, adco.report, adco.pack
-                report/ draws a run: runs, embedded, bank, figures, diagnosis; one, compare: pages
+                report/ draws runs: runs, embedded, drawing, diagnosis, pages
     commands    what pip installs: adco-pretrain and so on
     ../ops/     the plumbing, which knows nothing of the method: options, launch, distributed,
                 checkpoint (names, reading, writing), journal (the log), schedule (curves)

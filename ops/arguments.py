@@ -153,10 +153,11 @@ def parse(config_type, argv=None, presets=None):
     peek.add_argument("-h", "--help", nargs="?")
     asked = vars(peek.parse_known_args(argv)[0])
     defaults = asked
-    if "config" in asked:
+    file = read_config(config_type, asked["config"], argv) if "config" in asked else {}
+    if file:
         # A run's file that does not say what a preset goes by is of a run that had its default.
         of_presets = {f.name: f.default for f in fields(config_type) if f.name in presets}
-        defaults = of_presets | read_config(config_type, asked["config"], argv) | asked
+        defaults = of_presets | file | asked
     # The last one first: it wins, and it may decide one before it.
     for name, of_value in reversed(presets.items()):
         defaults = of_value.get(defaults.get(name), {}) | defaults

@@ -69,9 +69,11 @@ class Journal:
     def _replay(self) -> int:
         """Show TensorBoard the lines that are there. Returns their bytes up to a torn one."""
         whole = 0
-        with suppress(ValueError, KeyError):  # of what a crash of the machine leaves
+        with suppress(ValueError, KeyError, TypeError):  # of what a crash of the machine leaves
             for line in self.metrics.read_bytes().splitlines(keepends=True):
-                self.events.write_event(event_of(json.loads(line)))
+                record = json.loads(line)
+                self.step, _ = record["step"], record["kind"]
+                self.events.write_event(event_of(record))
                 whole += len(line)
         return whole
 
@@ -219,7 +221,9 @@ def event_of(record: dict):
         if isinstance(value, np.ndarray):
             event.summary.MergeFrom(image(tag, value, dataformats="HWC"))
         elif isinstance(value, list):
-            event.summary.MergeFrom(histogram(tag, np.array(value, float), bins=30))
+            finite = [x for x in value if isinstance(x, (int, float))]
+            if finite:
+                event.summary.MergeFrom(histogram(tag, np.array(finite), bins=30))
         elif name not in ("epoch", "step") and isinstance(value, (int, float)):
             event.summary.value.add(tag=tag, simple_value=value)
     return event

@@ -141,7 +141,10 @@ class BufferSnapshot:
         for buffer in model.buffers():
             by_dtype.setdefault(buffer.dtype, []).append(buffer)
         # One vector per dtype: hundreds of small copies would cost a GPU more than their numbers.
-        self.before = [(buffers, _flatten_dense_tensors(buffers)) for buffers in by_dtype.values()]
+        self.before = [
+            (buffers, _flatten_dense_tensors(buffers).clone())  # of one alone it is a view
+            for buffers in by_dtype.values()
+        ]
 
     @torch.no_grad()
     def restore_if_(self, dropped: Tensor) -> None:

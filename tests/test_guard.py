@@ -9,7 +9,7 @@ from adco import fused
 from adco.probe.metrics import count_right
 from adco.step import Round, idle_share, startup_step
 from ops.distributed import World
-from ops.training import check_finite, skips_on_device, wrap_encoder
+from ops.training import BufferSnapshot, check_finite, skips_on_device, wrap_encoder
 from tests.support.game import assert_same, small_game, state_of, views_of
 from tests.support.gloo import in_processes
 
@@ -141,6 +141,14 @@ def test_a_step_makes_no_host_wait_for_its_numbers():
         startup_step(*game, views_of(2), PLAN[0], first_column=0, moco_t=0.12)
         adco.train_step(*game, views_of(3), PLAN, refresh=4)
         count_right(torch.eye(6), torch.arange(6))
+
+
+def test_what_is_kept_of_a_single_buffer_is_a_copy():
+    norm = torch.nn.BatchNorm1d(4)
+    before = BufferSnapshot(norm)
+    norm(torch.randn(8, 4))
+    before.restore_if_(torch.ones(()))
+    assert norm.num_batches_tracked == 0 == norm.running_mean.abs().sum()
 
 
 class OnMetal(torch.Tensor):

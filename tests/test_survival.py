@@ -310,6 +310,14 @@ def test_a_torn_line_of_the_log_is_taken_back(tmp_path, torn):
     assert losses(tmp_path) == [1.0, 2.0]
 
 
+def test_a_histogram_of_what_is_not_finite_ends_no_run(tmp_path):
+    for values in ([float("nan")] * 3, [1.0, float("inf")], []):
+        journal = Journal(tmp_path)
+        journal.record("adversaries", 1, {"nearest": values})
+        journal.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
 def test_the_most_steps_win_whatever_the_times_of_the_files(tmp_path):
     run = run_in(tmp_path)
     for name, step in (("checkpoint_0001.pth.tar", 1), ("checkpoint_best.pth.tar", 2)):

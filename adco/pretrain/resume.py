@@ -18,7 +18,7 @@ from ops.journal import Journal
 from ops.options import differences
 
 # Options that this program no longer has, with what it does in their place.
-FORMER_OPTIONS = {"bn_splits": 1}
+FORMER_OPTIONS = {"bn_splits": 1, "mem_weight": 1.0}
 
 
 @dataclass

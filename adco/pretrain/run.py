@@ -75,7 +75,8 @@ class Pretraining:
         self.upkeep = Upkeep(self.game, flags, start, stop)
         self.journal = self.upkeep.journal
         self.last_epoch: dict = {}  # its record, for what the next one changes
-        self.steps_timed, self.save_seconds = 0, 0.0
+        self.has_shown_views = self.has_forecast = False
+        self.save_seconds = 0.0
 
     # ---- before the first epoch
 
@@ -113,24 +114,24 @@ class Pretraining:
         """The batches of the steps from `done` to `total`, with a bar. After the first steps of the
         run: what a step costs, and when the run is going to end.
         """
-        clock = Stopwatch()
+        clock, first = Stopwatch(), done + 1
         self.journal.open_bar(total, title, done)
         for views in self.upkeep.arriving(batches, total - done):
-            if self.steps_timed == 0 and self.world.first:
+            if self.world.first and not self.has_shown_views:
                 self.journal.picture("views", some_of(views))
+                self.has_shown_views = True
             yield views
             done += 1
             self.journal.bar.update()
-            self.steps_timed += 1
             # Waits for the device, twice in a run. The first step is slower: kernels are chosen.
-            if self.steps_timed in (1, 1 + TRIED):
+            if not self.has_forecast and done in (first, first + TRIED):
                 self.upkeep.streak.longest.item()
                 seconds = clock.lap() / TRIED
-            if self.steps_timed == 1 + TRIED:
-                epochs = self.config.epochs - self.progress.epoch - self.progress.playing
-                left = total - done
-                later = epochs * len(self.game.loader)
-                self.journal.say(forecast(seconds, left, left + later))
+                self.has_forecast = done > first
+                if self.has_forecast:
+                    epochs = self.config.epochs - self.progress.epoch - self.progress.playing
+                    left, later = total - done, epochs * len(self.game.loader)
+                    self.journal.say(forecast(seconds, left, left + later))
         self.journal.bar.close()
 
     def log_startup(self, loss: torch.Tensor, step: int, num_steps: int) -> None:
