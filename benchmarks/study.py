@@ -23,7 +23,7 @@ from scipy import stats
 from adco.report import newest_run, read_metrics
 from benchmarks.background import ROOT
 from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
-from ops.errors import RunFailed, reported
+from ops.errors import InputError, RunFailed, reported
 from ops.files import write_whole
 
 # What all runs share, and what each kind of negatives has.
@@ -113,6 +113,8 @@ def draw(curves: dict[tuple[str, int], list], config: StudyBenchmark, path: Path
 def main(argv=None) -> int:
     with reported("benchmarks.study"):
         config = parse(StudyBenchmark, argv)
+        if not Path(config.data).is_dir():
+            raise InputError(f"no folder {config.data!r}; expected one with train/ and val/")
         file, curves = Path(config.out, "runs.jsonl"), {}
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()

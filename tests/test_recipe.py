@@ -55,6 +55,7 @@ def test_choices_follow_from_size_number_batch_and_epochs():
     # Adversaries that are asked for have a bank of a size that follows the pictures.
     learned = parsed("--dataset", "folder", "--negatives", "learned")
     assert chosen(learned)["cluster"] == 1024 and chosen(learned, 200_000)["cluster"] == 16384
+    assert chosen(learned, 450)["cluster"] == 256 and chosen(learned, 100)["cluster"] <= 100
     started = parsed("--dataset", "folder", "--negatives", "learned", "--init_steps", 9)
     assert chosen(learned)["adversaries_from"] > 0 == chosen(started)["adversaries_from"]
     assert chosen(learned)["memory_lr"] == "auto" and 0 < chosen(learned)["refresh"] < 256

@@ -249,5 +249,7 @@ def describe(game: Game) -> str:
         lines.append("score: effective rank of val's features (RankMe), without labels")
         lines.append("checkpoint_best has the largest: a weaker sign than kNN accuracy")
     elif game.monitor == "none":
-        lines.append("no score, so no checkpoint_best; for one: a val, or --val_split 0.1")
+        wanted = game.config.knn_freq and game.config.monitor != "none"
+        remedy = "for one: a val, or --val_split 0.1" if wanted else "as the options have it"
+        lines.append(f"no score, so no checkpoint_best; {remedy}")
     return "\n".join(lines)

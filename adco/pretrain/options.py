@@ -12,7 +12,8 @@ from ops.schedule import cosine, steps
 MONITORS = ("knn", "rank", "none")
 
 
-def number_or_auto(word: str) -> float | str:
+def rate(word: str) -> float | str:
+    """A number, or auto."""
     return word if word == "auto" else float(word)
 
 
@@ -90,7 +91,7 @@ class PretrainConfig(RunOptions):
     mem_t: float = option(0.02, "tau_a, temperature of the adversaries' loss", POSITIVE)
     memory_lr: float = option(
         3.0, "eta, learning rate of the adversaries; auto: a turn of .005 a step", AT_LEAST_0,
-        type=number_or_auto, metavar="RATE",
+        type=rate, metavar="RATE",
     )  # fmt: skip
     refresh: int = option(0, "R columns a step are overwritten by keys, in turn", AT_LEAST_0)
     adversaries_from: float = option(

@@ -55,14 +55,16 @@ def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tu
     yield "sym", 1, "both views as queries: worth two points of kNN on small data"
     yield "lr", float(f"{0.06 * M / 256:.2g}"), f"0.06 for 256 pictures a step, here {M}"
     follow = min(0.01, max(0.001, 20 / max(1, steps)))
-    yield "moco_m", round(1 - follow, 4), f"the key encoder has to follow within {steps} steps"
+    why = f"0.99 to 0.999, for the key encoder to follow in {steps} steps"
+    yield "moco_m", round(1 - follow, 4), why
 
     # What it learns against.
     kind = config.negatives or "learned"
     yield "negatives", kind, "adversaries that begin late do no harm: docs/study.md"
     if kind in ("learned", "queue"):
-        columns = 2 ** round(log2(max(256, min(65536, num_pictures / 16))))
-        yield "cluster", columns, f"a sixteenth of {num_pictures} pictures"
+        least = min(256, num_pictures / 2)
+        columns = 2 ** round(log2(max(least, min(65536, num_pictures / 16))))
+        yield "cluster", columns, f"a sixteenth of {num_pictures} pictures, 256 or half at least"
     if kind == "learned":
         yield "memory_lr", "auto", "a turn that depends neither on K nor on mem_t"
         yield "mem_t", 0.03, "colder, columns stand still; warmer, they become class centres"
