@@ -99,7 +99,7 @@ def check_format(to: str, trunk: TrunkWeights, source: str) -> None:
     if to not in ("safetensors", "onnx") and not (plain and trunk.stem == "imagenet"):
         raise InputError(
             f"{source} holds a {trunk.arch} of {trunk.channels} channels with the stem "
-            f"{trunk.stem!r}, which no {to} model has; use adco.export --to safetensors or onnx"
+            f"{trunk.stem!r}, which no {to} model has; use --to safetensors or onnx of adco.export"
         )
 
 
