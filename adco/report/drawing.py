@@ -23,7 +23,7 @@ INKED = ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "adco", "font.size": 9, "legend.frameon": False,
     "axes.titlesize": 10, "axes.titlelocation": "left", "axes.grid": True, "grid.alpha": 0.15,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.formatter.limits": (-3, 5),
+    "axes.spines.top": False, "axes.spines.right": False, "axes.formatter.limits": (-4, 5),
     "axes.formatter.useoffset": False, "legend.fontsize": 7, "axes.facecolor": "none",
     "figure.facecolor": "none", **{f"{name}color": INK for name in INKED},
 }  # fmt: skip
@@ -52,7 +52,7 @@ LOGGED = {
 def panel(title: str, curves: dict[str, list], xlabel: str = "step", band=None) -> Figure:
     """Curves [(x, y), ...] by name, with the healthy range behind them."""
     figure = Figure(figsize=(3.6, 2.3))
-    axis = figure.add_axes((0.14, 0.17, 0.83, 0.70))
+    axis = figure.add_axes((0.17, 0.17, 0.80, 0.70))
     for name, points in curves.items():
         parts = np.array_split(np.array(points, float), min(MOST_POINTS, len(points)))
         x, y = np.array([part.mean(0) for part in parts]).T
