@@ -28,7 +28,8 @@ DIGITS = (
     "--init_steps 93 --memory_lr .3 --mem_t .2 --moco_m .99 --epochs 3 --knn_freq 1"
 )
 LARGE = (
-    "--dataset folder --recipe published --arch resnet10 --image_size 20 -b 16 -j 0 --cluster 64"
+    "--dataset folder --recipe published --arch resnet10 --image_size 20 --batch_size 16 "
+    "--workers 0 --cluster 64 --epochs 4 --val_split 0"
 )
 # What each is given beside DIGITS, or LARGE where its pictures are large.
 RUNS = {

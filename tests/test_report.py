@@ -130,6 +130,13 @@ def test_a_healthy_run_has_nothing_and_neither_has_one_of_few_steps():
     assert diagnose(run_with({"train": train_records()}, negatives="batch", cluster=8192)) == []
 
 
+def test_a_loss_that_jumps_where_adversaries_begin_late_is_no_low_rate():
+    late = [r | {"loss": r["loss"] + 2, "step": r["step"] + 80} for r in train_records()]
+    alone = [HEALTHY | {"mass": 1.0, "loss": 3.6, "step": 10 * i} for i in range(8)]
+    found = [diagnose(run_with({"train": alone + late}, adversaries_from=x)) for x in (0.25, 0)]
+    assert not found[0] and [f.name for f in found[1]] == ["learning rate too low"]
+
+
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failure_is_named_first_with_its_numbers(name):
     last, options = FAILURES[name]

@@ -25,8 +25,9 @@ class ReportConfig:
 
 def table(run: Run, result: dict[str, str]) -> str:
     """What the run has come to, where it lies, and what is wrong. result: rows of its page."""
-    rows = {**run.scores(), **result, "checkpoint": run.folder / LAST, "log folder": run.folder}
-    rows["page"] = run.folder / "report.html"
+    last = run.folder / LAST
+    rows = run.scores() | result | ({"checkpoint": last} if last.exists() else {})
+    rows |= {"log folder": run.folder, "page": run.folder / "report.html"}
     rows |= {f.name: f.evidence for f in diagnose(run)}
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

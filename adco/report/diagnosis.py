@@ -34,7 +34,9 @@ def failures(run: Run, train: list[dict], tail: list[dict]) -> dict[str, str]:
     dropped = sum(r["dropped"] or 0 for r in epochs or train)
     seconds, waited = (sum(r[n] or 0 for r in epochs) for n in ("seconds", "data_seconds"))
     waiting = waited / seconds if seconds else average(tail, "data_share")
-    # How the fall of the loss is spread over time.
+    # How the fall of the loss is spread over time. It jumps where adversaries begin late.
+    if o.get("adversaries_from"):
+        train = [r for r in train if r["mass"] is not None and r["mass"] < 1] or train
     first, middle, last = (average(part, "loss") for part in np.array_split(train, 3))
     fall, late = first - last, middle - last
     slow = late > max(0.45 * fall, 0.05 * first) or abs(fall) < 0.02 * first
