@@ -53,15 +53,18 @@ class Ending(NamedTuple):
     said: str  # on stderr
 
 
-def write_digits(root: Path, train: int, val: int = 5) -> Path:
-    """Real digits as PNG files: train/{0,1,2} and val/{0,1,2} with so many pictures each."""
+def write_digits(root: Path, train: int, val: int = 5, side: int = 28) -> Path:
+    """Real digits as PNG files of side x side pixels: train/{0,1,2} and val/{0,1,2} with so many
+    pictures each.
+    """
     splits = load_splits("digits", "")
     for split, pictures, count in (("train", splits.train, train), ("val", splits.val, val)):
         for digit in range(3):
             folder = root / split / str(digit)
             folder.mkdir(parents=True)
             for index in np.flatnonzero(pictures.labels == digit)[:count]:
-                Image.fromarray(pictures.read(index)).save(folder / f"{index:04d}.png")
+                picture = Image.fromarray(pictures.read(index)).resize((side, side))
+                picture.save(folder / f"{index:04d}.png")
     return root
 
 

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
-from adco.data.datasets import load_splits
 from adco.report.diagnosis import diagnose
 from adco.report.drawing import LOGGED
 from adco.report.runs import Run, runs_below
-from benchmarks.background import ROOT
+from benchmarks.background import ROOT, write_digits
 from ops.arguments import option, parse
 from ops.errors import EXIT_FAILED, RunFailed, reported
 from ops.files import write_whole
@@ -62,6 +60,9 @@ def trained(out: Path, name: str) -> Run:
     """The run of this name, which may have ended with a failure."""
     folder, given = out / name.replace(" ", "-").replace(",", ""), RUNS[name]
     if not (folder / "ended").exists():
+        if given == LARGE and not (out / "large").exists():
+            # They take longer to read than to learn from.
+            write_digits(out / "large", 32, side=1600)
         before = ["--data", out / "large"] if given == LARGE else DIGITS.split()
         words = [*before, *given.split(), "--report_epochs", "0", "--save_path", folder]
         done = subprocess.run([sys.executable, ROOT / "main_adco.py", *words])
@@ -69,15 +70,6 @@ def trained(out: Path, name: str) -> Run:
             raise RunFailed(f"{name}: exit code {done.returncode}")
         (folder / "ended").touch()
     return runs_below(folder)[-1]
-
-
-def write_large(folder: Path) -> None:
-    """Digits as pictures of 1,600 pixels a side, which take longer to read than to learn from."""
-    pictures = load_splits("digits", "").train
-    for index in range(96):
-        path = folder / "train" / str(pictures.labels[index]) / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pictures.read(index)).resize((1600, 1600)).save(path)
 
 
 def draw(runs: dict[str, Run]) -> Figure:
@@ -98,7 +90,6 @@ def main(argv=None) -> int:
     with reported("benchmarks.gallery"):
         config = parse(GalleryBenchmark, argv)
         out = Path(config.out)
-        write_large(out / "large")
         runs = {name: trained(out, name) for name in config.runs}
         lines = ["| run | made by | what its page says | kNN |", "|---|---|---|---|"]
         for name, run in runs.items():
