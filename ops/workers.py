@@ -64,11 +64,11 @@ class SignalSafeLoader(DataLoader):
             yield batch
 
     def start(self) -> Iterator:
-        others = set(multiprocessing.active_children())
         # Workers start here and inherit the blocked signals: none ends them while they start.
         with requests_blocked() if self._iterator is None else nullcontext():
             batches = super().__iter__()
-        started.update(set(multiprocessing.active_children()) - others)
+        # torch's list of them (private; torch 2.9 to 2.15). Another thread may start children too.
+        started.update(getattr(batches, "_workers", ()))
         # torch's handler would raise in the middle of a step when a worker dies. It is missed when
         # its batch is awaited.
         in_main_thread = threading.current_thread() is threading.main_thread()

@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 # Most of a small test in several processes would be the import of torch: a server imports it once,
 # and its forks take the place of spawned processes.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch._dynamo", "adco.pretrain.run", "adco.probe.run"])
+FORKS.set_forkserver_preload(["torch._dynamo", "adco.pretrain.run", "adco.probe.run", "pytest"])
 
 # The same examples every time; HYPOTHESIS_PROFILE=explore takes other and more ones.
 settings.register_profile(

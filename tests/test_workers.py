@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 from adco.data.loader import EpochBatches, TrainingLoader, TrainingViews
 from adco.data.pictures import ArrayPictures
 from adco.data.views import Recipe
+from ops import workers
 from ops.distributed import World
 from ops.signals import REQUESTS, requests_blocked
-from ops.workers import end_workers, workers_per_process
+from ops.workers import workers_per_process
 from tests.conftest import FORKS
 
 PICTURES = np.zeros((40, 8, 8, 3), np.uint8)
@@ -33,13 +35,11 @@ def test_a_request_to_stop_that_reaches_the_workers_changes_nothing(request_to_s
     training = loader()
     batches = iter(training.epoch(0))
     next(batches)
-    # Without those of tests.support.gloo, which come and go by themselves.
-    children = set(multiprocessing.active_children()) - others
-    started = {child for child in children if "PoolWorker" not in child.name}
-    workers = [child.pid for child in started]
-    assert len(workers) == 2
+    started = set(multiprocessing.active_children()) - others
+    numbers = [str(child.pid) for child in started]
+    assert len(numbers) == 2
     # from another process, as a scheduler sends it
-    subprocess.run(["kill", f"-{request_to_stop.name[3:]}", *map(str, workers)], check=True)
+    subprocess.run(["kill", f"-{request_to_stop.name[3:]}", *numbers], check=True)
     assert len(list(batches)) == len(training) - 1
     assert len(list(training.epoch(1))) == len(training)
     assert started <= set(multiprocessing.active_children())
@@ -81,7 +81,7 @@ def test_workers_end_with_their_parent_however_it_ends(tmp_path, end):
     assert receive.poll(30)
     with pytest.raises(EOFError):
         receive.recv()
-    parent.join()
+    parent.join(30)
     said = (tmp_path / "stderr").read_text()
     assert parent.exitcode == {"error": 1, "exit": 7, "kill": -signal.SIGKILL}[end], said
     assert "DataLoader" not in said
@@ -92,14 +92,20 @@ def test_loader_processes_are_shared_out(monkeypatch):
     assert [workers_per_process(number, local_size=4) for number in (0, 8, 64)] == [0, 2, 3]
 
 
-def test_only_loader_processes_are_ended_at_the_end_of_a_run():
+def test_only_loader_processes_are_ended_at_the_end_of_a_run(monkeypatch):
     other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
-    other.start()
+
+    @contextmanager
+    def as_another_thread_starts_one():
+        other.start()
+        yield
+
+    monkeypatch.setattr(workers, "requests_blocked", as_another_thread_starts_one)
     before = set(multiprocessing.active_children())
     batches = loader(workers=1).epoch(0)
     next(batches)
-    (worker,) = set(multiprocessing.active_children()) - before
-    end_workers()
+    (worker,) = set(multiprocessing.active_children()) - before - {other}
+    workers.end_workers()
     worker.join(10)
     assert worker.exitcode is not None and other.is_alive()
     other.kill()
