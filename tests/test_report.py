@@ -161,6 +161,20 @@ def test_adversaries_that_stand_still_and_a_plateau_are_named():
     assert [f.name for f in found] == ["plateau"]
 
 
+@pytest.mark.parametrize(
+    "columns, grad_norm, name",
+    [(4e-3, 5.0, "learning rate too low"), (3e-2, 5.0, "win"), (4e-3, 0.1, "win")],
+)
+def test_a_lost_game_is_that_of_a_slow_encoder_or_of_fast_adversaries(columns, grad_norm, name):
+    train = train_records(loss=7.1, grad_norm=grad_norm)
+    looks = {
+        "embedding": [{"turned_a_step": 5e-3}],
+        "adversaries": [{"turned_a_step": columns, "twins": 0.9, "cosine": 0.0}],
+    }
+    lost, twins = diagnose(run_with({"train": train, **looks}))
+    assert lost.name.endswith(name) and twins.name == "the adversaries are twins"
+
+
 # ---- the adversaries, against plain loops
 
 

@@ -23,7 +23,8 @@ STARVED = (
     "--mem_t, so the columns get no gradient and only shrink by weight decay. Raise --mem_t, or "
     "lower --memory_lr (the published 3 goes with K = 65536; a column's gradient grows as 1 / K)"
 )
-WIN = "the adversaries win: the loss {loss:.3f} stays above that of guessing, {guess:.3f}. "
+LOST = 0.99  # of the loss of guessing: the adversaries have won
+WIN = "the adversaries win: the loss {loss:.3f} has come to that of guessing, {guess:.3f}. "
 STILL = (
     "the adversaries stand still: they turn {columns:.1e} radians a step, the embeddings of the "
     "pictures {pictures:.1e}. Take --memory_lr auto, or raise --memory_lr or --mem_t"
@@ -83,7 +84,7 @@ class CollapseWatch:
             "cone": (spread < 0.01, cone),
             "chance": (at_chance, chance),
             "starved": (plays and mass > 0.995 and not at_chance, starved),
-            "win": (plays and loss > self.guess, win),
+            "win": (plays and loss > LOST * self.guess, win),
         }
         return self.due(step, signs)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adco.pretrain.health import BY_RATE
+from adco.pretrain.health import BY_RATE, LOST
 from adco.pretrain.monitor import SCORES
 from adco.report.runs import Run
 
@@ -25,21 +25,43 @@ def average(records, name: str) -> float:
     return float(np.mean([np.nan if r.get(name) is None else r[name] for r in records]))
 
 
+def slowness(run: Run, train: list[dict], loss: float, grad_norm: float) -> str:
+    """How a loss has fallen that is high for want of a higher rate; empty: it is not. loss,
+    grad_norm: means over the last records.
+    """
+    watch, looks = run.watch(), last_looks(run)
+    parts = np.array_split(train, 3)
+    first, middle, last = (average(part, "loss") for part in parts)
+    fall, late = first - last, middle - last
+    if run.options["negatives"] == "learned" and loss > LOST * watch.guess:
+        # A lost game: an encoder that could fall steeply is slow, or else the adversaries are fast.
+        columns, pictures = (look.get("turned_a_step") or 0 for look in looks)
+        slow = grad_norm > 0.8 * average(parts[0], "grad_norm") and columns < 2 * pictures
+        return f"the gradient is {grad_norm:.2g}, as steep as at first" if slow else ""
+    slow = late > max(0.45 * fall, 0.05 * first) or abs(fall) < 0.02 * first
+    course = f"the last third of the steps brought {late:.3f} of its fall of {fall:.3f}"
+    return course if slow and fall > -0.02 * first and loss > 0.6 * watch.chance else ""
+
+
+def last_looks(run: Run) -> list[dict]:
+    """At the adversaries, and at fixed pictures (monitor.Look)."""
+    return [run.records.get(kind, [{}])[-1] for kind in ("adversaries", "embedding")]
+
+
 def failures(run: Run, train: list[dict], tail: list[dict]) -> dict[str, str]:
     """Known failures by their name: what is wrong, and what to try. tail: the train records to
     look at.
     """
-    o, epochs, chance = run.options, run.records.get("epoch", []), run.watch().chance
+    o, epochs = run.options, run.records.get("epoch", [])
     loss, spread, grad_norm = (average(tail, name) for name in ("loss", "spread", "grad_norm"))
     dropped = sum(r["dropped"] or 0 for r in epochs or train)
     seconds, waited = (sum(r[n] or 0 for r in epochs) for n in ("seconds", "data_seconds"))
     waiting = waited / seconds if seconds else average(tail, "data_share")
-    # How the fall of the loss is spread over time. It jumps where adversaries begin late.
+    # The loss jumps where adversaries begin late.
     if o.get("adversaries_from"):
         train = [r for r in train if r["mass"] is not None and r["mass"] < 1] or train
-    first, middle, last = (average(part, "loss") for part in np.array_split(train, 3))
-    fall, late = first - last, middle - last
-    slow = late > max(0.45 * fall, 0.05 * first) or abs(fall) < 0.02 * first
+    course, adversaries = slowness(run, train, loss, grad_norm), last_looks(run)[0]
+    twins = adversaries.get("twins") or 0
     K = o["cluster"] * (o["negatives"] == "learned")
     pictures = (run.about.get("data") or {}).get("train", {}).get("pictures", 0)
     curves = [[v for _, v in run.curve(kind, name)] for kind, (name, *_) in SCORES.items()]
@@ -52,15 +74,17 @@ def failures(run: Run, train: list[dict], tail: list[dict]) -> dict[str, str]:
         TOO_HIGH: (spread < 0.01 and grad_norm < 0.02,
             f"all features are one point (spread {spread:.4f}) without a gradient "
             f"({grad_norm:.2g}), with --lr {o['lr']:g}. {BY_RATE}"),
-        TOO_LOW: (spread > 0.01 and loss > 0.6 * chance and slow and fall > -0.02 * first,
-            f"the loss is still at {loss:.3f} (chance {chance:.3f}), the last third of the steps "
-            f"brought {late:.3f} of its fall of {fall:.3f}, with --lr {o['lr']:g}. "
-            "Raise --lr, threefold at a time, or train for more epochs"),
+        TOO_LOW: (spread > 0.01 and course, f"the loss is still at {loss:.3f} (chance "
+            f"{run.watch().chance:.3f}), {course}, with --lr {o['lr']:g}. Raise --lr, threefold at "
+            "a time, or train for more epochs"),
         "waiting for pictures": (waiting > 0.3,
             f"{waiting:.0%} of the time (curve: waiting for pictures). "
             "More --workers, smaller files, or packed ones (python3 -m adco.pack)"),
         "too few pictures for K": (K > pictures > 0, f"{K} adversaries for {pictures} pictures. "
             "Lower --cluster, to a sixteenth of the pictures as --recipe auto does"),
+        "the adversaries are twins": (twins > 0.5 and (adversaries.get("cosine") or 0) < 0.9,
+            f"{twins:.0%} of them lie within a cosine of 0.95 of another, so fewer would do as "
+            "well. Lower --memory_lr, or --cluster"),
         "plateau": (len(scores) > 7 and late_gain < 0.3 and gain > 0,
             f"the best score of the second half is {late_gain:+.2f} over that of the first. Fewer "
             "epochs are enough, or the rate falls too early (--cos 1); stronger views or a larger "
@@ -81,11 +105,13 @@ def diagnose(run: Run) -> list[Finding]:
     found, step, last = failures(run, train, tail), tail[0]["step"], tail[-1]["step"]
     # As if each sign had lasted since that step.
     watch = run.watch({"since": dict.fromkeys(SIGNS, step), "told": []}, last - step)
-    looks = [run.records.get(kind, [None])[-1] for kind in ("embedding", "adversaries")]
+    adversaries, embedding = last_looks(run)
     means = (average(tail, name) for name in ("loss", "mass", "spread"))
     plays = run.options["negatives"] == "learned"
     warned = watch.read(last, *means, plays) if TOO_HIGH not in found else []
-    pairs = (text.partition(": ")[::2] for text in warned + watch.read_look(last, *looks))
+    pairs = (
+        text.partition(": ")[::2] for text in warned + watch.read_look(last, embedding, adversaries)
+    )
     told = {name: text for name, text in pairs if not (TOO_LOW in found and " win" in name)}
     whole = {name: found[name] for name in GRAVEST if name in found} | told | found
     return [Finding(name, f"from step {step} on {text}") for name, text in whole.items()]
