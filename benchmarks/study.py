@@ -43,6 +43,12 @@ WAYS = {
     "refreshed": f"{ANGLE} --mem_t .03 --refresh 8",
     "unrefreshed": f"{ANGLE} --mem_t .03 --adversaries_from .25",
     "late": f"{ANGLE} --mem_t .03 --refresh 8 --adversaries_from .25",
+    # What all kinds share, one thing changed at a time.
+    "one_way": "--negatives batch --sym 0",
+    "slow_keys": "--negatives batch --moco_m .999",
+    "strong_decay": "--negatives batch --weight_decay 5e-4",
+    "small_crops": "--negatives batch --min_scale .08",
+    "batchnorm_parts": "--negatives batch --accum_steps 4",
 }
 
 
