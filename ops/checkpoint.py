@@ -52,6 +52,24 @@ def content_of(state: dict) -> memoryview:
     return content.getbuffer()
 
 
+def snapshot(state: dict) -> dict:
+    """A copy of a state on the CPU, which later steps do not change."""
+    taken = copied(state)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # the copies below are on their way
+    return taken
+
+
+def copied(value):
+    """Tensors, and what holds them. From a GPU all travel at once, into pinned memory."""
+    if isinstance(value, Tensor):
+        copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        return copy.copy_(value, non_blocking=value.is_cuda)
+    if isinstance(value, dict):
+        return {name: copied(x) for name, x in value.items()}
+    return [copied(x) for x in value] if isinstance(value, list) else value
+
+
 def load(path: str | Path) -> dict:
     """The dictionary in a checkpoint, on the CPU. Unpickles nothing but tensors and plain values.
 

@@ -234,3 +234,11 @@ def test_three_processes_go_on_bit_for_bit():
     """Two processes add in one order alone; of three, DistributedDataParallel decides it."""
     whole, broken = (in_processes(play_on_three, 3, halt)[0] for halt in (-1, 2))
     assert_same(broken, whole)
+
+
+def test_a_snapshot_does_not_follow_its_state():
+    state = {"W": torch.ones(2, 3).t(), "inside": {"list": [torch.ones(1)], "plain": {"n": 1}}}
+    taken = checkpoint.snapshot(state)
+    state["W"].zero_(), state["inside"]["list"][0].zero_(), state["inside"]["plain"].update(n=2)
+    assert torch.equal(taken["W"], torch.ones(3, 2)) and taken["W"].stride() == state["W"].stride()
+    assert taken["inside"]["list"] == [1] and taken["inside"]["plain"] == {"n": 1}

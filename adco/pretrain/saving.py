@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ops import checkpoint
 from ops.errors import RunFailed, shown
-from ops.files import NOT_SAVED, duplicate, write_whole
+from ops.files import NOT_SAVED, duplicate
 from ops.journal import Journal
 from ops.signals import requests_blocked
 from ops.waiting import waiting_for
@@ -50,25 +50,25 @@ class Checkpoints:
         self, state: dict, more_names: tuple[str, ...] = (), in_background: bool = False
     ) -> bool:
         """Write the last checkpoint, and the same under more names. True where that was done, or
-        goes on in a thread: in_background returns once the bytes are taken from the state.
+        goes on in a thread: in_background returns once the state is copied.
 
         A failure does not end the run: it is told, what was saved before stays, and the next save
         tries again.
         """
         self.wait()
         self.saved_at = time.monotonic()
-        arguments = checkpoint.content_of(state), more_names
+        arguments = checkpoint.snapshot(state) if in_background else state, more_names
         self.writing = threading.Thread(target=self.write, args=arguments, daemon=True)
         with requests_blocked():  # signals go to the main thread
             self.writing.start()
         return in_background or self.wait()
 
-    def write(self, content, more_names: tuple[str, ...]) -> None:
+    def write(self, state: dict, more_names: tuple[str, ...]) -> None:
         path, self.failed = self.last, True
         try:
             # The last one becomes the one before it, unless it is known to be damaged.
             previous = self.folder / checkpoint.PREVIOUS if self.last_is_good else None
-            write_whole(path, content, previous)
+            checkpoint.save(state, path, previous)
             self.failed, self.last_is_good = False, True
             # Further names, which run.finish_epoch decides, are hard links where that can be.
             for name in more_names:

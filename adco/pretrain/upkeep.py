@@ -226,7 +226,7 @@ class Upkeep:
     def save(self, more_names: tuple[str, ...] = (), in_background: bool = False) -> bool:
         """Save everything. False where it could not be written; only the first process knows.
 
-        in_background: the bytes are taken now, and written while the run goes on.
+        in_background: the state is copied now, and written while the run goes on.
         """
         saved = self.write_state(more_names, in_background)
         self.flags.exchange(0)  # who waits for the first process's disk says so
