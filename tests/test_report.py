@@ -59,12 +59,17 @@ def test_the_newest_run_is_a_pretraining_that_took_a_step(tmp_path):
     assert [run.folder for run in runs_below(tmp_path / "failed")] == [tmp_path / "failed"]
     with pytest.raises(InputError, match="no pre-training run"):
         newest_run(tmp_path / "probe")
+    # What is a run, but cannot be read, is named.
+    for folder, name in (("torn", r"torn/config.json: "), ("good", "no config.json beside .*good")):
+        (tmp_path / "good/config.json").unlink(missing_ok=True)
+        with pytest.raises(InputError, match=f"Cannot be read: .*{name}"):
+            runs_below(tmp_path / folder)
 
 
 def test_half_a_line_of_a_run_that_goes_on_is_passed_over(tmp_path):
     run = write_run(tmp_path / "run", {"memory_lr": 3.0}, {"kind": "train", "step": 1})
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "tra')
+        file.write('[1]\n{"kind": "train"}\n{"kind": "tra')
     assert read_run(run).records == {"train": [{"kind": "train", "step": 1}]}
 
 
@@ -99,11 +104,17 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row():
 
     runs = [scored(60.0, seed=0), scored(70.0, seed=1, workers=2), scored(50.0, mem_t=0.2)]
     assert varying(runs) == ["mem_t"]
+    # A run that is not at its end, or of other pictures, is another row; no score is that of a run
+    # without a step.
+    runs += [scored(40.0, data="a"), scored(30.0, epochs=9), scored(20.0)]
+    runs[3].about["data"] = {"train": {"pictures": 5}}
+    runs[5].records["knn"][0]["step"] = 0
     rows = grouped(runs, {run.folder: {} for run in runs})
     assert [list(row.values())[2:] for row in rows] == [
         [2, 65.0, 60.0, 70.0],
-        [1, 50.0, 50.0, 50.0],
+        *([1, x, x, x] for x in (50.0, 40.0, 30.0)),
     ]
+    assert "--data a" in rows[2]["options"] and rows[3]["options"].endswith("after 0 of 9 epochs")
 
 
 # ---- what is wrong
@@ -128,6 +139,12 @@ def test_a_healthy_run_has_nothing_and_neither_has_one_of_few_steps():
     few["warning"] = [{"step": 2, "text": "diverged: not finite"}]
     assert [f.name for f in diagnose(run_with(few))] == ["diverging"]
     assert diagnose(run_with({"train": train_records()}, negatives="batch", cluster=8192)) == []
+
+
+def test_a_loss_that_stands_still_is_a_low_rate_where_nothing_plays_against_it():
+    train = [HEALTHY | {"loss": 4.5 + 0.001 * i, "step": 10 * i} for i in range(24)]
+    found = [diagnose(run_with({"train": train}, negatives=x)) for x in ("learned", "batch")]
+    assert not found[0] and [f.name for f in found[1]] == ["learning rate too low"]
 
 
 def test_a_loss_that_jumps_where_adversaries_begin_late_is_no_low_rate():
@@ -254,14 +271,38 @@ def test_a_run_whose_pictures_are_gone_has_a_page_without_them(run, tmp_path):
     assert last["is"] == "pictures" and "nowhere" in last["note"]
 
 
+def test_pictures_that_are_not_those_of_the_run_are_told(run, tmp_path, digit_folder):
+    for name in ("config.json", "metrics.jsonl", "checkpoint_last.pth.tar"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    about = (tmp_path / "config.json").read_text()
+    about = about.replace('"val_split": 0.1', '"val_split": 0.0')  # none is held out
+    (tmp_path / "config.json").write_text(about)
+    assert main([str(tmp_path), "--data", str(digit_folder / "val")]) == 0
+    found = {s["is"]: s for s in data_of(tmp_path / "report.html")["sections"]}
+    for part in ("result", "neighbours"):
+        assert "trained on too" in found[part]["note"]
+        assert "not the pictures of the run: train was 48 pictures" in found[part]["note"]
+
+
+def test_a_page_that_has_no_place_is_refused_before_it_is_drawn(run, tmp_path, capsys):
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path)])
+    assert "expected to write report.html" in capsys.readouterr().err
+
+
 def test_runs_are_compared_on_one_page(run, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for file in ("config.json", "metrics.jsonl", "checkpoint_last.pth.tar"):
             (tmp_path / name / file).write_bytes((run / file).read_bytes())
-    result = run_main("adco/report/__main__.py", tmp_path, cwd=tmp_path)
+    words = [tmp_path, tmp_path / "a", "--format", "png"]  # one of them twice
+    result = run_main("adco/report/__main__.py", *words, cwd=tmp_path)
     assert result.stdout.strip().endswith("compare.html")
-    found = {s["is"]: s for s in data_of(tmp_path / "compare.html")["sections"]}
+    assert (tmp_path.parent / "figures/train-loss.png").stat().st_size > 1000
+    found = {s["is"]: s for s in data_of(tmp_path.parent / "compare.html")["sections"]}
     assert [row["runs"] for row in found["scores"]["rows"]] == [2]
     assert [part["title"] for part in found["neighbours"]["beside"]] == ["1  a", "2  b"]
 

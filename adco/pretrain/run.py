@@ -1,7 +1,6 @@
 """A pre-training run, phase by phase: begin, fill the bank, epochs, scores, end."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import chain, count
 
 import numpy as np
@@ -263,8 +262,11 @@ class Pretraining:
             flags.raise_first(error)
         self.journal.say(f"finished: {self.journal.folder}")
         if self.world.first:
-            with suppress(WaitInterrupted), self.upkeep.stop.waiting():
-                self.upkeep.reports.draw_last()
+            try:
+                with self.upkeep.stop.waiting():
+                    self.upkeep.reports.draw_last()
+            except WaitInterrupted:
+                self.journal.say("no page was drawn: stopped; python3 -m adco.report draws it")
         flags.exchange(0)  # who waits for the first process's page says so
 
 

@@ -1,15 +1,17 @@
 """python3 -m adco.report RUN...     RUN: a run folder, or one above it; several are compared"""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from adco.report.diagnosis import diagnose
+from adco.report.drawing import write_figures
 from adco.report.pages import compare, report_one
 from adco.report.runs import Run, runs_below
 from ops.arguments import argument, option, parse
 from ops.checkpoint import LAST
-from ops.errors import reported, steady_streams
+from ops.errors import InputError, RunFailed, reported, steady_streams
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,30 @@ def table(run: Run, result: dict[str, str]) -> str:
 def report_run(config: ReportConfig) -> None:
     """Write the page of one run and print its table, or compare several."""
     folders = [Path(name) for name in config.runs]
-    runs = [run for folder in folders for run in runs_below(folder)]
-    if len(runs) > 1:
-        print(compare(runs, folders[0] if len(folders) == 1 else folders[0].resolve().parent))
-        return
-    (drawn, result), files = report_one(runs[0], config.data), runs[0].folder / "figures"
-    for name, figure in drawn.items() if config.format != "html" else ():
-        files.mkdir(exist_ok=True)
-        figure.savefig(files / f"{name}.{config.format}", facecolor="white", dpi=150)
-    print(table(runs[0], result))
+    found = [run for folder in folders for run in runs_below(folder)]
+    runs = list({run.folder.resolve(): run for run in found}.values())
+    alone = len(runs) == 1
+    folder = runs[0].folder if alone else above(folders)
+    page, figures = folder / ("report.html" if alone else "compare.html"), folder / "figures"
+    wanted = config.format != "html"
+    if not os.access(folder, os.W_OK) or page.is_dir() or (wanted and figures.is_file()):
+        what = f"{page.name}, and with --format a folder {figures.name}"
+        raise InputError(f"expected to write {what} in {str(folder)!r}: make room for them there")
+    try:
+        if alone:
+            drawn, result = report_one(runs[0], config.data)
+        else:
+            drawn = compare(runs, folder, config.data)
+        if wanted:
+            write_figures(drawn, figures, config.format)
+    except OSError as error:
+        raise RunFailed(f"NOT WRITTEN: {page} ({error}); make room, and draw it again") from error
+    print(table(runs[0], result) if alone else page)
+
+
+def above(folders: list[Path]) -> Path:
+    """Where the page of several runs lies: in the one folder given, or above the first."""
+    return folders[0] if len(folders) == 1 else folders[0].resolve().parent
 
 
 def main(argv=None, program: str = "adco.report") -> int:

@@ -29,6 +29,7 @@ STYLE = {
 }  # fmt: skip
 COLUMNS = 50  # thumbnails in a row of the sprite
 MOST_POINTS = 400  # of a curve; a longer one is drawn as means of neighbours
+MOST_IN_LEGEND = 6  # curves; of more each has its name at its end
 NO_VALUES = {"epoch", "step", "kind"}
 NO_DATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 # Of what is logged, in the order of the page: its title, and where a healthy run lies.
@@ -50,18 +51,30 @@ LOGGED = {
 
 @matplotlib.rc_context(STYLE)
 def panel(title: str, curves: dict[str, list], xlabel: str = "step", band=None) -> Figure:
-    """Curves [(x, y), ...] by name, with the healthy range behind them."""
+    """Curves [(x, y), ...] by name, with the healthy range behind them. A curve without points
+    keeps its colour.
+    """
     figure = Figure(figsize=(3.6, 2.3))
     axis = figure.add_axes((0.17, 0.17, 0.80, 0.70))
+    many = len(curves) > MOST_IN_LEGEND
+    if many:
+        axis.set_prop_cycle(
+            color=matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(curves)))
+        )
     for name, points in curves.items():
+        if not points:
+            axis.plot([], [])
+            continue
         parts = np.array_split(np.array(points, float), min(MOST_POINTS, len(points)))
         x, y = np.array([part.mean(0) for part in parts]).T
-        axis.plot(x, y, marker="." if len(x) < 40 else "", markersize=4, label=name)
+        (line,) = axis.plot(x, y, marker="." if len(x) < 40 else "", markersize=4, label=name)
+        if many:
+            axis.text(x[-1], y[-1], name, color=line.get_color(), fontsize=6)
     if band:
         low, high = axis.get_ylim()
         axis.axhspan(*band, color="tab:green", alpha=0.12, linewidth=0 if band[1] else 3)
         axis.set_ylim(min(low, 0), max(high, min(band[1], 2 * abs(high) + 0.05)))
-    if len(curves) > 1:
+    if len(curves) > 1 and not many:
         axis.legend()
     axis.set(title=title, xlabel=xlabel)
     return figure
@@ -127,3 +140,10 @@ def write_page(path: Path, title: str, sections: list[dict], sprite: Sprite) -> 
     content = content.replace("<", "\\u003c")
     text = (Path(__file__).parent / "page.html").read_text("utf-8")
     write_whole(path, text.replace("{{data}}", content, 1).encode())
+
+
+def write_figures(figures: dict[str, Figure], folder: Path, ending: str) -> None:
+    """Each as a file of its own. ending: png or pdf."""
+    folder.mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.{ending}", facecolor="white", dpi=150)

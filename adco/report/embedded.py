@@ -17,6 +17,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
+from adco.data import identity
 from adco.data.datasets import sample_of
 from adco.data.list_files import listed_splits
 from adco.data.loader import CheckViews, TrainingViews
@@ -40,7 +41,8 @@ def embed_run(run: Run, data: str = "") -> SimpleNamespace:
 
     Arrays: features [n, d]; random [n, d] of random weights; pixels [n, p]; embeddings [n, D] of
     unit length; thumbs uint8 [n, 3, T, T]; labels [n] or None; W [K, D] of unit length or None;
-    queries, keys [m, D] of two training views each of the first m.  data: where pictures lie now.
+    queries, keys [m, D] of two training views each of the first m.  unseen: what the others are;
+    other: how the pictures differ from those of the run.  data: where pictures lie now.
     """
     config, path = SimpleNamespace(**run.options), run.folder / checkpoint.LAST
     config.data = data or config.data
@@ -55,7 +57,7 @@ def embed_run(run: Run, data: str = "") -> SimpleNamespace:
     torch.manual_seed(config.seed)
     random, trunk = Trunk(build_trunk(config.arch, **same)).eval(), Trunk(model.encoder_q)
 
-    e, views, pairs = seen(config)
+    e, views, pairs = seen(config, run.about.get("data"))
     if config.negatives == "learned":
         e.W = normalize(state["Memory_Bank"]["W"].T.float().numpy())
 
@@ -74,9 +76,10 @@ def embed_run(run: Run, data: str = "") -> SimpleNamespace:
     return e
 
 
-def seen(config) -> tuple[SimpleNamespace, torch.Tensor, list[torch.Tensor]]:
-    """Some pictures that can be read: cut, classes and labels as in embed_run; their test views
-    [n, C, S, S]; and two training views each [m, C, S, S] of the first.
+def seen(config, data) -> tuple[SimpleNamespace, torch.Tensor, list[torch.Tensor]]:
+    """Some pictures that can be read: cut, classes, labels, unseen and other as in embed_run; their
+    test views [n, C, S, S]; and two training views each [m, C, S, S] of the first. data: what the
+    run was made of.
     """
     share = 4 if config.image_size > LARGE else 1
     splits, _ = scored_by(config, listed_splits(config, ALONE))  # what the run held out
@@ -94,6 +97,8 @@ def seen(config) -> tuple[SimpleNamespace, torch.Tensor, list[torch.Tensor]]:
         views.append(of_part), places.append(found.tolist())
         labels.append([] if pictures.labels is None else pictures.labels[found.numpy()])
     e = SimpleNamespace(cut=len(places[0]), classes=[], labels=None, W=None)
+    e.unseen = "not trained on" if val else "trained on too: there is no val, and none was held out"
+    e.other = identity.difference(data, splits.identity())
     if splits.labelled or (val is None and train.labels is not None):
         e.labels, e.classes = np.concatenate(labels), list(train.classes)
 

@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 
 from adco.pretrain.monitor import LOOKED_AT, SCORES, lie, spread
 from adco.report import embedded
-from adco.report.diagnosis import diagnose
+from adco.report.diagnosis import FEWEST, diagnose
 from adco.report.drawing import LOGGED, Sprite, curves, panel, svg, write_page
 from adco.report.embedded import embed_run, nearest
 from adco.report.runs import DEFAULTS, Run, probe_scores
@@ -21,16 +21,19 @@ from ops.options import differences
 QUERIES, NEIGHBOURS, HARDEST = 10, 8, 8
 MOST_CONFUSED = 100  # classes, of which a table can be read
 # Options that make no other run.
-PLACES = ("save_path", "log_path", "resume", "workers", "print_freq", "report_epochs", "data")
+PLACES = ("save_path", "log_path", "resume", "workers", "print_freq", "report_epochs", "seed")
+TOO_FEW = f"Nothing can be told of fewer than {FEWEST} logged steps."
 MOST_SHOWN = 6  # runs of which neighbours are shown
 
 
 def report_one(run: Run, data: str = "") -> tuple[dict[str, Figure], dict[str, str]]:
     """Write the page. Returns the figures on it, and rows of its result, by name."""
     drawn, sprite, o, result = curves(run), Sprite(), run.options, []
+    findings = [f._asdict() for f in diagnose(run)]
+    told = findings or len(run.records.get("train", [])) >= FEWEST
     sections = [
         {"is": "run", "cards": run.scores(), "note": str(run.folder)},
-        {"is": "diagnosis", "findings": [f._asdict() for f in diagnose(run)]},
+        {"is": "diagnosis", **({"findings": findings} if told else {"note": TOO_FEW})},
         {"is": "curves", "figures": [svg(figure) for figure in drawn.values()]},
     ]
     if warned := run.records.get("warning"):
@@ -49,7 +52,8 @@ def report_one(run: Run, data: str = "") -> tuple[dict[str, Figure], dict[str, s
         sections.append({"is": "pictures", "note": f"Not shown: {error}"})
     changed = differences(DEFAULTS, o)
     sections.append({"is": "how", "about": run.about, "changed": changed})
-    title = f"{o['arch']} on {o['dataset']}, {o['negatives']} negatives, {o['epochs']} epochs"
+    epochs = run.epochs_done()
+    title = f"{o['arch']} on {o['dataset']}, {o['negatives']} negatives, {epochs} epochs"
     write_page(run.folder / "report.html", title, sections, sprite)
     rows = [row.values() for section in result for row in section["rows"]]
     name = f"kNN (k {embedded.KNN_K}) and logistic regression"
@@ -65,15 +69,21 @@ def results(e: SimpleNamespace, run: Run) -> list[dict]:
     scores = {name: embedded.scores_of(e, features) for name, features in kinds.items()}
     names = ("features", "kNN, %", "logistic regression, %")
     rows = [dict(zip(names, (of, *x[:2]), strict=True)) for of, x in scores.items()]
-    section = {"is": "result", "rows": rows, "classes": e.classes}
+    note = f"Of {len(e.features) - e.cut} pictures ({e.unseen}), by {e.cut} of train. "
+    note += f"{embedded.KNN_K} neighbours vote. {other_pictures(e)}"
+    section = {"is": "result", "rows": rows, "classes": e.classes, "note": note}
     if len(e.classes) <= MOST_CONFUSED:
         answers, classes = scores["pre-trained"][2], range(len(e.classes))
         section["confusion"] = confusion_matrix(e.labels[e.cut :], answers, labels=classes)
     return [section]
 
 
+def other_pictures(e: SimpleNamespace) -> str:
+    return f"These are not the pictures of the run: {e.other}." if e.other else ""
+
+
 def neighbours(e: SimpleNamespace, sprite: Sprite) -> dict:
-    """Rows of a picture that was not trained on and the nearest ones of train."""
+    """Rows of a picture that was not trained on, where there are such, and the nearest of train."""
     first = range(len(e.features) - e.cut)
     if e.labels is not None:
         first = np.unique(e.labels[e.cut :], return_index=True)[1]
@@ -81,7 +91,8 @@ def neighbours(e: SimpleNamespace, sprite: Sprite) -> dict:
     _, found = nearest(e.features[queries], e.features[: e.cut], NEIGHBOURS)
     pairs = zip(queries, found, strict=True)
     lines = [{"groups": [sprite(e, [query]), sprite(e, places)]} for query, places in pairs]
-    return {"is": "neighbours", "thumbs": lines, "framed": e.labels is not None}
+    note = f"Those on the left: {e.unseen}. {other_pictures(e)}"
+    return {"is": "neighbours", "thumbs": lines, "framed": e.labels is not None, "note": note}
 
 
 def adversaries(e: SimpleNamespace, sprite: Sprite, run: Run, drawn: dict) -> list[dict]:
@@ -112,19 +123,29 @@ def adversaries(e: SimpleNamespace, sprite: Sprite, run: Run, drawn: dict) -> li
 
 
 def varying(runs: list[Run]) -> list[str]:
-    """The options in which the runs differ, those of places and the seed aside."""
+    """The options in which the runs differ, those of places and the seed aside. Of the data counts
+    what was found there.
+    """
     names = dict.fromkeys(name for run in runs for name in run.options)
     values = {n: {repr(run.options.get(n)) for run in runs} for n in names}
-    return [n for n in names if len(values[n]) > 1 and n not in (*PLACES, "seed")]
+    values["data"] = {repr(run.about.get("data")) for run in runs}
+    crops = any(run.options["multi_crop"] for run in runs)
+    apart = [n for n in names if len(values[n]) > 1 and n not in PLACES]
+    return [n for n in apart if crops or not n.endswith("_crops")]
 
 
 def grouped(runs: list[Run], probes: dict[Path, dict[str, float]]) -> list[dict]:
     """A row for each score of those runs that differ in nothing but the seed."""
     names, found = varying(runs), defaultdict(list)
     for run in runs:
-        words = " ".join(f"--{n} {run.options.get(n)}" for n in names) or "all alike"
+        o, crops = run.options, run.options["multi_crop"]
+        own = [n for n in names if crops or not n.endswith("_crops")]
+        words = " ".join(f"--{n} {o.get(n)}" for n in own) or "all alike"
+        done = run.epochs_done()
+        words += f", after {done} epochs" * (" of " in done)
         last = {t + u: run.curve(kind, name)[-1:] for kind, (name, t, u) in SCORES.items()}
-        scores = {title: points[0][1] for title, points in last.items() if points}
+        # At step 0 it is that of the weights that the run began with.
+        scores = {title: points[0][1] for title, points in last.items() if points and points[0][0]}
         for title, value in (scores | probes[run.folder]).items():
             found[words, title].append(value)
     rows = []
@@ -134,30 +155,35 @@ def grouped(runs: list[Run], probes: dict[Path, dict[str, float]]) -> list[dict]
     return rows
 
 
-def compare(runs: list[Run], folder: Path) -> Path:
-    """Write compare.html into the folder. Returns its path."""
+def compare(runs: list[Run], folder: Path, data: str = "") -> dict[str, Figure]:
+    """Write compare.html into the folder. Returns the figures on it."""
     probes, sprite = {run.folder: probe_scores(folder, run) for run in runs}, Sprite()
     rows, shown, panels = [], [], {key: {} for key in LOGGED}
     for number, run in enumerate(runs, 1):
         row = {"": number, "run": run.folder.name, "seed": run.options["seed"], **run.scores()}
-        row |= {n: str(run.options.get(n)) for n in varying(runs)} | probes[run.folder]
+        row |= {f"--{n}": str(run.options.get(n)) for n in varying(runs)} | probes[run.folder]
         rows.append({**row, "diagnosis": ", ".join(f.name for f in diagnose(run))})
         for key, found in panels.items():
-            found |= {f"{number}": points} if (points := run.curve(*key)) else {}
+            found[f"{number}"] = run.curve(*key)
         if number > MOST_SHOWN:
             continue
         try:
-            part = neighbours(embed_run(run), sprite)
+            part = neighbours(embed_run(run, data), sprite)
         except InputError as error:
             part = {"note": f"Not shown: {error}"}
         shown.append({**part, "is": "", "title": f"{number}  {run.folder.name}"})
-    figures = [svg(panel(LOGGED[key][0], found)) for key, found in panels.items() if found]
+    drawn = {
+        "-".join(key): panel(LOGGED[key][0], found)
+        for key, found in panels.items()
+        if any(found.values())
+    }
+    few = f"Of the first {MOST_SHOWN} runs." if len(runs) > MOST_SHOWN else ""
     sections = [
         {"is": "runs", "note": str(folder)},
         {"is": "scores", "rows": grouped(runs, probes), "sorts": True},
         {"is": "options", "rows": rows, "sorts": True},
-        {"is": "curves", "figures": figures},
-        {"is": "neighbours", "beside": shown},
+        {"is": "courses", "figures": [svg(figure) for figure in drawn.values()]},
+        {"is": "neighbours", "beside": shown, "note": few},
     ]
     write_page(folder / "compare.html", f"{len(runs)} runs", sections, sprite)
-    return folder / "compare.html"
+    return drawn

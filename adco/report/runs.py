@@ -11,7 +11,7 @@ from adco.plan import view_plan
 from adco.pretrain.health import CollapseWatch
 from adco.pretrain.monitor import SCORES
 from adco.pretrain.options import PretrainConfig
-from ops.errors import InputError
+from ops.errors import InputError, some
 
 LOG = "metrics.jsonl"
 DEFAULTS = json.loads(json.dumps(vars(PretrainConfig())))  # as a config.json has them
@@ -41,10 +41,15 @@ class Run(NamedTuple):
         found = ((r["step"], r.get(name)) for r in self.records.get(kind, []))
         return [(step, value) for step, value in found if value is not None]
 
+    def epochs_done(self) -> str:
+        """Such as 8, or 3 of 8."""
+        done, wanted = len(self.records.get("epoch", [])), self.options["epochs"]
+        return f"{done}" if done == wanted else f"{done} of {wanted}"
+
     def scores(self) -> dict[str, str]:
         """Epochs, the score of what the run began with, where it is known, and the last score."""
-        epochs = self.records.get("epoch", [])
-        rows = {"epochs": f"{len(epochs)} in {sum(r['seconds'] or 0 for r in epochs):.0f} s"}
+        seconds = sum(r["seconds"] or 0 for r in self.records.get("epoch", []))
+        rows = {"epochs": f"{self.epochs_done()} in {seconds:.0f} s"}
         for kind, (name, title, unit) in SCORES.items():
             found = self.curve(kind, name)
             # A run that went on from a checkpoint of elsewhere has no score before its first step.
@@ -66,10 +71,11 @@ def read_run(folder: Path) -> Run:
 def read_metrics(run: Path) -> dict[str, list[dict]]:
     """Records of a run by their kind: startup, train, epoch, knn, rank, warning, ..."""
     records: dict[str, list[dict]] = {}
-    for line in (run / LOG).read_text().splitlines():
+    for line in (run / LOG).read_text(errors="replace").splitlines():
         with suppress(ValueError):  # half a line, of a run that goes on
             record = json.loads(line)
-            records.setdefault(record["kind"], []).append(record)
+            if isinstance(record, dict) and {"kind", "step"} <= record.keys():
+                records.setdefault(record["kind"], []).append(record)
     return records
 
 
@@ -77,16 +83,21 @@ def runs_below(folder: Path) -> list[Run]:
     """The pre-training runs in a folder and below that have logged a step, the newest last; where
     there is none, those that have not. Raises InputError where there are none of these either.
     """
-    found = []
+    found, broken = [], []
     for path in folder.rglob("config.json"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            if "memory_lr" in json.loads(path.read_text())["config"]:
-                written, run = path.with_name(LOG).stat().st_mtime, read_run(path.parent)
-                found.append((bool(run.records.keys() & {"train", "startup"}), written, run))
+        with suppress(KeyError, TypeError):  # of another program
+            try:
+                if "memory_lr" in json.loads(path.read_text())["config"]:
+                    written, run = path.with_name(LOG).stat().st_mtime, read_run(path.parent)
+                    found.append((bool(run.records.keys() & {"train", "startup"}), written, run))
+            except (OSError, ValueError) as error:
+                broken.append(str(error) if isinstance(error, OSError) else f"{path}: {error}")
+    for log in folder.rglob(LOG):
+        if not log.with_name("config.json").exists():
+            broken.append(f"no config.json beside {log}")
     if not found:
-        raise InputError(
-            f"no pre-training run in {str(folder)!r}; expected its folder, or one above"
-        )
+        fault = f"no pre-training run in {str(folder)!r}; expected its folder, or one above"
+        raise InputError(fault + f". Cannot be read: {some(broken, 3)}" * bool(broken))
     found.sort(key=itemgetter(0, 1))
     return [run for has_stepped, _, run in found if has_stepped == found[-1][0]]
 
