@@ -27,7 +27,7 @@ DIGITS = (
 )
 LARGE = (
     "--dataset folder --recipe published --arch resnet10 --image_size 20 --batch_size 16 "
-    "--workers 0 --cluster 64 --epochs 4 --val_split 0"
+    "--workers 0 --cluster 64 --memory_lr .02 --mem_t .2 --epochs 4 --val_split 0"
 )
 # What each is given beside DIGITS, or LARGE where its pictures are large.
 RUNS = {
@@ -42,8 +42,9 @@ RUNS = {
     "starved adversaries": "--mem_t .02",
     "adversaries stand still": "--memory_lr 1e-5",
     "adversaries are twins": "--memory_lr 30",
-    "too few pictures for K": "--cluster 16384 --init_steps 128",
+    "too few pictures for K": "--cluster 16384 --init_steps 128 --memory_lr 5",
     "waiting for pictures": LARGE,
+    "plateau": "--epochs 12",
 }
 SHOWN = (("train", "loss"), ("train", "mass"), ("train", "spread"), ("knn", "accuracy"))
 
