@@ -9,6 +9,7 @@ order and crops. OUT/study.md is the table, OUT/study.png the curves; docs/study
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ WAYS = {
     "refreshed": f"{ANGLE} --mem_t .03 --refresh 8",
     "unrefreshed": f"{ANGLE} --mem_t .03 --adversaries_from .25",
     "late": f"{ANGLE} --mem_t .03 --refresh 8 --adversaries_from .25",
+    "control": f"{ANGLE} --mem_t .03 --refresh 8 --adversaries_from .25",
     # What all kinds share, one thing changed at a time.
     "one_way": "--negatives batch --sym 0",
     "slow_keys": "--negatives batch --moco_m .999",
@@ -50,6 +52,14 @@ WAYS = {
     "small_crops": "--negatives batch --min_scale .08",
     "batchnorm_parts": "--negatives batch --accum_steps 4",
 }
+# The adversaries' sum counts in the loss, and has no gradient: are they more than a temperature?
+CONTROL = """import sys
+import adco.fused
+sums = adco.fused.column_sums
+adco.fused.column_sums = lambda queries, *others: sums(queries.detach(), *others)
+from main_adco import main
+sys.exit(main())
+"""
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,10 @@ def train(config: StudyBenchmark, way: str, seed: int) -> list[tuple[int, float]
     words = [f"--{name}={getattr(config, name)}" for name in names]
     words += [f"--seed={seed}", *f"{WATCHED} {SHARED} {WAYS[way]}".split()]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / "main_adco.py", *words, "--save_path", folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        program = ["-c", CONTROL] if way == "control" else [ROOT / "main_adco.py"]
+        command = [sys.executable, *program, *words, "--save_path", folder]
+        here = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, capture_output=True, text=True, env=here)
         if done.returncode:
             raise RunFailed(f"{way}, seed {seed}: {done.stderr.strip() or done.returncode}")
         scores = read_metrics(newest_run(Path(folder)))["knn"]
