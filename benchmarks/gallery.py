@@ -5,6 +5,7 @@ python3 -m benchmarks.gallery     # OUT/gallery.md and OUT/gallery.png, as in do
 Each run takes about a minute of a CPU. What has ended is in OUT and is not run again.
 """
 
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -60,16 +61,18 @@ class GalleryBenchmark:
 def trained(out: Path, name: str) -> Run:
     """The run of this name, which may have ended with a failure."""
     folder, given = out / name.replace(" ", "-").replace(",", ""), RUNS[name]
-    if not (folder / "ended").exists():
+    ended, words = folder / "ended", LARGE if given == LARGE else f"{DIGITS} {given}"
+    if not ended.exists() or ended.read_text() != words:
         if given == LARGE and not (out / "large").exists():
             # They take longer to read than to learn from.
             write_digits(out / "large", 32, side=1600)
-        before = ["--data", out / "large"] if given == LARGE else DIGITS.split()
-        words = [*before, *given.split(), "--report_epochs", "0", "--save_path", folder]
-        done = subprocess.run([sys.executable, ROOT / "main_adco.py", *words])
+        shutil.rmtree(folder, ignore_errors=True)
+        command = [sys.executable, ROOT / "main_adco.py", "--report_epochs", "0", *words.split()]
+        data = ["--data", out / "large"] if given == LARGE else []
+        done = subprocess.run([*command, *data, "--save_path", folder])
         if done.returncode not in (0, EXIT_FAILED):
             raise RunFailed(f"{name}: exit code {done.returncode}")
-        (folder / "ended").touch()
+        ended.write_text(words)
     return runs_below(folder)[-1]
 
 

@@ -5,7 +5,8 @@ python3 -m benchmarks.study --data FOLDER --ways batch late --seeds 0 1 2 3
 
 Each run is a whole pre-training of minutes to hours. What has ended is in OUT/runs.jsonl and is not
 run again, so the study goes on where it was interrupted. Runs of one seed share initial weights,
-order and crops. OUT/study.md is the table, OUT/study.png the curves; docs/study.md discusses them.
+order and draws of the crops. OUT/study.md is the table, OUT/study.png the curves; docs/study.md
+discusses them.
 """
 
 import json
@@ -44,13 +45,16 @@ WAYS = {
     "refreshed": f"{ANGLE} --mem_t .03 --refresh 8",
     "unrefreshed": f"{ANGLE} --mem_t .03 --adversaries_from .25",
     "late": f"{ANGLE} --mem_t .03 --refresh 8 --adversaries_from .25",
-    "control": f"{ANGLE} --mem_t .03 --refresh 8 --adversaries_from .25",
-    # What all kinds share, one thing changed at a time.
+}
+# For questions of their own: adversaries without a gradient (below); then what all kinds share,
+# one thing changed at a time.
+MORE = {
+    "control": WAYS["late"],
     "one_way": "--negatives batch --sym 0",
     "slow_keys": "--negatives batch --moco_m .999",
     "strong_decay": "--negatives batch --weight_decay 5e-4",
     "small_crops": "--negatives batch --min_scale .08",
-    "batchnorm_parts": "--negatives batch --accum_steps 4",
+    "split_batchnorm": "--negatives batch --accum_steps 4",
 }
 # The adversaries' sum counts in the loss, and has no gradient: are they more than a temperature?
 CONTROL = """import sys
@@ -68,7 +72,7 @@ class StudyBenchmark:
 
     data: str = option("data", "folder of pictures with classes, in train/ and val/")
     out: str = option("study", "folder of the results, which are continued there")
-    ways: tuple[str, ...] = option(tuple(WAYS), "kinds of negatives", choices=tuple(WAYS))
+    ways: tuple[str, ...] = option(tuple(WAYS), "kinds of negatives", choices=(*WAYS, *MORE))
     seeds: tuple[int, ...] = option((0, 1, 2), "one run of each kind with each")
     image_size: int = option(32, "side of the views, pixels", AT_LEAST_1)
     batch_size: int = option(256, "M", AT_LEAST_1)
@@ -76,11 +80,15 @@ class StudyBenchmark:
     lr: float = option(0.06, "learning rate of the encoder", POSITIVE)
 
 
+def options_of(way: str) -> str:
+    return {**WAYS, **MORE}[way]
+
+
 def train(config: StudyBenchmark, way: str, seed: int) -> list[tuple[int, float]]:
     """(epoch, kNN accuracy in percent), that of the random weights first."""
     names = ("data", "image_size", "batch_size", "epochs", "lr")
     words = [f"--{name}={getattr(config, name)}" for name in names]
-    words += [f"--seed={seed}", *f"{WATCHED} {SHARED} {WAYS[way]}".split()]
+    words += [f"--seed={seed}", *f"{WATCHED} {SHARED} {options_of(way)}".split()]
     with tempfile.TemporaryDirectory() as folder:
         program = ["-c", CONTROL] if way == "control" else [ROOT / "main_adco.py"]
         command = [sys.executable, *program, *words, "--save_path", folder]
@@ -139,7 +147,7 @@ def main(argv=None) -> int:
         # Only runs that were made alike are continued.
         sizes = [config.image_size, config.batch_size, config.epochs, config.lr]
         sizes.append(Path(config.data).name)
-        alike = {way: [*sizes, SHARED, WAYS[way]] for way in config.ways}
+        alike = {way: [*sizes, SHARED, options_of(way)] for way in config.ways}
         for record in map(json.loads, file.read_text().splitlines()):
             if record["alike"] == alike.get(record["way"]):
                 curves[record["way"], record["seed"]] = record["curve"]

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from multiprocessing.queues import Queue
+from weakref import WeakSet
 
 from torch.utils.data import DataLoader
 
@@ -28,8 +29,8 @@ REMEDIES = (
 )
 
 
-# The loader processes of this process, which may have children of other kinds.
-started: set = set()
+# The loader processes of this process, which may have children of other kinds. Ended ones go.
+started: WeakSet = WeakSet()
 
 
 class SignalSafeLoader(DataLoader):

@@ -106,15 +106,20 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row():
     assert varying(runs) == ["mem_t"]
     # A run that is not at its end, or of other pictures, is another row; no score is that of a run
     # without a step.
-    runs += [scored(40.0, data="a"), scored(30.0, epochs=9), scored(20.0)]
-    runs[3].about["data"] = {"train": {"pictures": 5}}
+    runs += [scored(40.0), scored(30.0, epochs=9), scored(20.0)]
+    for run in runs:
+        run.about["data"] = {"train": {"pictures": 4, "sha256": "0"}}
+    runs[2].about["data"] = None  # of an older version
+    runs[3].about["data"] = {"train": {"pictures": 5, "sha256": "1"}}
     runs[5].records["knn"][0]["step"] = 0
     rows = grouped(runs, {run.folder: {} for run in runs})
     assert [list(row.values())[2:] for row in rows] == [
         [2, 65.0, 60.0, 70.0],
         *([1, x, x, x] for x in (50.0, 40.0, 30.0)),
     ]
-    assert "--data a" in rows[2]["options"] and rows[3]["options"].endswith("after 0 of 9 epochs")
+    assert "5 in train (1)" in rows[2]["options"] and rows[3]["options"].endswith(
+        "after 0 of 9 epochs"
+    )
 
 
 # ---- what is wrong
@@ -274,14 +279,19 @@ def test_a_run_whose_pictures_are_gone_has_a_page_without_them(run, tmp_path):
 def test_pictures_that_are_not_those_of_the_run_are_told(run, tmp_path, digit_folder):
     for name in ("config.json", "metrics.jsonl", "checkpoint_last.pth.tar"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
-    about = (tmp_path / "config.json").read_text()
-    about = about.replace('"val_split": 0.1', '"val_split": 0.0')  # none is held out
-    (tmp_path / "config.json").write_text(about)
     assert main([str(tmp_path), "--data", str(digit_folder / "val")]) == 0
     found = {s["is"]: s for s in data_of(tmp_path / "report.html")["sections"]}
     for part in ("result", "neighbours"):
-        assert "trained on too" in found[part]["note"]
+        assert "whether trained on is not known" in found[part]["note"]
         assert "not the pictures of the run: train was 48 pictures" in found[part]["note"]
+
+
+def test_pictures_of_a_run_that_held_none_out_were_trained_on(run, digit_folder):
+    other = read_run(run)
+    other.options.update(val_split=0.0, data=str(digit_folder / "train"))
+    other.about["data"] = None  # of an older version
+    e = embedded.embed_run(other)
+    assert e.unseen.startswith("trained on too") and not e.other
 
 
 def test_a_page_that_has_no_place_is_refused_before_it_is_drawn(run, tmp_path, capsys):
@@ -290,10 +300,12 @@ def test_a_page_that_has_no_place_is_refused_before_it_is_drawn(run, tmp_path, c
     (tmp_path / "report.html").mkdir()
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path)])
-    assert "expected to write report.html" in capsys.readouterr().err
+    assert "something else has the name report.html" in capsys.readouterr().err
 
 
 def test_runs_are_compared_on_one_page(run, tmp_path):
+    tmp_path = tmp_path / "runs"
+    tmp_path.mkdir()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for file in ("config.json", "metrics.jsonl", "checkpoint_last.pth.tar"):
@@ -301,8 +313,8 @@ def test_runs_are_compared_on_one_page(run, tmp_path):
     words = [tmp_path, tmp_path / "a", "--format", "png"]  # one of them twice
     result = run_main("adco/report/__main__.py", *words, cwd=tmp_path)
     assert result.stdout.strip().endswith("compare.html")
-    assert (tmp_path.parent / "figures/train-loss.png").stat().st_size > 1000
-    found = {s["is"]: s for s in data_of(tmp_path.parent / "compare.html")["sections"]}
+    assert (tmp_path / "figures/train-loss.png").stat().st_size > 1000
+    found = {s["is"]: s for s in data_of(tmp_path / "compare.html")["sections"]}
     assert [row["runs"] for row in found["scores"]["rows"]] == [2]
     assert [part["title"] for part in found["neighbours"]["beside"]] == ["1  a", "2  b"]
 

@@ -1,5 +1,6 @@
 """Loader processes: deaf to requests to stop, and never left behind."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -107,5 +108,16 @@ def test_only_loader_processes_are_ended_at_the_end_of_a_run(monkeypatch):
     (worker,) = set(multiprocessing.active_children()) - before - {other}
     workers.end_workers()
     worker.join(10)
-    assert worker.exitcode is not None and other.is_alive()
+    alive = other.is_alive()
     other.kill()
+    assert worker.exitcode is not None and alive
+
+
+def test_loader_processes_that_have_ended_are_forgotten():
+    open_files = []
+    for _ in range(3):
+        assert len(list(loader(1).epoch(0))) == 20
+        multiprocessing.active_children()  # takes leave of those that have ended
+        gc.collect()
+        open_files.append(len(os.listdir("/proc/self/fd")))
+    assert open_files[0] == open_files[-1] and not workers.started

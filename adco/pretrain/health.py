@@ -23,7 +23,6 @@ STARVED = (
     "--mem_t, so the columns get no gradient and only shrink by weight decay. Raise --mem_t, or "
     "lower --memory_lr (the published 3 goes with K = 65536; a column's gradient grows as 1 / K)"
 )
-LOST = 0.99  # of the loss of guessing: the adversaries have won
 WIN = "the adversaries win: the loss {loss:.3f} has come to that of guessing, {guess:.3f}. "
 STILL = (
     "the adversaries stand still: they turn {columns:.1e} radians a step, the embeddings of the "
@@ -52,6 +51,8 @@ class CollapseWatch:
     ):
         # The loss when all keys are equally near, and when all adversaries are as near as they.
         self.chance, self.guess = log(num_keys) * weight, log(against) * weight
+        # From here on the adversaries have won; of few ones that cannot be told from chance.
+        self.lost = max(0.99 * self.guess, 1.02 * self.chance)
         self.patience = patience
         # Sign -> step at which it was first seen.
         self.since: dict[str, int] = dict(state["since"]) if state else {}
@@ -84,7 +85,7 @@ class CollapseWatch:
             "cone": (spread < 0.01, cone),
             "chance": (at_chance, chance),
             "starved": (plays and mass > 0.995 and not at_chance, starved),
-            "win": (plays and loss > LOST * self.guess, win),
+            "win": (plays and loss > self.lost, win),
         }
         return self.due(step, signs)
 

@@ -266,7 +266,9 @@ class Pretraining:
                 with self.upkeep.stop.waiting():
                     self.upkeep.reports.draw_last()
             except WaitInterrupted:
-                self.journal.say("no page was drawn: stopped; python3 -m adco.report draws it")
+                if self.config.report_epochs:
+                    how = f"python3 -m adco.report {self.journal.folder}"
+                    self.journal.say(f"stopped before the page was drawn: {how}")
         flags.exchange(0)  # who waits for the first process's page says so
 
 

@@ -57,7 +57,12 @@ class Checkpoints:
         """
         self.wait()
         self.saved_at = time.monotonic()
-        arguments = checkpoint.snapshot(state) if in_background else state, more_names
+        if in_background:
+            try:
+                state = checkpoint.snapshot(state)
+            except (MemoryError, RuntimeError):  # no room for a copy, which may be pinned memory
+                in_background = False
+        arguments = state, more_names
         self.writing = threading.Thread(target=self.write, args=arguments, daemon=True)
         with requests_blocked():  # signals go to the main thread
             self.writing.start()

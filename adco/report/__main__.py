@@ -11,7 +11,7 @@ from adco.report.pages import compare, report_one
 from adco.report.runs import Run, runs_below
 from ops.arguments import argument, option, parse
 from ops.checkpoint import LAST
-from ops.errors import InputError, RunFailed, reported, steady_streams
+from ops.errors import InputError, reported, steady_streams
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,26 @@ def report_run(config: ReportConfig) -> None:
     alone = len(runs) == 1
     folder = runs[0].folder if alone else above(folders)
     page, figures = folder / ("report.html" if alone else "compare.html"), folder / "figures"
-    wanted = config.format != "html"
-    if not os.access(folder, os.W_OK) or page.is_dir() or (wanted and figures.is_file()):
-        what = f"{page.name}, and with --format a folder {figures.name}"
-        raise InputError(f"expected to write {what} in {str(folder)!r}: make room for them there")
-    try:
-        if alone:
-            drawn, result = report_one(runs[0], config.data)
-        else:
-            drawn = compare(runs, folder, config.data)
-        if wanted:
-            write_figures(drawn, figures, config.format)
-    except OSError as error:
-        raise RunFailed(f"NOT WRITTEN: {page} ({error}); make room, and draw it again") from error
+    wanted, fault = config.format != "html", ""
+    if not os.access(folder, os.W_OK):
+        fault = "it cannot be written; copy the run to another place"
+    elif page.is_dir() or (wanted and figures.is_file()):
+        fault = f"something else has the name {page.name if page.is_dir() else figures.name}"
+    if fault:
+        raise InputError(f"expected a place for {page.name} in {str(folder)!r}: {fault}")
+    if alone:
+        drawn, result = report_one(runs[0], config.data)
+    else:
+        drawn = compare(runs, folder, config.data)
+    if wanted:
+        write_figures(drawn, figures, config.format)
     print(table(runs[0], result) if alone else page)
 
 
 def above(folders: list[Path]) -> Path:
-    """Where the page of several runs lies: in the one folder given, or above the first."""
-    return folders[0] if len(folders) == 1 else folders[0].resolve().parent
+    """Where the page of several runs lies: in the first folder where it holds all, or beside it."""
+    first, *others = (folder.resolve() for folder in folders)
+    return first if all(first in (path, *path.parents) for path in others) else first.parent
 
 
 def main(argv=None, program: str = "adco.report") -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adco.pretrain.health import BY_RATE, LOST
+from adco.pretrain.health import BY_RATE
 from adco.pretrain.monitor import SCORES
 from adco.report.runs import Run
 
@@ -27,23 +27,28 @@ def average(records, name: str) -> float:
 
 
 def slowness(run: Run, train: list[dict], loss: float, grad_norm: float) -> str:
-    """How a loss has fallen that is high for want of a higher rate; empty: it is not. loss,
+    """How it shows that the loss is high for want of a higher rate; empty: it does not. loss,
     grad_norm: means over the last records.
     """
-    watch, looks = run.watch(), last_looks(run)
-    parts = np.array_split(train, 3)
+    watch, parts = run.watch(), np.array_split(train, 3)
+    if len(train) < 3:
+        return ""
     first, middle, last = (average(part, "loss") for part in parts)
     fall, late = first - last, middle - last
-    if run.options["negatives"] == "learned" and loss > LOST * watch.guess:
+    plays = run.options["negatives"] == "learned"
+    if plays and loss > watch.lost:
         # A lost game: an encoder that could fall steeply is slow, or else the adversaries are fast.
-        columns, pictures = (look.get("turned_a_step") or 0 for look in looks)
-        slow = grad_norm > 0.8 * average(parts[0], "grad_norm") and columns < 2 * pictures
-        return f"the gradient is {grad_norm:.2g}, as steep as at first" if slow else ""
+        columns, pictures = (look.get("turned_a_step") for look in last_looks(run))
+        steep = grad_norm > 0.8 * average(parts[0], "grad_norm")
+        slow = steep and columns is not None and columns < 2 * (pictures or 0)
+        course = f"that of guessing is {watch.guess:.3f}), its gradient as steep as at first"
+        return f"the loss is {loss:.3f} ({course} ({grad_norm:.2g})" if slow else ""
     falls = late > max(0.45 * fall, 0.05 * first) and fall > 0
     # Against adversaries a loss may stand still, or rise, in a healthy game.
-    stands = abs(fall) < 0.02 * first and run.options["negatives"] != "learned"
-    course = f"in the thirds of the run it was {first:.3f}, {middle:.3f} and {last:.3f}"
-    return course if (falls or stands) and loss > 0.6 * watch.chance else ""
+    stands = abs(fall) < 0.02 * first and not plays
+    course = f"the loss is {loss:.3f} (chance {watch.chance:.3f}), in thirds of the steps looked at"
+    slow = (falls or stands) and loss > 0.6 * watch.chance
+    return f"{course} {first:.3f}, {middle:.3f} and {last:.3f}" if slow else ""
 
 
 def last_looks(run: Run) -> list[dict]:
@@ -77,9 +82,8 @@ def failures(run: Run, train: list[dict], tail: list[dict]) -> dict[str, str]:
         TOO_HIGH: (spread < 0.01 and grad_norm < 0.02,
             f"all features are one point (spread {spread:.4f}) without a gradient "
             f"({grad_norm:.2g}), with --lr {o['lr']:g}. {BY_RATE}"),
-        TOO_LOW: (spread > 0.01 and course, f"the loss is still at {loss:.3f} (chance "
-            f"{run.watch().chance:.3f}), {course}, with --lr {o['lr']:g}. Raise --lr, threefold at "
-            "a time, or train for more epochs"),
+        TOO_LOW: (spread > 0.01 and course, f"{course}, with --lr {o['lr']:g}. Raise --lr, "
+            "threefold at a time, or train for more epochs"),
         "waiting for pictures": (waiting > 0.3,
             f"{waiting:.0%} of the time (curve: waiting for pictures). "
             "More --workers, smaller files, or packed ones (python3 -m adco.pack)"),

@@ -5,6 +5,7 @@ page's own colours or for files; and thumbnails.
 import base64
 import io
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from simplejpeg import encode_jpeg
 from torchvision.utils import make_grid
 
 from adco.report.runs import Run
+from ops.errors import RunFailed
 from ops.files import finite_or_none, write_whole
 
 INK = "#010203"  # the colour of text and axes: on the page it becomes currentColor
@@ -139,11 +141,21 @@ def write_page(path: Path, title: str, sections: list[dict], sprite: Sprite) -> 
     content = json.dumps(shown, separators=(",", ":"), default=np.ndarray.tolist)
     content = content.replace("<", "\\u003c")
     text = (Path(__file__).parent / "page.html").read_text("utf-8")
-    write_whole(path, text.replace("{{data}}", content, 1).encode())
+    with told_if_not_written(path):
+        write_whole(path, text.replace("{{data}}", content, 1).encode())
 
 
 def write_figures(figures: dict[str, Figure], folder: Path, ending: str) -> None:
     """Each as a file of its own. ending: png or pdf."""
-    folder.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.{ending}", facecolor="white", dpi=150)
+    with told_if_not_written(folder):
+        folder.mkdir(exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.{ending}", facecolor="white", dpi=150)
+
+
+@contextmanager
+def told_if_not_written(path: Path):
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"NOT WRITTEN: {path} ({error}); make room, and draw it again") from error

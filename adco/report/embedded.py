@@ -97,8 +97,10 @@ def seen(config, data) -> tuple[SimpleNamespace, torch.Tensor, list[torch.Tensor
         views.append(of_part), places.append(found.tolist())
         labels.append([] if pictures.labels is None else pictures.labels[found.numpy()])
     e = SimpleNamespace(cut=len(places[0]), classes=[], labels=None, W=None)
-    e.unseen = "not trained on" if val else "trained on too: there is no val, and none was held out"
     e.other = identity.difference(data, splits.identity())
+    e.unseen = "not trained on" if val else "trained on too: there is no val, and none was held out"
+    if e.other:
+        e.unseen = "whether trained on is not known"
     if splits.labelled or (val is None and train.labels is not None):
         e.labels, e.classes = np.concatenate(labels), list(train.classes)
 

@@ -21,7 +21,7 @@ from ops.options import differences
 QUERIES, NEIGHBOURS, HARDEST = 10, 8, 8
 MOST_CONFUSED = 100  # classes, of which a table can be read
 # Options that make no other run.
-PLACES = ("save_path", "log_path", "resume", "workers", "print_freq", "report_epochs", "seed")
+NO_OTHER_RUN = ("save_path", "log_path", "resume", "workers", "print_freq", "report_epochs", "seed")
 TOO_FEW = f"Nothing can be told of fewer than {FEWEST} logged steps."
 MOST_SHOWN = 6  # runs of which neighbours are shown
 
@@ -123,24 +123,30 @@ def adversaries(e: SimpleNamespace, sprite: Sprite, run: Run, drawn: dict) -> li
 
 
 def varying(runs: list[Run]) -> list[str]:
-    """The options in which the runs differ, those of places and the seed aside. Of the data counts
-    what was found there.
-    """
+    """The options in which the runs differ, those of places and the seed aside."""
     names = dict.fromkeys(name for run in runs for name in run.options)
-    values = {n: {repr(run.options.get(n)) for run in runs} for n in names}
-    values["data"] = {repr(run.about.get("data")) for run in runs}
+    values = {n: {value_of(run, n) for run in runs} for n in names}
+    values["data"].discard("")  # a run that does not tell
     crops = any(run.options["multi_crop"] for run in runs)
-    apart = [n for n in names if len(values[n]) > 1 and n not in PLACES]
+    apart = [n for n in names if len(values[n]) > 1 and n not in NO_OTHER_RUN]
     return [n for n in apart if crops or not n.endswith("_crops")]
+
+
+def value_of(run: Run, name: str) -> str:
+    """Of an option, for a table; of the data, what was found there."""
+    if name != "data":
+        return str(run.options.get(name))
+    parts = (run.about.get("data") or {}).items()
+    return ", ".join(f"{x['pictures']} in {part} ({x.get('sha256', ''):.8})" for part, x in parts)
 
 
 def grouped(runs: list[Run], probes: dict[Path, dict[str, float]]) -> list[dict]:
     """A row for each score of those runs that differ in nothing but the seed."""
     names, found = varying(runs), defaultdict(list)
     for run in runs:
-        o, crops = run.options, run.options["multi_crop"]
+        crops = run.options["multi_crop"]
         own = [n for n in names if crops or not n.endswith("_crops")]
-        words = " ".join(f"--{n} {o.get(n)}" for n in own) or "all alike"
+        words = " ".join(f"--{n} {value_of(run, n)}" for n in own) or "all alike"
         done = run.epochs_done()
         words += f", after {done} epochs" * (" of " in done)
         last = {t + u: run.curve(kind, name)[-1:] for kind, (name, t, u) in SCORES.items()}
@@ -158,10 +164,10 @@ def grouped(runs: list[Run], probes: dict[Path, dict[str, float]]) -> list[dict]
 def compare(runs: list[Run], folder: Path, data: str = "") -> dict[str, Figure]:
     """Write compare.html into the folder. Returns the figures on it."""
     probes, sprite = {run.folder: probe_scores(folder, run) for run in runs}, Sprite()
-    rows, shown, panels = [], [], {key: {} for key in LOGGED}
+    rows, shown, panels, names = [], [], {key: {} for key in LOGGED}, varying(runs)
     for number, run in enumerate(runs, 1):
         row = {"": number, "run": run.folder.name, "seed": run.options["seed"], **run.scores()}
-        row |= {f"--{n}": str(run.options.get(n)) for n in varying(runs)} | probes[run.folder]
+        row |= {f"--{n}": value_of(run, n) for n in names} | probes[run.folder]
         rows.append({**row, "diagnosis": ", ".join(f.name for f in diagnose(run))})
         for key, found in panels.items():
             found[f"{number}"] = run.curve(*key)

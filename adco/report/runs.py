@@ -1,6 +1,7 @@
 """Runs on disk: where they are, what they were told and have logged, what probes say of them."""
 
 import json
+import sys
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
@@ -43,7 +44,8 @@ class Run(NamedTuple):
 
     def epochs_done(self) -> str:
         """Such as 8, or 3 of 8."""
-        done, wanted = len(self.records.get("epoch", [])), self.options["epochs"]
+        epochs, wanted = self.records.get("epoch"), self.options["epochs"]
+        done = epochs[-1]["epoch"] + 1 if epochs else 0
         return f"{done}" if done == wanted else f"{done} of {wanted}"
 
     def scores(self) -> dict[str, str]:
@@ -92,12 +94,13 @@ def runs_below(folder: Path) -> list[Run]:
                     found.append((bool(run.records.keys() & {"train", "startup"}), written, run))
             except (OSError, ValueError) as error:
                 broken.append(str(error) if isinstance(error, OSError) else f"{path}: {error}")
-    for log in folder.rglob(LOG):
-        if not log.with_name("config.json").exists():
-            broken.append(f"no config.json beside {log}")
     if not found:
+        logs = [log for log in folder.rglob(LOG) if not log.with_name("config.json").exists()]
+        broken += [f"no config.json beside {log}" for log in logs]
         fault = f"no pre-training run in {str(folder)!r}; expected its folder, or one above"
         raise InputError(fault + f". Cannot be read: {some(broken, 3)}" * bool(broken))
+    for fault in broken:
+        print(f"left out: {fault}", file=sys.stderr, flush=True)
     found.sort(key=itemgetter(0, 1))
     return [run for has_stepped, _, run in found if has_stepped == found[-1][0]]
 
