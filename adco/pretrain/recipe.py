@@ -14,6 +14,7 @@ from ops.distributed import Flags, World
 from ops.options import TIMM
 
 LOOKED_AT = 50  # pictures, to know their size
+SHARP_VIEWS = 96  # pixels: blur takes more from views up to this size than it teaches
 SMALL_VIEWS = 48  # pixels: a strided first layer would leave too little of views up to this size
 
 
@@ -46,8 +47,8 @@ def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tu
     size = config.image_size or min(224, side)
     small = size <= SMALL_VIEWS
     yield "image_size", size, f"the pictures have about {side} pixels a side"
-    yield "eval_crop", int(not small), f"views of {size} pixels"
-    yield "blur", int(not small), f"views of {size} pixels"
+    yield "eval_crop", int(size > SHARP_VIEWS), f"views of {size} pixels"
+    yield "blur", int(size > SHARP_VIEWS), f"views of {size} pixels"
     fits = small and not config.init and not config.arch.startswith(TIMM)
     yield "stem", "small" if fits else "imagenet", f"views of {size} pixels"
 
