@@ -287,6 +287,7 @@ DATASET_PRESETS = {
     "digits": dict(  # ImageNet's stem is sixteen times as fast
         recipe="auto", arch="resnet10", image_size=28, eval_crop=0, stem="imagenet", flip=0,
         min_scale=0.75, batch_size=64, epochs=20, knn_freq=1, knn_k=20, lr=0.06, moco_t=0.2,
+        weight_decay=5e-4,
     ),
 }  # fmt: skip
 # Rates for 256 pictures a step: of MoCo v3's ViTs, and of SimCLR.
