@@ -121,7 +121,7 @@ def scores_of(e: SimpleNamespace, rows: np.ndarray) -> tuple[float, float, np.nd
     """
     near = dict(metric="cosine", weights=lambda distance: np.exp(-distance / KNN_T))
     knn = KNeighborsClassifier(min(KNN_K, e.cut), **near)
-    logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
+    logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     answers = [
         model.fit(rows[: e.cut], e.labels[: e.cut]).predict(rows[e.cut :])
         for model in (knn, logistic)
