@@ -61,7 +61,11 @@ def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tu
 
     # What it learns against.
     kind = config.negatives or "learned"
-    yield "negatives", kind, "adversaries that begin late do no harm: docs/study.md"
+    yield (
+        "negatives",
+        kind,
+        "begun late they help a small batch, and harm no large one: docs/study.md",
+    )
     if kind in ("learned", "queue"):
         least = min(256, num_pictures / 2)
         columns = 2 ** round(log2(max(least, min(65536, num_pictures / 16))))
