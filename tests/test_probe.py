@@ -185,7 +185,7 @@ def by_processes(tmp_path_factory):
         "finetune": dict(trainable="all", lr=0.1, final_lr=0.0, epochs=1),
     }
     found = {}
-    for nproc in (1, 2, 3):
+    for nproc in (1, 3):
         configs = {
             name: small_config(
                 folder, trunk, batch_size=8, nproc=nproc, save_path=str(home / name), **options
@@ -200,26 +200,25 @@ def by_processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("protocol", ["evaluate", "knn", "logistic"])
-def test_one_two_and_three_processes_count_the_same_right_pictures(by_processes, protocol):
+def test_one_and_three_processes_count_the_same_right_pictures(by_processes, protocol):
     counts = [
         [by_processes[nproc][protocol][0][name] for name in ("right1", "right5", "total")]
-        for nproc in (1, 2, 3)
+        for nproc in (1, 3)
     ]
-    assert counts[0] == counts[1] == counts[2]
+    assert counts[0] == counts[1]
     assert counts[0][2] == 21 and 0 < counts[0][0] < 21
 
 
-@pytest.mark.parametrize("nproc", [2, 3])
-def test_several_processes_train_the_heads_that_one_trains(by_processes, nproc):
+def test_several_processes_train_the_heads_that_one_trains(by_processes):
     one, several = (
         checkpoint.load(by_processes[n]["linear"][1] / "checkpoint.pth.tar")["heads"]
-        for n in (1, nproc)
+        for n in (1, 3)
     )
     for name, value in one.items():
         torch.testing.assert_close(several[name], value, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("nproc", [1, 2, 3])
+@pytest.mark.parametrize("nproc", [1, 3])
 def test_fine_tuning_moves_the_trunk_at_its_own_rate(by_processes, nproc):
     _, folder = by_processes[nproc]["finetune"]
     state = checkpoint.load(folder / "checkpoint.pth.tar")
