@@ -121,6 +121,17 @@ def test_a_save_in_the_background_is_of_its_moment_and_its_failure_is_told(tmp_p
     assert checkpoint.load(run / checkpoint.PREVIOUS)["epoch"] == 3
 
 
+def test_a_save_without_room_for_a_copy_is_waited_for(tmp_path, monkeypatch):
+    def no_room(state):
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint, "snapshot", no_room)
+    run = run_in(tmp_path)
+    saves = Checkpoints(run, 0, Journal(run), source=run / checkpoint.LAST)
+    assert saves.save({**STATE, "epoch": 7}, in_background=True) and saves.writing is None
+    assert checkpoint.load(run / checkpoint.LAST)["epoch"] == 7
+
+
 def test_a_lost_folder_is_told_and_made_again(tmp_path, capfd):
     run = run_in(tmp_path)
     journal = Journal(run)
