@@ -57,7 +57,7 @@ def panel(title: str, curves: dict[str, list], xlabel: str = "step", band=None) 
     keeps its colour.
     """
     figure = Figure(figsize=(3.6, 2.3))
-    axis = figure.add_axes((0.17, 0.17, 0.80, 0.70))
+    axis = figure.add_axes((0.17, 0.20, 0.80, 0.67))
     many = len(curves) > MOST_IN_LEGEND
     if many:
         axis.set_prop_cycle(
