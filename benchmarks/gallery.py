@@ -60,15 +60,15 @@ class GalleryBenchmark:
 
 def trained(out: Path, name: str) -> Run:
     """The run of this name, which may have ended with a failure."""
-    folder, given = out / name.replace(" ", "-").replace(",", ""), RUNS[name]
-    ended, words = folder / "ended", LARGE if given == LARGE else f"{DIGITS} {given}"
+    folder, large = out / name.replace(" ", "-").replace(",", ""), RUNS[name] == LARGE
+    ended, words = folder / "ended", LARGE if large else f"{DIGITS} {RUNS[name]}"
     if not ended.exists() or ended.read_text() != words:
-        if given == LARGE and not (out / "large").exists():
+        if large and not (out / "large").exists():
             # They take longer to read than to learn from.
             write_digits(out / "large", 32, side=1600)
         shutil.rmtree(folder, ignore_errors=True)
         command = [sys.executable, ROOT / "main_adco.py", "--report_epochs", "0", *words.split()]
-        data = ["--data", out / "large"] if given == LARGE else []
+        data = ["--data", out / "large"] if large else []
         done = subprocess.run([*command, *data, "--save_path", folder])
         if done.returncode not in (0, EXIT_FAILED):
             raise RunFailed(f"{name}: exit code {done.returncode}")

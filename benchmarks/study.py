@@ -56,6 +56,7 @@ MORE = {
     "small_crops": "--negatives batch --min_scale .08",
     "split_batchnorm": "--negatives batch --accum_steps 4",
 }
+ALL = {**WAYS, **MORE}
 # The adversaries' sum counts in the loss, and has no gradient: are they more than a temperature?
 CONTROL = """import sys
 import adco.fused
@@ -72,7 +73,7 @@ class StudyBenchmark:
 
     data: str = option("data", "folder of pictures with classes, in train/ and val/")
     out: str = option("study", "folder of the results, which are continued there")
-    ways: tuple[str, ...] = option(tuple(WAYS), "kinds of negatives", choices=(*WAYS, *MORE))
+    ways: tuple[str, ...] = option(tuple(WAYS), "kinds of negatives", choices=tuple(ALL))
     seeds: tuple[int, ...] = option((0, 1, 2), "one run of each kind with each")
     image_size: int = option(32, "side of the views, pixels", AT_LEAST_1)
     batch_size: int = option(256, "M", AT_LEAST_1)
@@ -80,15 +81,11 @@ class StudyBenchmark:
     lr: float = option(0.06, "learning rate of the encoder", POSITIVE)
 
 
-def options_of(way: str) -> str:
-    return {**WAYS, **MORE}[way]
-
-
 def train(config: StudyBenchmark, way: str, seed: int) -> list[tuple[int, float]]:
     """(epoch, kNN accuracy in percent), that of the random weights first."""
     names = ("data", "image_size", "batch_size", "epochs", "lr")
     words = [f"--{name}={getattr(config, name)}" for name in names]
-    words += [f"--seed={seed}", *f"{WATCHED} {SHARED} {options_of(way)}".split()]
+    words += [f"--seed={seed}", *f"{WATCHED} {SHARED} {ALL[way]}".split()]
     with tempfile.TemporaryDirectory() as folder:
         program = ["-c", CONTROL] if way == "control" else [ROOT / "main_adco.py"]
         command = [sys.executable, *program, *words, "--save_path", folder]
@@ -147,7 +144,7 @@ def main(argv=None) -> int:
         # Only runs that were made alike are continued.
         sizes = [config.image_size, config.batch_size, config.epochs, config.lr]
         sizes.append(Path(config.data).name)
-        alike = {way: [*sizes, SHARED, options_of(way)] for way in config.ways}
+        alike = {way: [*sizes, SHARED, ALL[way]] for way in config.ways}
         for record in map(json.loads, file.read_text().splitlines()):
             if record["alike"] == alike.get(record["way"]):
                 curves[record["way"], record["seed"]] = record["curve"]

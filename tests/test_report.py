@@ -25,6 +25,7 @@ HEALTHY = dict(
     loss=1.5, mass=0.4, top1=0.8, spread=0.9, grad_norm=1.0, dropped=0.0, data_share=0.02,
     bank_norm=1.0, lr=0.03,
 )  # fmt: skip
+DATA = {"pictures": 4000, "sha256": "0"}
 
 
 def train_records(count: int = 24, **last) -> list[dict]:
@@ -35,7 +36,7 @@ def train_records(count: int = 24, **last) -> list[dict]:
 
 def run_with(records: dict[str, list[dict]], folder: Path = Path("run"), **options) -> Run:
     options = {**vars(PretrainConfig(cluster=1024)), "global_batch_size": 128, **options}
-    return Run(folder, {"config": options, "data": {"train": {"pictures": 4000}}}, records)
+    return Run(folder, {"config": options, "data": {"train": DATA}}, records)
 
 
 def write_run(folder: Path, options: dict, *lines: dict) -> Path:

@@ -47,8 +47,9 @@ def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tu
     size = config.image_size or min(224, side)
     small = size <= SMALL_VIEWS
     yield "image_size", size, f"the pictures have about {side} pixels a side"
-    yield "eval_crop", int(size > SHARP_VIEWS), f"views of {size} pixels"
-    yield "blur", int(size > SHARP_VIEWS), f"views of {size} pixels"
+    large = int(size > SHARP_VIEWS)
+    yield "eval_crop", large, f"views of {size} pixels"
+    yield "blur", large, f"views of {size} pixels"
     fits = small and not config.init and not config.arch.startswith(TIMM)
     yield "stem", "small" if fits else "imagenet", f"views of {size} pixels"
 
@@ -61,11 +62,8 @@ def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tu
 
     # What it learns against.
     kind = config.negatives or "learned"
-    yield (
-        "negatives",
-        kind,
-        "begun late they help a small batch, and harm no large one: docs/study.md",
-    )
+    why = "begun late they help a small batch, and harm no large one: docs/study.md"
+    yield "negatives", kind, why
     if kind in ("learned", "queue"):
         least = min(256, num_pictures / 2)
         columns = 2 ** round(log2(max(least, min(65536, num_pictures / 16))))

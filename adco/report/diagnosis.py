@@ -41,8 +41,8 @@ def slowness(run: Run, train: list[dict], loss: float, grad_norm: float) -> str:
         columns, pictures = (look.get("turned_a_step") for look in last_looks(run))
         steep = grad_norm > 0.8 * average(parts[0], "grad_norm")
         slow = steep and columns is not None and columns < 2 * (pictures or 0)
-        course = f"that of guessing is {watch.guess:.3f}), its gradient as steep as at first"
-        return f"the loss is {loss:.3f} ({course} ({grad_norm:.2g})" if slow else ""
+        course = f"the loss is {loss:.3f} (that of guessing is {watch.guess:.3f}), its gradient"
+        return f"{course} as steep as at first ({grad_norm:.2g})" if slow else ""
     falls = late > max(0.45 * fall, 0.05 * first) and fall > 0
     # Against adversaries a loss may stand still, or rise, in a healthy game.
     stands = abs(fall) < 0.02 * first and not plays

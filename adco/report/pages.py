@@ -137,7 +137,7 @@ def value_of(run: Run, name: str) -> str:
     if name != "data":
         return str(run.options.get(name))
     parts = (run.about.get("data") or {}).items()
-    return ", ".join(f"{x['pictures']} in {part} ({x.get('sha256', ''):.8})" for part, x in parts)
+    return ", ".join(f"{x['pictures']} in {part} ({x['sha256']:.8})" for part, x in parts)
 
 
 def grouped(runs: list[Run], probes: dict[Path, dict[str, float]]) -> list[dict]:
