@@ -96,7 +96,8 @@ def begin_worker(worker: int) -> None:
 
     # Called by the thread that sends the batches (private; Python 3.10 to 3.14).
     Queue._on_queue_feeder_error = staticmethod(give_up)
-    # multiprocessing's thread that hands over file numbers: a run that has ended is no news.
+    # multiprocessing's thread that hands over file numbers: a run that ends as it asks for one, or
+    # before it has read it, is no news.
     sys.excepthook = tell_unless_run_is_gone
     # Requests to stop are ignored, except SIGTERM from the worker's own parent: it sends it to
     # workers that do not end by themselves, as when it ends by an error. Blocked signals wait in a
@@ -114,7 +115,7 @@ def end_workers() -> None:
 
 
 def tell_unless_run_is_gone(kind, error, trace) -> None:
-    if not issubclass(kind, ConnectionError):
+    if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 

@@ -37,5 +37,5 @@ def test_a_signal_ends_a_run_as_promised(name, target, processes, place):
     rng = random.Random(0)
     pause = rng.uniform(0, 3) if place == BEGINNING else 0
     given = signalled(name, target, processes, rng, place, pause)
-    assert not given.faults, (given.faults, given.said)
+    assert not given.faults, f"{given.faults}\n{given.said}"
     assert given.place == BEGINNING or given.code == EXIT_STOPPED

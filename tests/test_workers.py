@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from multiprocessing.connection import Client
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,26 @@ def test_workers_end_with_their_parent_however_it_ends(tmp_path, end):
     said = (tmp_path / "stderr").read_text()
     assert parent.exitcode == {"error": 1, "exit": 7, "kill": -signal.SIGKILL}[end], said
     assert "DataLoader" not in said
+
+
+class FileNumbers:
+    """Items whose file numbers a loader process offers, as it does with those of its batches."""
+
+    def __getitem__(self, index):
+        return DupFd(os.dup(2))
+
+    def __len__(self):
+        return 4
+
+
+def test_a_run_that_ends_while_it_fetches_a_batch_is_no_news(capfd):
+    options = dict(collate_fn=lambda items: items[0], num_workers=1)
+    files = workers.SignalSafeLoader(FileNumbers(), batch_size=1, **options)
+    for number in files:
+        # It has connected, but not asked; the next one is served by the same thread.
+        Client(number._id[0], authkey=multiprocessing.current_process().authkey).close()
+        os.close(number.detach())
+    assert capfd.readouterr().err == ""
 
 
 def test_loader_processes_are_shared_out(monkeypatch):
