@@ -1,1 +1,5 @@
-"""Measurements. One script each: python3 -m benchmarks.device and its neighbours."""
+"""How fast it is, what learns best, and what a run survives."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent

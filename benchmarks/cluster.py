@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.background import wait_until, write_digits
 from benchmarks.measure import print_head, print_row
-from benchmarks.nodes import SAVE_SECONDS, Node, networks
 from ops.arguments import AT_LEAST_1, option, parse
 from ops.checkpoint import LAST
 from ops.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, reported
+from tests.support.background import wait_until, write_digits
+from tests.support.nodes import SAVE_SECONDS, Node, networks
 
 CODES = {True: (EXIT_STOPPED,), False: (EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED)}
 SECONDS = 90.0  # in which all have ended

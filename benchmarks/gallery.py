@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from adco.report.diagnosis import diagnose
 from adco.report.drawing import LOGGED
 from adco.report.runs import Run, runs_below
-from benchmarks.background import ROOT, write_digits
+from benchmarks import ROOT
 from ops.arguments import option, parse
 from ops.errors import EXIT_FAILED, RunFailed, reported
 from ops.files import write_whole
+from tests.support.background import write_digits
 
 DIGITS = (
     "--dataset digits --recipe published --min_scale .5 --batch_size 128 --lr .02 --cluster 1024 "

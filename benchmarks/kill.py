@@ -23,12 +23,12 @@ import torch
 
 from adco.pack import PackConfig, pack
 from adco.report import read_metrics
-from benchmarks import background
-from benchmarks.background import PLACES, TARGETS, Ending, finish, interrupt, run_folder
 from benchmarks.measure import print_head, print_row
 from ops import checkpoint
 from ops.arguments import AT_LEAST_0, option, parse
 from ops.errors import reported
+from tests.support import background
+from tests.support.background import PLACES, TARGETS, Ending, finish, interrupt, run_folder
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 DAMAGES = {

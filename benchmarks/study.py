@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from adco.report import newest_run, read_metrics
-from benchmarks.background import ROOT
+from benchmarks import ROOT
 from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
 from ops.errors import InputError, RunFailed, reported
 from ops.files import write_whole

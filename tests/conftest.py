@@ -33,6 +33,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 @pytest.fixture(scope="session")
 def digit_folder(tmp_path_factory) -> Path:
     """Real digits as PNG files: train/{0,1,2} with 16 pictures each, val/{0,1,2} with 5 each."""
-    from benchmarks.background import write_digits
+    from tests.support.background import write_digits
 
     return write_digits(tmp_path_factory.mktemp("digit_folder"), 16)

@@ -8,9 +8,9 @@ import random
 
 import pytest
 
-from benchmarks.background import BEGINNING, EPOCH, finish
 from benchmarks.kill import differences, disturb, signalled
 from ops.errors import EXIT_STOPPED
+from tests.support.background import BEGINNING, EPOCH, finish
 
 TINY = ["--epochs", "1", "--init_steps", "6", "--cluster", "64", "--batch_size", "200",
         "--knn_freq", "0"]  # fmt: skip

@@ -16,7 +16,6 @@ import pytest
 from torch.distributed import TCPStore
 
 from benchmarks.cluster import outcome
-from benchmarks.nodes import ip, networks
 from ops import heartbeat
 from ops.distributed import World
 from ops.errors import InputError
@@ -24,6 +23,7 @@ from ops.heartbeat import Heartbeat
 from ops.launch import free_port
 from ops.waiting import waiting_for
 from tests.conftest import ROOT
+from tests.support.nodes import ip, networks
 from tests.support.scripts import TINY, Running
 
 SHORT = """import sys, ops.heartbeat as h

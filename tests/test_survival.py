@@ -21,13 +21,13 @@ from adco.data.pictures import FolderPictures
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.resume import newest_with
 from adco.pretrain.saving import Checkpoints
-from benchmarks.background import started_by
 from ops import checkpoint
 from ops.errors import EXIT_FAILED, EXIT_STOPPED
 from ops.journal import Journal
 from ops.launch import free_port
 from ops.run_folder import lock_folder
 from tests.conftest import ROOT
+from tests.support.background import started_by
 from tests.support.scripts import (
     TINY,
     Running,

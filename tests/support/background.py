@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from adco.data.datasets import load_splits
+from benchmarks import ROOT
 from ops import checkpoint
 from ops.errors import EXIT_FAILED, EXIT_STOPPED
 
-ROOT = Path(__file__).resolve().parent.parent
 RUN = [
     *("--dataset", "digits", "--recipe", "published", "--report_epochs", "0"),
     *("--arch", "resnet10", "--image_size", "20", "--cluster", "128"),

@@ -7,8 +7,9 @@ import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.background import ROOT, python
+from benchmarks import ROOT
 from ops.errors import InputError
+from tests.support.background import python
 
 SAVE_SECONDS = 3  # between two saves
 RUN = (
