@@ -138,6 +138,18 @@ def test_simclrs_loss_equals_a_slow_loop(decoupled):
     assert loss.item() == pytest.approx(slow_nt_xent(first, second, TAU, decoupled), rel=1e-12)
 
 
+def test_losses_equal_those_of_lightly():
+    # lightly 1.6.0 on the same embeddings: NTXentLoss(0.12), DCLLoss(0.12), and NTXentLoss with the
+    # nine others as its memory bank.
+    first, second, queue = unit_rows(6, 20), unit_rows(6, 21), unit_rows(9, 22)
+    assert nt_xent([first, second], 0.12)[0].item() == pytest.approx(7.517538194568897, rel=1e-12)
+    decoupled = nt_xent([first, second], 0.12, decoupled=True)[0].item()
+    assert decoupled == pytest.approx(7.3562355914885655, rel=1e-12)
+    pairs, queue_alone = [Pair(first.requires_grad_(), second, 1.0)], Denominator(batch_keys=False)
+    moco = fused.losses(pairs, queue.T.contiguous(), 0.12, TAU_A, denominator=queue_alone)
+    assert moco.loss.item() == pytest.approx(6.80429169443594, rel=1e-12)
+
+
 def simclr(world) -> tuple:
     model, bank, optimizer = small_game(torch.float64)
     model.eval()  # a picture's embedding does not depend on what it is encoded with
