@@ -118,6 +118,12 @@ FAULTS = {
     "data differ": Fault(False, before=other_data, says="other data"),
     "disk full": Fault(True, before=full_disk),
     "disk silent": Fault(False, silent_log),
+    "clock forward": Fault(
+        True, lambda run: run.last.move_clock(), lambda run: run.last.own_clock(3600)
+    ),
+    "clock back": Fault(
+        True, lambda run: run.first.move_clock(), lambda run: run.first.own_clock(-3600)
+    ),
     "agent anew": Fault(False, new_agent, agent=True, seconds=180),
 }  # fmt: skip
 

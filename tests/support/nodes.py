@@ -22,6 +22,20 @@ AGENT = (
     "--rdzv_endpoint node0:29500 --nnodes"
 )
 
+# A clock of a node's own, which jumps when the file is there. The library is loaded before libc.
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int (*read)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+    int failed = read(clock, now);
+    if (!failed && clock == CLOCK_REALTIME && !access(MOVED, F_OK)) now->tv_sec += SECONDS;
+    return failed;
+}
+"""
+
 
 def ip(*words) -> str:
     """What `ip` says. Raises InputError where it fails: no root, no namespaces, no veth."""
@@ -71,7 +85,7 @@ class Node:
 
     def __init__(self, folder: Path, number: int, names: list[str], agent: bool):
         self.folder, self.number, (*nodes, self.hub) = folder, number, names
-        self.network, self.asleep = nodes[number], False
+        self.network, self.asleep, self.clock = nodes[number], False, []
         self.data, self.said = folder / f"data{number}", folder / f"said{number}"
         shutil.copytree(folder / "digits", self.data)
         own = f"--nodes_num {len(nodes)} --node_rank {number} --master_addr node0"
@@ -84,12 +98,23 @@ class Node:
     def start(self) -> None:
         named = f'hostname node{self.number} && exec "$@"'
         inside = ["ip", "netns", "exec", self.network, "unshare", "--uts", "sh", "-c", named, "-"]
+        inside += self.clock
         words, name = [*self.words.split(), "--data", self.data], self.said.name
         self.process = python(words, self.folder, name, name, before=inside)
 
     def send(self, number: signal.Signals) -> None:
         self.asleep = number == signal.SIGSTOP
         send(self.network, number)
+
+    def own_clock(self, seconds: int) -> None:
+        """From the start on; it jumps so far when move_clock is called."""
+        library, macros = self.folder / "clock.so", [f'-DMOVED="{self.folder}/moved"']
+        command = ["cc", "-shared", "-fPIC", *macros, f"-DSECONDS={seconds}", "-xc", "-"]
+        subprocess.run([*command, "-o", library, "-ldl"], input=CLOCK, text=True, check=True)
+        self.clock = ["env", f"LD_PRELOAD={library}"]
+
+    def move_clock(self) -> None:
+        (self.folder / "moved").touch()
 
     def unplug(self) -> None:
         ip("-n", self.hub, "link", "set", f"port{self.number}", "down")
