@@ -45,7 +45,7 @@ MANY = (
 MODES = {"single": "", "symmetric": "--sym 1", "multi-crop": MANY, "both": f"--sym 1 {MANY}"}
 UNEQUAL = ("time", "warning")  # records with the time of day, or of what went wrong
 TIMES = ("images_per_second", "data_share", "seconds", "data_seconds")  # of one run only
-SHORT = "--init_steps 4 --epochs 1 --knn_freq 0 --save_minutes 0.0005"
+SHORT = "--epochs 20 --knn_freq 0 --save_minutes 0.0005"
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def cases(above: Path) -> dict[str, list[str]]:
     for i, (mode, processes) in enumerate(product(MODES, (1, 2, 4))):
         amp, parts = ("none", "bf16")[i % 2], 1 + i // 2 % 2
         kind, data = ("folder", folder) if i // 4 % 2 else ("tar", above / "shards")
-        words = f"--dataset {kind} --data {data} --recipe published -b 24 {MODES[mode]} "
-        words += f"--init_steps 6 --amp {amp} --nproc {processes} --accum_steps {parts}"
+        words = f"--dataset {kind} --data {data} {MODES[mode]} "
+        words += f"--amp {amp} --nproc {processes} --accum_steps {parts}"
         found[f"{mode}, {processes}, {amp}, {parts}, {kind}"] = words.split()
     return found
 
@@ -140,9 +140,11 @@ def print_kills(kills: int, rng: random.Random) -> bool:
     return good
 
 
-def signalled(name: str, target: str, processes: int, rng, place: str, pause: float) -> Ending:
+def signalled(
+    data: Path, name: str, target: str, processes: int, rng, place: str, pause: float
+) -> Ending:
     """A short run, with a loader process for each of its processes, that gets one signal."""
-    words = f"{SHORT} --nproc {processes} --workers {processes}".split()
+    words = f"{SHORT} --data {data} --nproc {processes} --workers {processes}".split()
     with tempfile.TemporaryDirectory() as folder:
         return interrupt(Path(folder), words, signal.Signals[name], target, rng, place, pause)
 
@@ -151,14 +153,16 @@ def print_signals(signals: int, rng: random.Random) -> bool:
     """A row for each signal, all combinations in turn; whether all went as promised."""
     print_head("signal", "target", "processes", "where it came", "exit code", "not as promised")
     rows, good = list(product(SIGNALS, TARGETS, (1, 2))), True
-    for i in range(signals):
-        row = rows[i] if i < len(rows) else rng.choice(rows)
-        end = signalled(*row, rng, rng.choice(list(PLACES)), rng.uniform(0, 3))
-        where = end.place or "it had ended"
-        print_row(*row, where, end.code, ", ".join(end.faults) or "nothing")
-        if end.faults:
-            print(f"{row}, {where}:\n{end.said[-3000:]}", file=sys.stderr, flush=True)
-        good &= not end.faults
+    with tempfile.TemporaryDirectory() as name:
+        data = background.write_digits(Path(name), 48)
+        for i in range(signals):
+            row = rows[i] if i < len(rows) else rng.choice(rows)
+            end = signalled(data, *row, rng, rng.choice(list(PLACES)), rng.uniform(0, 3))
+            where = end.place or "it had ended"
+            print_row(*row, where, end.code, ", ".join(end.faults) or "nothing")
+            if end.faults:
+                print(f"{row}, {where}:\n{end.said[-3000:]}", file=sys.stderr, flush=True)
+            good &= not end.faults
     return good
 
 

@@ -12,15 +12,13 @@ from benchmarks.kill import differences, disturb, signalled
 from ops.errors import EXIT_STOPPED
 from tests.support.background import BEGINNING, EPOCH, finish
 
-TINY = ["--epochs", "1", "--init_steps", "6", "--cluster", "64", "--batch_size", "200",
-        "--knn_freq", "0"]  # fmt: skip
 
-
-def test_a_killed_run_goes_on_to_the_end_of_the_undisturbed_one(tmp_path):
+def test_a_killed_run_goes_on_to_the_end_of_the_undisturbed_one(tmp_path, digit_folder):
     peace, trouble = tmp_path / "peace", tmp_path / "trouble"
     peace.mkdir(), trouble.mkdir()
-    finish(peace, TINY)
-    happened = disturb(trouble, TINY, kills=range(1, 2), rng=random.Random(1), pause=0.5)
+    words = ["--data", str(digit_folder), "--epochs", "12", "--knn_freq", "0"]
+    finish(peace, words)
+    happened = disturb(trouble, words, kills=range(1, 2), rng=random.Random(1), pause=0.5)
     assert sum(happened.values()) == 1 and not happened["ended before the signal"], happened
     assert not differences(peace, trouble)
 
@@ -33,9 +31,9 @@ def test_a_killed_run_goes_on_to_the_end_of_the_undisturbed_one(tmp_path):
         ("SIGINT", "group", 2, BEGINNING),
     ],
 )
-def test_a_signal_ends_a_run_as_promised(name, target, processes, place):
+def test_a_signal_ends_a_run_as_promised(digit_folder, name, target, processes, place):
     rng = random.Random(0)
     pause = rng.uniform(0, 3) if place == BEGINNING else 0
-    given = signalled(name, target, processes, rng, place, pause)
+    given = signalled(digit_folder, name, target, processes, rng, place, pause)
     assert not given.faults, f"{given.faults}\n{given.said}"
     assert given.place == BEGINNING or given.code == EXIT_STOPPED

@@ -473,7 +473,7 @@ def test_torchrun_is_taken_as_it_is_and_restarts_a_run_after_a_process_was_kille
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     ) as agent:  # fmt: skip
         while not list(folder.rglob(checkpoint.LAST)):
-            time.sleep(0.01)
+            time.sleep(0.1)
         children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
         environments = {int(pid): Path(f"/proc/{pid}/environ").read_text() for pid in children}
         (chosen,) = (pid for pid, text in environments.items() if "\0RANK=0\0" in text)

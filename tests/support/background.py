@@ -23,9 +23,9 @@ from ops import checkpoint
 from ops.errors import EXIT_FAILED, EXIT_STOPPED
 
 RUN = [
-    *("--dataset", "digits", "--recipe", "published", "--report_epochs", "0"),
+    *("--dataset", "folder", "--recipe", "published", "--report_epochs", "0"),
     *("--arch", "resnet10", "--image_size", "20", "--cluster", "128"),
-    *("--batch_size", "100", "--init_steps", "20", "--print_freq", "1", "--workers", "1"),
+    *("--batch_size", "24", "--init_steps", "6", "--print_freq", "1", "--workers", "1"),
     *("--knn_freq", "9", "--save_minutes", "0.005", "--save_freq", "99", "--resume", "auto"),
 ]
 OUT, ERR = "stdout", "stderr"  # files in the folder of a run, of its last start
@@ -81,7 +81,7 @@ def python(words: list, folder: Path, out: str, err: str, before=(), **more) -> 
 
 
 def start(folder: Path, words: list[str]) -> subprocess.Popen:
-    """Start the run in a process group of its own."""
+    """Start the run in a process group of its own. words: also the --data."""
     for name in (OUT, ERR):
         (folder / name).unlink(missing_ok=True)
     command = [ROOT / "main_adco.py", *RUN, *words, "--save_path", folder]
