@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
@@ -34,6 +34,7 @@ def launch(run, config: ProcessOptions) -> int:
     Returns the exit code.
     """
     kind, start = device_kind(config.device, config.choose), run_worker
+    url = held = None
     if place := place_in_engine(config):
         world, url = place
     else:
@@ -41,11 +42,13 @@ def launch(run, config: ProcessOptions) -> int:
         config = with_slurms_nodes(config)
         here = processes_here(config, kind)
         world = World(config.rank * here, config.world_size * here, local_rank=0, local_size=here)
-        url = rendezvous_url(config) if world.size > 1 else None
+        if world.size > 1:
+            url, held = rendezvous(config)
         start = spawn if here > 1 else run_worker
-    if url is None:
-        return run(config, world, own_device(kind, world.local_rank, config))
-    return start(run, config, world, url, kind)
+    with held or nullcontext():
+        if url is None:
+            return run(config, world, own_device(kind, world.local_rank, config))
+        return start(run, config, world, url, kind)
 
 
 def device_kind(wanted: str, chosen: str | None = None) -> str:
@@ -76,27 +79,39 @@ def processes_here(config: ProcessOptions, kind: str) -> int:
     return 1
 
 
-def rendezvous_url(config: ProcessOptions) -> str:
-    """URL at which all processes meet. Node 0 opens it, so there it has to be free."""
+def rendezvous(config: ProcessOptions) -> tuple[str, socket.socket | None]:
+    """URL at which all processes meet, and what holds its port for them where it is any free one.
+
+    Node 0 opens it, so there it has to be free.
+    """
     # The address: a free port of this machine, the one that is given, or node 0.
     if config.world_size == 1 and not config.dist_url:
-        return f"tcp://127.0.0.1:{free_port()}"
+        held = bound()
+        return f"tcp://127.0.0.1:{held.getsockname()[1]}", held
     url = config.dist_url or f"tcp://{config.master_addr}:{config.master_port}"
     port = urlparse(url).port  # None of env://
-    if config.rank == 0 and port and free_port(port) is None:
-        remedy = "choose another with --dist_url tcp://host:port"
-        raise InputError(f"port {port} of {url} is in use; {remedy}")
-    return url
+    if config.rank == 0 and port:
+        try:
+            bound(port).close()
+        except OSError as error:
+            remedy = "choose another with --dist_url tcp://host:port"
+            raise InputError(f"port {port} of {url} is in use; {remedy}") from error
+    return url, None
 
 
-def free_port(port: int = 0) -> int | None:
-    """The port where it is free, any free one for 0, else None."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with suppress(OSError):
-            probe.bind(("", port))
-            return probe.getsockname()[1]
-    return None
+def bound(port: int = 0) -> socket.socket:
+    """A socket at a port, for 0 at any free one. Raises OSError where it is in use.
+
+    While it is open nobody else is given the port, and who knows its number may listen there.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        held.bind(("", port))
+    except OSError:
+        held.close()
+        raise
+    return held
 
 
 def own_device(kind: str, local_rank: int, config: ProcessOptions) -> torch.device:

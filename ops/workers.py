@@ -29,7 +29,7 @@ REMEDIES = (
 )
 
 
-# The loader processes of this process, which may have children of other kinds. Ended ones go.
+# What hands over the batches of this process's loader processes (torch's private iterators).
 started: WeakSet = WeakSet()
 
 
@@ -58,6 +58,8 @@ class SignalSafeLoader(DataLoader):
                 known = isinstance(error, (InputError, RunFailed, MemoryError))
                 if known or not self.num_workers or str(error).startswith("Caught "):
                     raise
+                if batches is not None:
+                    end(batches)
                 why = one_line(str(error)) or type(error).__name__
                 what = f"a loader process has died, or cannot hand over a batch ({why})"
                 remedy = f"if its memory or {shared_memory()} was too small, {REMEDIES}"
@@ -68,8 +70,8 @@ class SignalSafeLoader(DataLoader):
         # Workers start here and inherit the blocked signals: none ends them while they start.
         with requests_blocked() if self._iterator is None else nullcontext():
             batches = super().__iter__()
-        # torch's list of them (private; torch 2.9 to 2.15). Another thread may start children too.
-        started.update(getattr(batches, "_workers", ()))
+        if self.num_workers:
+            started.add(batches)
         # torch's handler would raise in the middle of a step when a worker dies. It is missed when
         # its batch is awaited.
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -110,8 +112,16 @@ def begin_worker(worker: int) -> None:
 
 def end_workers() -> None:
     """End all loader processes at once: torch would wait for each, though it waits for a disk."""
-    for worker in started & set(multiprocessing.active_children()):
+    for batches in started:
+        end(batches)
+
+
+def end(batches) -> None:
+    """End the loader processes behind an iterator of torch (private; torch 2.9 to 2.15)."""
+    for worker in batches._workers:
         worker.terminate()
+    # torch sets this at its own end, and would wait for ever for one that has died holding it.
+    batches._workers_done_event = threading.Event()
 
 
 def tell_unless_run_is_gone(kind, error, trace) -> None:
@@ -137,11 +147,11 @@ def end_with_parent(started_by: int) -> None:
     """End this process when its parent sends SIGTERM, or is gone."""
     # A signal names its sender: the scheduler's SIGTERM does not count. The parent need not be the
     # process that started this one, which may be a fork server.
-    parent = multiprocessing.parent_process().pid
-    # The system gives an orphan another parent.
-    while os.getppid() == started_by:
+    parent = multiprocessing.parent_process()
+    # The system gives an orphan another parent. A fork server lives as long as its children.
+    while os.getppid() == started_by and parent.is_alive():
         received = signal.sigtimedwait([signal.SIGTERM], LOOK_SECONDS)  # None: nothing came
-        if received is not None and received.si_pid == parent:
+        if received is not None and received.si_pid == parent.pid:
             break
     os._exit(0)
 

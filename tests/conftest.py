@@ -30,6 +30,15 @@ settings.register_profile("explore", test, max_examples=5000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 
+@pytest.fixture
+def port():
+    """A free port of this machine, which nobody else is given while the test runs."""
+    from ops.launch import bound
+
+    with bound() as held:
+        yield held.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def digit_folder(tmp_path_factory) -> Path:
     """Real digits as PNG files: train/{0,1,2} with 16 pictures each, val/{0,1,2} with 5 each."""

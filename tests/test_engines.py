@@ -16,7 +16,7 @@ from ops.checkpoint import LAST, PREVIOUS
 from ops.distributed import World
 from ops.engines import place_in_engine, with_slurms_nodes
 from ops.errors import InputError, RunFailed
-from ops.launch import free_port, launch, own_device, run_worker
+from ops.launch import launch, own_device, run_worker
 from ops.workers import cores_of_process, workers_per_process
 from tests.conftest import ROOT
 from tests.support.gloo import in_processes
@@ -24,8 +24,7 @@ from tests.support.scripts import TINY, assert_refused, losses, pretrain, record
 
 
 @pytest.mark.parametrize("how", ["options", "srun"])
-def test_two_launches_make_two_nodes(tmp_path, digit_folder, how):
-    port = free_port()
+def test_two_launches_make_two_nodes(tmp_path, digit_folder, port, how):
     words = ["--data", str(digit_folder)]
     if how == "options":
         words += ["--nodes_num", "2", "--master_port", str(port), "--node_rank"]

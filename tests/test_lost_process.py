@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import ClassVar
 
 import pytest
@@ -20,14 +20,13 @@ from ops import heartbeat
 from ops.distributed import World
 from ops.errors import InputError
 from ops.heartbeat import Heartbeat
-from ops.launch import free_port
 from ops.waiting import waiting_for
 from tests.conftest import ROOT
 from tests.support.nodes import ip, networks
 from tests.support.scripts import TINY, Running
 
 SHORT = """import sys, ops.heartbeat as h
-h.BEAT, h.PATIENCE, h.GRACE, h.HANG = 0.2, 2, 1, 3
+h.BEAT, h.PATIENCE, h.GRACE, h.HANG = 0.2, 2, 3, 5
 from main_adco import main
 sys.exit(main())
 """
@@ -59,9 +58,8 @@ def none_is_left():
         node.process.kill()
 
 
-def test_a_first_process_that_is_stopped_is_missed(tmp_path, digit_folder):
-    port = ["--master_port", free_port()]
-    nodes = [Node(tmp_path, digit_folder, node, *port) for node in (0, 1)]
+def test_a_first_process_that_is_stopped_is_missed(tmp_path, digit_folder, port):
+    nodes = [Node(tmp_path, digit_folder, node, "--master_port", port) for node in (0, 1)]
     nodes[0].wait_for_a_step()
     # Its store is silent: every call to it hangs.
     nodes[0].process.send_signal(signal.SIGSTOP)
@@ -74,16 +72,18 @@ def test_a_first_process_that_is_stopped_is_missed(tmp_path, digit_folder):
 
 
 def test_a_main_thread_that_hangs_is_told_and_a_slow_disk_is_not_taken_for_that(
-    tmp_path, digit_folder
+    tmp_path, digit_folder, port
 ):
-    words = ["--master_port", free_port(), "--save_minutes", 0.1]
+    words = ["--master_port", port, "--save_minutes", 0.1]
     nodes = [Node(tmp_path, digit_folder, node, *words) for node in (0, 1)]
     nodes[0].wait_for_a_step()
-    # A slow disk: the file of a save is a pipe, read after twice the time in which others hang.
+    # A slow disk: the file of a save is a pipe, read later than others hang.
     (run,) = [path.parent for path in tmp_path.rglob("metrics.jsonl")]
-    os.mkfifo(run / "checkpoint_last.pth.tar.partial")
+    while not (run / "checkpoint_last.pth.tar.partial").is_fifo():
+        with suppress(FileExistsError):  # a save is under way
+            os.mkfifo(run / "checkpoint_last.pth.tar.partial")
     with open(run / "checkpoint_last.pth.tar.partial", "rb") as pipe:
-        time.sleep(6)
+        time.sleep(9)
         assert [node.process.poll() for node in nodes] == [None, None] and len(pipe.read()) > 1e6
     # From now on the log does not answer, as if its file server were gone.
     os.mkfifo(tmp_path / "pipe")

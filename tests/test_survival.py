@@ -24,7 +24,6 @@ from adco.pretrain.saving import Checkpoints
 from ops import checkpoint
 from ops.errors import EXIT_FAILED, EXIT_STOPPED
 from ops.journal import Journal
-from ops.launch import free_port
 from ops.run_folder import lock_folder
 from tests.conftest import ROOT
 from tests.support.background import started_by
@@ -264,9 +263,9 @@ def test_a_killed_process_stops_the_others_and_is_named(tmp_path, digit_folder):
     assert "process 1 was ended by SIGKILL" in err and "Traceback" not in err
 
 
-def test_a_lost_node_stops_the_other_one_within_a_minute_and_is_named(tmp_path, digit_folder):
+def test_a_lost_node_stops_the_other_one_within_a_minute_and_is_named(tmp_path, digit_folder, port):
     words = ["--data", digit_folder, "--epochs", 400, "--nodes_num", 2]
-    words += ["--master_port", free_port()]
+    words += ["--master_port", port]
     nodes = [Running(tmp_path, *words, "--node_rank", node) for node in (0, 1)]
     nodes[0].wait_for_a_step()
     nodes[1].process.kill()
@@ -457,7 +456,7 @@ def test_other_options_are_named_where_there_is_no_run_with_these(tmp_path):
 
 
 def test_torchrun_is_taken_as_it_is_and_restarts_a_run_after_a_process_was_killed(
-    tmp_path, digit_folder
+    tmp_path, digit_folder, port
 ):
     words = ["--knn_freq", "0", "--epochs", "4"]
     (tmp_path / "spawned").mkdir()
@@ -465,7 +464,7 @@ def test_torchrun_is_taken_as_it_is_and_restarts_a_run_after_a_process_was_kille
     folder = tmp_path / "torchrun"
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--max-restarts", "1", "--master_port", str(free_port())]
+    command += ["--max-restarts", "1", "--master_port", str(port)]
     command += [str(ROOT / "main_adco.py"), *TINY, "--data", str(digit_folder), *words]
     with subprocess.Popen(
         [*command, "--save_minutes", "0.001", "--resume", "auto"],

@@ -21,7 +21,7 @@ from ops import checkpoint, waiting
 from ops.distributed import IFNAME, World, meet_all
 from ops.errors import InputError, RunFailed, Steady, reported
 from ops.heartbeat import Heartbeat
-from ops.launch import device_kind, free_port
+from ops.launch import device_kind
 from ops.signals import StopRequest, WaitInterrupted
 from ops.waiting import meet, waiting_for, who_is_missing
 from ops.workers import check_shared_memory
@@ -95,8 +95,8 @@ def test_a_stop_is_answered_while_a_picture_cannot_be_read(tmp_path, workers, np
     words = ["--data", data, *LONG, "-j", workers, "--nproc", nproc]
     running = Running(tmp_path, *words)
     running.wait_for_a_step()
-    (data / "train/red/red_3.png").unlink()
-    os.mkfifo(data / "train/red/red_3.png")  # opening it waits, as for a file server
+    os.mkfifo(tmp_path / "pipe")  # opening it waits, as for a file server
+    os.replace(tmp_path / "pipe", data / "train/red/red_3.png")
     (metrics,) = tmp_path.rglob("metrics.jsonl")
     size = -1
     while size != (size := metrics.stat().st_size):  # until nothing moves
@@ -146,24 +146,27 @@ def test_a_closed_terminal_is_a_request_to_stop(tmp_path, digit_folder):
 
 def test_who_waits_says_for_what(monkeypatch, capfd):
     monkeypatch.setattr(waiting, "SAY_SECONDS", 0.2)
+    said = ""
     with waiting_for(lambda: "the other one"):
         with waiting_for(lambda: "a moment"):
             pass
-        time.sleep(1.5)
-    said = capfd.readouterr().err
+        deadline = time.monotonic() + 30
+        while "waiting for the other one, for" not in said and time.monotonic() < deadline:
+            time.sleep(0.1)
+            said += capfd.readouterr().err
     assert "waiting for the other one, for" in said and "a moment" not in said
 
 
 def missing_process(world, port):
     try:
-        meet_all(World(world.rank, 3), f"tcp://127.0.0.1:{port}", minutes=0.02)
+        meet_all(World(world.rank, 3), f"tcp://127.0.0.1:{port}", minutes=0.1)
     except RunFailed as error:
         return str(error)
 
 
-def test_processes_that_do_not_come_are_named_after_a_time_that_can_be_set():
-    first, second = in_processes(missing_process, 2, free_port())
-    assert "process(es) 2 of 3 did not come in 0.02 minutes" in first
+def test_processes_that_do_not_come_are_named_after_a_time_that_can_be_set(port):
+    first, second = in_processes(missing_process, 2, port)
+    assert "process(es) 2 of 3 did not come in 0.1 minutes" in first
     assert second
 
 
@@ -189,12 +192,14 @@ def met_twice(world, folder):
     store = FileStore(f"{folder}/store")
     time.sleep(0.3 * world.first)  # the other one reads the old names first
     met = [meet(store, world.rank, 2, 1, "here")]
+    store.set(f"met {world.rank}", "")
+    store.wait(["met 0", "met 1"])
     time.sleep(0.3 * world.first)
     return [*met, meet(store, world.rank, 2, 1, "here")]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of interfaces")
-def test_gloo_is_sent_to_the_interface_that_leads_to_the_first_process():
+def test_gloo_is_sent_to_the_interface_that_leads_to_the_first_process(port):
     store = HashStore()
     store.set("address/1", "127.0.0.1")
     assert waiting.interface(store, 0, 2, "127.0.0.1") == "lo"
@@ -204,7 +209,7 @@ def test_gloo_is_sent_to_the_interface_that_leads_to_the_first_process():
         with mock.patch.dict(os.environ, {IFNAME: given}):
             if not given:
                 del os.environ[IFNAME]
-            meet_all(World(), f"tcp://127.0.0.1:{free_port()}")
+            meet_all(World(), f"tcp://127.0.0.1:{port}")
             assert os.environ[IFNAME] == taken
 
 

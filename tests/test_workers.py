@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import product
 from multiprocessing.connection import Client
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -20,9 +21,11 @@ from adco.data.pictures import ArrayPictures
 from adco.data.views import Recipe
 from ops import workers
 from ops.distributed import World
+from ops.errors import RunFailed
 from ops.signals import REQUESTS, requests_blocked
 from ops.workers import workers_per_process
 from tests.conftest import FORKS
+from tests.support.background import wait_until
 
 PICTURES = np.zeros((40, 8, 8, 3), np.uint8)
 
@@ -66,25 +69,33 @@ ENDS = {
 }
 
 
-def end_with_workers(end: str, held_open, stderr: Path) -> None:
-    """End this process while its loader processes work. They too hold `held_open`."""
-    os.dup2(os.open(stderr, os.O_CREAT | os.O_WRONLY), 2)
+def end_with_workers(end: str, method: str, folder: Path) -> None:
+    """End this process while its loader processes work, which are noted in a file."""
+    os.dup2(os.open(folder / "stderr", os.O_CREAT | os.O_WRONLY), 2)
+    multiprocessing.set_start_method(method, force=True)
+    multiprocessing.set_forkserver_preload([])
     batches = iter(loader().epoch(0))
     next(batches)
+    numbers = [str(child.pid) for child in multiprocessing.active_children()]
+    (folder / "workers").write_text(" ".join(numbers))
     ENDS[end]()
 
 
-@pytest.mark.parametrize("end", ENDS)
-def test_workers_end_with_their_parent_however_it_ends(tmp_path, end):
-    receive, send = FORKS.Pipe(duplex=False)
-    parent = FORKS.Process(target=end_with_workers, args=(end, send, tmp_path / "stderr"))
+def is_running(number: str) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    return False
+
+
+# A fork server is the parent of the processes that it starts, and outlives the run.
+@pytest.mark.parametrize("end, method", [*product(ENDS, ["fork"]), ("kill", "forkserver")])
+def test_workers_end_with_their_parent_however_it_ends(tmp_path, end, method):
+    parent = FORKS.Process(target=end_with_workers, args=(end, method, tmp_path))
     parent.start()
-    send.close()
-    # Ready when the last process that holds the other end has ended.
-    assert receive.poll(30)
-    with pytest.raises(EOFError):
-        receive.recv()
-    parent.join(30)
+    parent.join(120)
+    numbers = (tmp_path / "workers").read_text().split()
+    assert len(numbers) == 2
+    assert wait_until(lambda: not any(map(is_running, numbers)), 30)
     said = (tmp_path / "stderr").read_text()
     assert parent.exitcode == {"error": 1, "exit": 7, "kill": -signal.SIGKILL}[end], said
     assert "DataLoader" not in said
@@ -133,6 +144,18 @@ def test_only_loader_processes_are_ended_at_the_end_of_a_run(monkeypatch):
     alive = other.is_alive()
     other.kill()
     assert worker.exitcode is not None and alive
+
+
+def test_a_loader_process_that_dies_holding_torchs_lock_is_not_waited_for():
+    training = loader(workers=1)
+    batches = training.epoch(0)
+    next(batches)
+    (iterator,) = workers.started
+    iterator._workers_done_event._cond.acquire()  # as by the process that dies now
+    iterator._workers[0].kill()
+    with pytest.raises(RunFailed, match="a loader process has died"):
+        list(batches)
+    iterator._shutdown_workers()
 
 
 def test_loader_processes_that_have_ended_are_forgotten():
