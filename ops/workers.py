@@ -29,8 +29,25 @@ REMEDIES = (
 )
 
 
-# What hands over the batches of this process's loader processes (torch's private iterators).
+# What hands over the batches of this process's loader processes (torch's iterators; private, torch
+# 2.9 to 2.15).
 started: WeakSet = WeakSet()
+
+
+class End(threading.Event):
+    """The event by which torch tells loader processes that all is done. One that has died while it
+    looked at it has it locked for ever: that is not waited for.
+    """
+
+    def __init__(self, shared):
+        super().__init__()
+        self.shared = shared
+
+    def set(self) -> None:
+        super().set()
+        if self.shared._cond.acquire(timeout=1):
+            self.shared._cond.release()
+            self.shared.set()
 
 
 class SignalSafeLoader(DataLoader):
@@ -58,8 +75,6 @@ class SignalSafeLoader(DataLoader):
                 known = isinstance(error, (InputError, RunFailed, MemoryError))
                 if known or not self.num_workers or str(error).startswith("Caught "):
                     raise
-                if batches is not None:
-                    end(batches)
                 why = one_line(str(error)) or type(error).__name__
                 what = f"a loader process has died, or cannot hand over a batch ({why})"
                 remedy = f"if its memory or {shared_memory()} was too small, {REMEDIES}"
@@ -70,8 +85,9 @@ class SignalSafeLoader(DataLoader):
         # Workers start here and inherit the blocked signals: none ends them while they start.
         with requests_blocked() if self._iterator is None else nullcontext():
             batches = super().__iter__()
-        if self.num_workers:
+        if self.num_workers and batches not in started:
             started.add(batches)
+            batches._workers_done_event = End(batches._workers_done_event)
         # torch's handler would raise in the middle of a step when a worker dies. It is missed when
         # its batch is awaited.
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -113,15 +129,8 @@ def begin_worker(worker: int) -> None:
 def end_workers() -> None:
     """End all loader processes at once: torch would wait for each, though it waits for a disk."""
     for batches in started:
-        end(batches)
-
-
-def end(batches) -> None:
-    """End the loader processes behind an iterator of torch (private; torch 2.9 to 2.15)."""
-    for worker in batches._workers:
-        worker.terminate()
-    # torch sets this at its own end, and would wait for ever for one that has died holding it.
-    batches._workers_done_event = threading.Event()
+        for worker in batches._workers:
+            worker.terminate()
 
 
 def tell_unless_run_is_gone(kind, error, trace) -> None:

@@ -151,10 +151,12 @@ def test_a_loader_process_that_dies_holding_torchs_lock_is_not_waited_for():
     batches = training.epoch(0)
     next(batches)
     (iterator,) = workers.started
-    iterator._workers_done_event._cond.acquire()  # as by the process that dies now
+    iterator._workers_done_event.shared._cond.acquire()  # as by the process that dies now
     iterator._workers[0].kill()
     with pytest.raises(RunFailed, match="a loader process has died"):
         list(batches)
+    if iterator._workers_status[0]:
+        iterator._mark_worker_as_unavailable(0)  # as torch does where no batch is left
     iterator._shutdown_workers()
 
 
