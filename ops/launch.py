@@ -87,6 +87,8 @@ def rendezvous(config: ProcessOptions) -> tuple[str, socket.socket | None]:
     # The address: a free port of this machine, the one that is given, or node 0.
     if config.world_size == 1 and not config.dist_url:
         held = bound()
+        if sys.platform == "win32":
+            held.close()  # nobody could listen there
         return f"tcp://127.0.0.1:{held.getsockname()[1]}", held
     url = config.dist_url or f"tcp://{config.master_addr}:{config.master_port}"
     port = urlparse(url).port  # None of env://
@@ -102,7 +104,8 @@ def rendezvous(config: ProcessOptions) -> tuple[str, socket.socket | None]:
 def bound(port: int = 0) -> socket.socket:
     """A socket at a port, for 0 at any free one. Raises OSError where it is in use.
 
-    While it is open nobody else is given the port, and who knows its number may listen there.
+    While it is open nobody else is given the port, and who knows its number may listen there (not
+    on Windows).
     """
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -19,14 +19,20 @@ def requests_blocked():
 
     A process that is started in the block inherits this, until it calls unblock_requests.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
+    # One that another thread takes is not blocked, and its handler runs in the main thread.
+    is_main, stop = threading.current_thread() is threading.main_thread(), StopRequest.current
+    waits = is_main and stop is not None and stop.is_waiting
+    if waits:
+        stop.is_waiting = False
+    has_masks = hasattr(signal, "pthread_sigmask")
+    before = has_masks and signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if has_masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if waits:
+        stop.wait_on()
 
 
 def unblock_requests() -> None:
@@ -87,13 +93,17 @@ class StopRequest:
     @contextmanager
     def waiting(self):
         """Inside the block a request raises WaitInterrupted at once, and so does an earlier one."""
-        self.is_waiting = True
         try:
-            if self.received:
-                raise WaitInterrupted
+            self.wait_on()
             yield
         finally:
             self.is_waiting = False
+
+    def wait_on(self) -> None:
+        self.is_waiting = True
+        if self.received:
+            self.is_waiting = False
+            raise WaitInterrupted
 
     def __exit__(self, *_):
         StopRequest.current = None

@@ -29,14 +29,14 @@ REMEDIES = (
 )
 
 
-# What hands over the batches of this process's loader processes (torch's iterators; private, torch
-# 2.9 to 2.15).
+# torch's iterators over the loader processes of this process, for `_workers` and
+# `_workers_done_event` (private; torch 2.9 to 2.15). Ended ones go.
 started: WeakSet = WeakSet()
 
 
-class End(threading.Event):
-    """The event by which torch tells loader processes that all is done. One that has died while it
-    looked at it has it locked for ever: that is not waited for.
+class DoneEvent(threading.Event):
+    """torch's event that ends loader processes. One that dies inside `is_set` keeps its lock for
+    ever, so this one never takes it.
     """
 
     def __init__(self, shared):
@@ -44,10 +44,9 @@ class End(threading.Event):
         self.shared = shared
 
     def set(self) -> None:
-        super().set()
-        if self.shared._cond.acquire(timeout=1):
-            self.shared._cond.release()
-            self.shared.set()
+        if not self.is_set():
+            super().set()
+            self.shared._flag.release()  # its set() without the lock (private; Python 3.10 to 3.14)
 
 
 class SignalSafeLoader(DataLoader):
@@ -85,9 +84,9 @@ class SignalSafeLoader(DataLoader):
         # Workers start here and inherit the blocked signals: none ends them while they start.
         with requests_blocked() if self._iterator is None else nullcontext():
             batches = super().__iter__()
-        if self.num_workers and batches not in started:
-            started.add(batches)
-            batches._workers_done_event = End(batches._workers_done_event)
+            if self.num_workers and batches not in started:
+                started.add(batches)
+                batches._workers_done_event = DoneEvent(batches._workers_done_event)
         # torch's handler would raise in the middle of a step when a worker dies. It is missed when
         # its batch is awaited.
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -114,8 +113,8 @@ def begin_worker(worker: int) -> None:
 
     # Called by the thread that sends the batches (private; Python 3.10 to 3.14).
     Queue._on_queue_feeder_error = staticmethod(give_up)
-    # multiprocessing's thread that hands over file numbers: a run that ends as it asks for one, or
-    # before it has read it, is no news.
+    # multiprocessing's thread that hands over file numbers: a run that ends while it fetches one is
+    # no news.
     sys.excepthook = tell_unless_run_is_gone
     # Requests to stop are ignored, except SIGTERM from the worker's own parent: it sends it to
     # workers that do not end by themselves, as when it ends by an error. Blocked signals wait in a

@@ -22,6 +22,7 @@ from ops.errors import InputError
 from ops.heartbeat import Heartbeat
 from ops.waiting import waiting_for
 from tests.conftest import ROOT
+from tests.support.background import wait_until
 from tests.support.nodes import ip, networks
 from tests.support.scripts import TINY, Running
 
@@ -79,10 +80,15 @@ def test_a_main_thread_that_hangs_is_told_and_a_slow_disk_is_not_taken_for_that(
     nodes[0].wait_for_a_step()
     # A slow disk: the file of a save is a pipe, read later than others hang.
     (run,) = [path.parent for path in tmp_path.rglob("metrics.jsonl")]
-    while not (run / "checkpoint_last.pth.tar.partial").is_fifo():
+    partial = run / "checkpoint_last.pth.tar.partial"
+
+    def put_pipe():
         with suppress(FileExistsError):  # a save is under way
-            os.mkfifo(run / "checkpoint_last.pth.tar.partial")
-    with open(run / "checkpoint_last.pth.tar.partial", "rb") as pipe:
+            os.mkfifo(partial)
+        return partial.is_fifo()
+
+    assert wait_until(put_pipe, 60)
+    with open(partial, "rb") as pipe:
         time.sleep(9)
         assert [node.process.poll() for node in nodes] == [None, None] and len(pipe.read()) > 1e6
     # From now on the log does not answer, as if its file server were gone.

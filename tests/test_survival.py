@@ -26,7 +26,7 @@ from ops.errors import EXIT_FAILED, EXIT_STOPPED
 from ops.journal import Journal
 from ops.run_folder import lock_folder
 from tests.conftest import ROOT
-from tests.support.background import started_by
+from tests.support.background import started_by, wait_until
 from tests.support.scripts import (
     TINY,
     Running,
@@ -471,8 +471,7 @@ def test_torchrun_is_taken_as_it_is_and_restarts_a_run_after_a_process_was_kille
         cwd=folder, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     ) as agent:  # fmt: skip
-        while not list(folder.rglob(checkpoint.LAST)):
-            time.sleep(0.1)
+        assert wait_until(lambda: list(folder.rglob(checkpoint.LAST)), 120)
         children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
         environments = {int(pid): Path(f"/proc/{pid}/environ").read_text() for pid in children}
         (chosen,) = (pid for pid, text in environments.items() if "\0RANK=0\0" in text)

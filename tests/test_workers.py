@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from itertools import product
@@ -22,7 +23,7 @@ from adco.data.views import Recipe
 from ops import workers
 from ops.distributed import World
 from ops.errors import RunFailed
-from ops.signals import REQUESTS, requests_blocked
+from ops.signals import REQUESTS, StopRequest, WaitInterrupted, requests_blocked
 from ops.workers import workers_per_process
 from tests.conftest import FORKS
 from tests.support.background import wait_until
@@ -111,8 +112,12 @@ class FileNumbers:
         return 4
 
 
+def next_of(items):
+    return items[0]
+
+
 def test_a_run_that_ends_while_it_fetches_a_batch_is_no_news(capfd):
-    options = dict(collate_fn=lambda items: items[0], num_workers=1)
+    options = dict(collate_fn=next_of, num_workers=1, multiprocessing_context="fork")
     files = workers.SignalSafeLoader(FileNumbers(), batch_size=1, **options)
     for number in files:
         # It has connected, but not asked; the next one is served by the same thread.
@@ -124,6 +129,19 @@ def test_a_run_that_ends_while_it_fetches_a_batch_is_no_news(capfd):
 def test_loader_processes_are_shared_out(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     assert [workers_per_process(number, local_size=4) for number in (0, 8, 64)] == [0, 2, 3]
+
+
+def test_a_request_that_another_thread_takes_waits_for_the_end_of_the_block():
+    sleeper = threading.Thread(target=time.sleep, args=(2,))
+    sleeper.start()
+    inside = []
+    with StopRequest() as stop, pytest.raises(WaitInterrupted), stop.waiting():
+        with requests_blocked():
+            signal.pthread_kill(sleeper.ident, signal.SIGTERM)
+            assert wait_until(lambda: stop.received, 10)
+            inside.append("here")
+        inside.append("behind")
+    assert inside == ["here"]
 
 
 def test_only_loader_processes_are_ended_at_the_end_of_a_run(monkeypatch):
@@ -150,7 +168,7 @@ def test_a_loader_process_that_dies_holding_torchs_lock_is_not_waited_for():
     training = loader(workers=1)
     batches = training.epoch(0)
     next(batches)
-    (iterator,) = workers.started
+    iterator = training.loader._iterator
     iterator._workers_done_event.shared._cond.acquire()  # as by the process that dies now
     iterator._workers[0].kill()
     with pytest.raises(RunFailed, match="a loader process has died"):

@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -110,11 +112,17 @@ class Node:
         """From the start on; it jumps so far when move_clock is called."""
         library, macros = self.folder / "clock.so", [f'-DMOVED="{self.folder}/moved"']
         command = ["cc", "-shared", "-fPIC", *macros, f"-DSECONDS={seconds}", "-xc", "-"]
-        subprocess.run([*command, "-o", library, "-ldl"], input=CLOCK, text=True, check=True)
+        try:
+            subprocess.run([*command, "-o", library, "-ldl"], input=CLOCK, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise InputError(f"expected a C compiler, cc: {error}") from error
         self.clock = ["env", f"LD_PRELOAD={library}"]
 
     def move_clock(self) -> None:
         (self.folder / "moved").touch()
+        told = [*self.clock, sys.executable, "-c", "import time; print(time.time())"]
+        moved = float(subprocess.check_output(told)) - time.time()
+        assert abs(abs(moved) - 3600) < 60, moved
 
     def unplug(self) -> None:
         ip("-n", self.hub, "link", "set", f"port{self.number}", "down")
