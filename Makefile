@@ -12,14 +12,14 @@ demo: $(INSTALLED)
 	$(BIN)/python main_adco.py --dataset digits --save_path demo
 
 test: lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The tests with the lowest versions that requirements.txt allows.
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
 	sed 's/>=/==/' requirements.txt > $(OLDEST)/lowest.txt
 	$(OLDEST)/bin/python -m pip install --quiet -r requirements-dev.txt -c $(OLDEST)/lowest.txt
-	$(OLDEST)/bin/python -m pytest -n 3 --dist loadfile
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 
 # Changed files and command lines, by chance and for longer than in `make test`.
 explore: $(INSTALLED)

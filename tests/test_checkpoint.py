@@ -214,11 +214,11 @@ def test_a_file_that_is_renamed_while_it_is_read_is_one_sentence(tmp_path, monke
         checkpoint.load(path)
 
 
-def play_on_three(world, halt: int) -> dict:
+def play_on_three(world, data: str, halt: int) -> dict:
     """The state after four steps, with a break before one of them."""
     config = PretrainConfig(
-        dataset="digits", arch="resnet10", image_size=20, cluster=32, global_batch_size=12,
-        workers=0,
+        dataset="folder", data=data, arch="resnet10", image_size=20, cluster=32,
+        global_batch_size=12, workers=0,
     )  # fmt: skip
     played = Game(config, world, torch.device("cpu"))
     for step in range(4):
@@ -230,9 +230,10 @@ def play_on_three(world, halt: int) -> dict:
     return {**played.model.state_dict(), **played.bank.state_dict()}
 
 
-def test_three_processes_go_on_bit_for_bit():
+def test_three_processes_go_on_bit_for_bit(digit_folder):
     """Two processes add in one order alone; of three, DistributedDataParallel decides it."""
-    whole, broken = (in_processes(play_on_three, 3, halt)[0] for halt in (-1, 2))
+    data = str(digit_folder)
+    whole, broken = (in_processes(play_on_three, 3, data, halt)[0] for halt in (-1, 2))
     assert_same(broken, whole)
 
 

@@ -27,7 +27,7 @@ from tests.support.nodes import ip, networks
 from tests.support.scripts import TINY, Running
 
 SHORT = """import sys, ops.heartbeat as h
-h.BEAT, h.PATIENCE, h.GRACE, h.HANG = 0.2, 2, 3, 5
+h.BEAT, h.PATIENCE, h.GRACE, h.HANG = 0.2, 2, 3, 4
 from main_adco import main
 sys.exit(main())
 """
@@ -89,7 +89,7 @@ def test_a_main_thread_that_hangs_is_told_and_a_slow_disk_is_not_taken_for_that(
 
     assert wait_until(put_pipe, 60)
     with open(partial, "rb") as pipe:
-        time.sleep(9)
+        time.sleep(7)
         assert [node.process.poll() for node in nodes] == [None, None] and len(pipe.read()) > 1e6
     # From now on the log does not answer, as if its file server were gone.
     os.mkfifo(tmp_path / "pipe")

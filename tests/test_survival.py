@@ -458,7 +458,7 @@ def test_other_options_are_named_where_there_is_no_run_with_these(tmp_path):
 def test_torchrun_is_taken_as_it_is_and_restarts_a_run_after_a_process_was_killed(
     tmp_path, digit_folder, port
 ):
-    words = ["--knn_freq", "0", "--epochs", "4"]
+    words = ["--knn_freq", "0", "--epochs", "2"]
     (tmp_path / "spawned").mkdir()
     spawned = pretrain(tmp_path / "spawned", digit_folder, *words, "--nproc", 2)
     folder = tmp_path / "torchrun"

@@ -159,14 +159,14 @@ def test_who_waits_says_for_what(monkeypatch, capfd):
 
 def missing_process(world, port):
     try:
-        meet_all(World(world.rank, 3), f"tcp://127.0.0.1:{port}", minutes=0.1)
+        meet_all(World(world.rank, 3), f"tcp://127.0.0.1:{port}", minutes=0.05)
     except RunFailed as error:
         return str(error)
 
 
 def test_processes_that_do_not_come_are_named_after_a_time_that_can_be_set(port):
     first, second = in_processes(missing_process, 2, port)
-    assert "process(es) 2 of 3 did not come in 0.1 minutes" in first
+    assert "process(es) 2 of 3 did not come in 0.05 minutes" in first
     assert second
 
 

