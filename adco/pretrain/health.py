@@ -9,7 +9,7 @@ from torch import Tensor
 
 MOST_DROPPED = 10  # in a row
 STANDS = 0.05  # columns that turn so much more slowly than the pictures stand still
-CENTRE = 2  # times the odds of a picture's own class among pictures, among the adversaries
+CENTRE = 3  # times the odds of a picture's own class among pictures, among the adversaries
 LIST = "bad_pictures.txt"
 
 BY_ADVERSARIES = (
