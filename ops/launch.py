@@ -87,9 +87,10 @@ def rendezvous(config: ProcessOptions) -> tuple[str, socket.socket | None]:
     # The address: a free port of this machine, the one that is given, or node 0.
     if config.world_size == 1 and not config.dist_url:
         held = bound()
+        url = f"tcp://127.0.0.1:{held.getsockname()[1]}"
         if sys.platform == "win32":
             held.close()  # nobody could listen there
-        return f"tcp://127.0.0.1:{held.getsockname()[1]}", held
+        return url, held
     url = config.dist_url or f"tcp://{config.master_addr}:{config.master_port}"
     port = urlparse(url).port  # None of env://
     if config.rank == 0 and port:

@@ -16,7 +16,8 @@ from ops.checkpoint import LAST, PREVIOUS
 from ops.distributed import World
 from ops.engines import place_in_engine, with_slurms_nodes
 from ops.errors import InputError, RunFailed
-from ops.launch import launch, own_device, run_worker
+from ops.launch import launch, own_device, rendezvous, run_worker
+from ops.options import ProcessOptions
 from ops.workers import cores_of_process, workers_per_process
 from tests.conftest import ROOT
 from tests.support.gloo import in_processes
@@ -43,6 +44,16 @@ def test_two_launches_make_two_nodes(tmp_path, digit_folder, port, how):
     assert [node.returncode for node in nodes] == [0, 0], errors
     (metrics,) = tmp_path.rglob("metrics.jsonl")  # rank 0 writes, nobody else
     assert records(metrics.parent)[-1]["epoch"] == 2
+
+
+@pytest.mark.parametrize("platform, is_held", [("linux", True), ("win32", False)])
+def test_the_port_of_one_machine_is_held_where_others_can_still_listen(
+    monkeypatch, platform, is_held
+):
+    monkeypatch.setattr(sys, "platform", platform)
+    url, held = rendezvous(ProcessOptions(nproc=2))
+    with held:
+        assert (held.fileno() >= 0) == is_held and int(url.rpartition(":")[2]) > 0
 
 
 def srun(task: int, tasks_per_node: str, nodes: str, job: int = 7, node: int = 0) -> dict[str, str]:

@@ -26,6 +26,7 @@ from ops.signals import StopRequest, WaitInterrupted
 from ops.waiting import meet, waiting_for, who_is_missing
 from ops.workers import check_shared_memory
 from tests.conftest import ROOT
+from tests.support.background import wait_until
 from tests.support.gloo import in_processes
 from tests.support.pictures import class_folders, trunk_file
 from tests.support.scripts import TINY, Running, assert_refused, records, run_main, run_script
@@ -146,15 +147,17 @@ def test_a_closed_terminal_is_a_request_to_stop(tmp_path, digit_folder):
 
 def test_who_waits_says_for_what(monkeypatch, capfd):
     monkeypatch.setattr(waiting, "SAY_SECONDS", 0.2)
-    said = ""
+    said = []
+
+    def has_said():
+        said.append(capfd.readouterr().err)
+        return "waiting for the other one, for" in "".join(said)
+
     with waiting_for(lambda: "the other one"):
         with waiting_for(lambda: "a moment"):
             pass
-        deadline = time.monotonic() + 30
-        while "waiting for the other one, for" not in said and time.monotonic() < deadline:
-            time.sleep(0.1)
-            said += capfd.readouterr().err
-    assert "waiting for the other one, for" in said and "a moment" not in said
+        assert wait_until(has_said, 30)
+    assert "a moment" not in "".join(said)
 
 
 def missing_process(world, port):
