@@ -1,12 +1,12 @@
 """Learned, queued and in-batch negatives in one trainer: kNN accuracy over seeds.
 
-python3 -m benchmarks.study --data FOLDER --image_size 32     # FOLDER: train/CLASS, val/CLASS
-python3 -m benchmarks.study --data FOLDER --ways batch late --seeds 0 1 2 3
+python3 -m benchmarks.study --data FOLDER     # the whole plan, which takes a CPU days
+python3 -m benchmarks.study --data FOLDER --cells cifar10-32 --ways late batch --seeds 4 5
 
-Each run is a whole pre-training of minutes to hours. What has ended is in OUT/runs.jsonl and is not
-run again, so the study goes on where it was interrupted. Runs of one seed share initial weights,
-order and draws of the crops. OUT/study.md is the table, OUT/study.png the curves; docs/study.md
-discusses them.
+FOLDER holds cifar10/ and imagenette96/, each with train/CLASS and val/CLASS. Each run is a whole
+pre-training of minutes. What has ended is in OUT/study.jsonl and is not run again, so the study
+goes on where it was interrupted. Runs of one seed share initial weights, order and draws of the
+crops. The tables go into OUT/study.md, between its marks; the curves are OUT/study.png.
 """
 
 import json
@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,27 +24,26 @@ from scipy import stats
 
 from adco.report import newest_run, read_metrics
 from benchmarks import ROOT
-from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
+from ops.arguments import option, parse
 from ops.errors import InputError, RunFailed, reported
 from ops.files import write_whole
 
 # What all runs share, and what each kind of negatives has.
 SHARED = (
     "--dataset folder --recipe published --arch resnet10 --blur 0 --eval_crop 0 --moco_t .12 "
-    "--moco_m .99 --knn_k 20 --sym 1"
+    "--moco_m .99 --knn_k 20 --sym 1 --epochs 12"
 )
 WATCHED = "--report_epochs 0 --knn_freq 3"
-ANGLE = "--negatives learned --cluster 1024 --memory_lr auto"
+ANGLE = "--negatives learned --cluster 1024 --memory_lr auto --mem_t .03"
 WAYS = {
-    "simclr": "--negatives simclr",
+    "late": f"{ANGLE} --refresh 8 --adversaries_from .25",
     "batch": "--negatives batch",
     "decoupled": "--negatives batch --decoupled 1",
+    "simclr": "--negatives simclr",
     "queue": "--negatives queue --cluster 768",
+    "unrefreshed": f"{ANGLE} --adversaries_from .25",
+    "refreshed": f"{ANGLE} --refresh 8",
     "published": "--negatives learned --cluster 1024 --memory_lr 3 --mem_t .02",
-    "angle": f"{ANGLE} --mem_t .03",
-    "refreshed": f"{ANGLE} --mem_t .03 --refresh 8",
-    "unrefreshed": f"{ANGLE} --mem_t .03 --adversaries_from .25",
-    "late": f"{ANGLE} --mem_t .03 --refresh 8 --adversaries_from .25",
 }
 # For questions of their own: adversaries without a gradient (below); then what all kinds share,
 # one thing changed at a time.
@@ -65,99 +64,158 @@ adco.fused.column_sums = lambda queries, *others: sums(queries.detach(), *others
 from main_adco import main
 sys.exit(main())
 """
+BEGIN, END = "<!-- tables of benchmarks.study -->", "<!-- end of the tables -->"
+
+
+class Cell(NamedTuple):
+    """Runs that are compared: on which data, with which options, of which kinds how many."""
+
+    data: str
+    options: str
+    plan: dict[str, int]
+
+    @property
+    def shared(self) -> str:
+        return f"{SHARED} {self.options}"
+
+
+NINE = dict.fromkeys(("late", "batch", "decoupled"), 9)
+CELLS = {
+    "cifar10-256": Cell(
+        "cifar10", "--image_size 32 --batch_size 256 --lr .06", {**dict.fromkeys(ALL, 1), **NINE}
+    ),
+    "cifar10-32": Cell(
+        "cifar10", "--image_size 32 --batch_size 32 --lr .015", {**NINE, "queue": 3, "control": 3}
+    ),
+    "imagenette-256": Cell(
+        "imagenette96", "--image_size 64 --batch_size 256 --lr .06", {**NINE, "queue": 3}
+    ),
+}
 
 
 @dataclass(frozen=True)
 class StudyBenchmark:
     """Final kNN accuracy and its course for kinds of negatives, with the same seeds."""
 
-    data: str = option("data", "folder of pictures with classes, in train/ and val/")
-    out: str = option("study", "folder of the results, which are continued there")
-    ways: tuple[str, ...] = option(tuple(WAYS), "kinds of negatives", choices=tuple(ALL))
-    seeds: tuple[int, ...] = option((0, 1, 2), "one run of each kind with each")
-    image_size: int = option(32, "side of the views, pixels", AT_LEAST_1)
-    batch_size: int = option(256, "M", AT_LEAST_1)
-    epochs: int = option(12, "epochs of each run", AT_LEAST_1)
-    lr: float = option(0.06, "learning rate of the encoder", POSITIVE)
+    data: str = option("data", "folder that holds cifar10/ and imagenette96/")
+    out: str = option("docs", "folder of the results, which are continued there")
+    cells: tuple[str, ...] = option(tuple(CELLS), "data and batch size", choices=tuple(CELLS))
+    ways: tuple[str, ...] = option((), "kinds of negatives (the plan's)", choices=tuple(ALL))
+    seeds: tuple[int, ...] = option((), "one run of each kind with each (the plan's)")
 
 
-def train(config: StudyBenchmark, way: str, seed: int) -> list[tuple[int, float]]:
+def planned(config: StudyBenchmark) -> list[tuple[str, str, int]]:
+    """(cell, way, seed) of all runs, those of one seed together."""
+    runs = [
+        (name, way, seed)
+        for name in config.cells
+        for way in config.ways or CELLS[name].plan
+        for seed in config.seeds or range(CELLS[name].plan.get(way, 1))
+    ]
+    return sorted(runs, key=lambda run: run[2])
+
+
+def train(data: Path, shared: str, way: str, seed: int) -> list[tuple[int, float]]:
     """(epoch, kNN accuracy in percent), that of the random weights first."""
-    names = ("data", "image_size", "batch_size", "epochs", "lr")
-    words = [f"--{name}={getattr(config, name)}" for name in names]
-    words += [f"--seed={seed}", *f"{WATCHED} {SHARED} {ALL[way]}".split()]
+    words = f"{shared} {ALL[way]} {WATCHED} --seed {seed}".split()
     with tempfile.TemporaryDirectory() as folder:
         program = ["-c", CONTROL] if way == "control" else [ROOT / "main_adco.py"]
-        command = [sys.executable, *program, *words, "--save_path", folder]
+        command = [sys.executable, *program, *words, "--data", data, "--save_path", folder]
         here = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, capture_output=True, text=True, env=here)
         if done.returncode:
             raise RunFailed(f"{way}, seed {seed}: {done.stderr.strip() or done.returncode}")
         scores = read_metrics(newest_run(Path(folder)))["knn"]
-        return [(record["epoch"], record["accuracy"]) for record in scores]
+        return [(record["epoch"], round(record["accuracy"], 2)) for record in scores]
 
 
-def table(curves: dict[tuple[str, int], list], config: StudyBenchmark) -> str:
-    """Rows of mean and spread, and of the paired difference to the first way."""
-    lines = ["| negatives | runs | kNN, mean | smallest to largest | minus the first, 95 % |"]
-    lines.append("|---|---|---|---|---|")
-    first, final = config.ways[0], {key: curve[-1][1] for key, curve in curves.items()}
-    for way in config.ways:
-        found = {seed: final[way, seed] for seed in config.seeds if (way, seed) in final}
-        apart = [x - final[first, s] for s, x in found.items() if (first, s) in final]
-        interval, values = "", list(found.values())
-        if way != first and len(apart) > 1:
-            half = stats.t.ppf(0.975, len(apart) - 1) * stats.sem(apart)
-            interval = f"{np.mean(apart):+.1f} ± {half:.1f}"
-        if values:
-            spread = f"{np.mean(values):.1f} | {min(values):.1f} to {max(values):.1f}"
-            lines.append(f"| {way} | {len(values)} | {spread} | {interval} |")
-    return "\n".join(lines) + "\n"
+def tables(records: list[dict]) -> str:
+    """For each cell the scores of each way, and how far `late` is ahead of it."""
+    lines = []
+    for name, cell in CELLS.items():
+        if not (own := [record for record in records if record["cell"] == name]):
+            continue
+        late = {r["seed"]: r["curve"][-1][1] for r in own if r["way"] == "late"}
+        lines += [f"**{name}**, all with `{cell.shared}`:", ""]
+        lines += ["| way | options | runs | kNN | smallest to largest | late minus it |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for way in dict.fromkeys([*ALL, *(record["way"] for record in own)]):
+            if found := [record for record in own if record["way"] == way]:
+                x = [record["curve"][-1][1] for record in found]
+                pairs = [late[r["seed"]] - r["curve"][-1][1] for r in found if r["seed"] in late]
+                apart = interval(pairs) if way != "late" else ""
+                row = f"| {way} | `{found[0]['options']}` | {len(x)} | {np.mean(x):.1f} "
+                lines.append(f"{row}| {min(x):.1f} to {max(x):.1f} | {apart} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
-def draw(curves: dict[tuple[str, int], list], config: StudyBenchmark, path: Path) -> None:
-    """Mean curves over the seeds, with the range of the runs behind."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axis = figure.subplots()
-    for way in config.ways:
-        if found := [dict(curve) for (name, _), curve in curves.items() if name == way]:
+def interval(pairs: list[float]) -> str:
+    """Mean and 95 % t interval."""
+    if len(pairs) < 2:
+        return "".join(f"{difference:+.1f}" for difference in pairs)
+    half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
+    return f"{np.mean(pairs):+.1f} ± {half:.1f} ({len(pairs)} pairs)"
+
+
+def draw(records: list[dict], path: Path) -> None:
+    """Mean curves over the seeds, with the range of the runs behind: a panel for each cell."""
+    cells = [name for name in CELLS if any(record["cell"] == name for record in records)]
+    figure = Figure(figsize=(4 * len(cells), 4), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(cells), squeeze=False)[0], cells, strict=True):
+        for way in WAYS:
+            found = [dict(r["curve"]) for r in records if (r["cell"], r["way"]) == (name, way)]
+            if not found:
+                axis.plot([], [])  # every way keeps its colour
+                continue
             # At the epochs that all have a score of.
             epochs = sorted(set(found[0]).intersection(*found))
             runs = np.array([[curve[epoch] for epoch in epochs] for curve in found])
-            (line,) = axis.plot(epochs, runs.mean(axis=0), label=way)
+            (line,) = axis.plot(epochs, runs.mean(axis=0), label=f"{way} ({len(runs)})")
             bounds = runs.min(axis=0), runs.max(axis=0)
             axis.fill_between(epochs, *bounds, alpha=0.15, color=line.get_color())
-    axis.set(xlabel="epoch", ylabel="kNN accuracy, %")
-    axis.grid(alpha=0.3)
-    axis.legend()
+            axis.legend()
+        axis.set(title=name, xlabel="epoch", ylabel="kNN accuracy, %")
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def read(file: Path) -> list[dict]:
+    """The runs that have ended, of those that are made alike."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    records = map(json.loads, file.read_text().splitlines())
+    return [record for record in records if record["shared"] == CELLS[record["cell"]].shared]
+
+
+def write(records: list[dict], out: Path) -> None:
+    """Tables, between the marks of a page that is there, and curves."""
+    page = out / "study.md"
+    before, _, rest = (page.read_text() if page.exists() else "").partition(BEGIN)
+    text = f"{before}{BEGIN}\n\n{tables(records)}\n{END}{rest.partition(END)[2]}"
+    write_whole(page, text.encode())
+    draw(records, out / "study.png")
 
 
 def main(argv=None) -> int:
     with reported("benchmarks.study"):
         config = parse(StudyBenchmark, argv)
-        if not Path(config.data).is_dir():
-            raise InputError(f"no folder {config.data!r}; expected one with train/ and val/")
-        file, curves = Path(config.out, "runs.jsonl"), {}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-        # Only runs that were made alike are continued.
-        sizes = [config.image_size, config.batch_size, config.epochs, config.lr]
-        sizes.append(Path(config.data).name)
-        alike = {way: [*sizes, SHARED, ALL[way]] for way in config.ways}
-        for record in map(json.loads, file.read_text().splitlines()):
-            if record["alike"] == alike.get(record["way"]):
-                curves[record["way"], record["seed"]] = record["curve"]
-        for seed, way in product(config.seeds, config.ways):
-            if (way, seed) not in curves:
-                curve = curves[way, seed] = train(config, way, seed)
-                record = dict(alike=alike[way], way=way, seed=seed, curve=curve)
-                with file.open("a") as lines:
-                    lines.write(json.dumps(record) + "\n")
-                print(f"seed {seed}, {way}: {curve[-1][1]:.2f}", flush=True)
-            write_whole(file.with_name("study.md"), table(curves, config).encode())
-        draw(curves, config, file.with_name("study.png"))
-        print(table(curves, config))
+        folders = {name: Path(config.data, CELLS[name].data) for name in config.cells}
+        if missing := [str(folder) for folder in folders.values() if not folder.is_dir()]:
+            raise InputError(f"no folder {missing[0]!r}; expected one with train/ and val/")
+        records = read(file := Path(config.out, "study.jsonl"))
+        done = {(r["cell"], r["way"], r["seed"], r["options"]) for r in records}
+        for name, way, seed in planned(config):
+            if (name, way, seed, ALL[way]) in done:
+                continue
+            curve = train(folders[name], CELLS[name].shared, way, seed)
+            record = dict(cell=name, way=way, seed=seed, options=ALL[way], curve=curve)
+            records.append({**record, "shared": CELLS[name].shared})
+            with file.open("a") as lines:
+                lines.write(json.dumps(records[-1]) + "\n")
+            print(f"{name}, {way}, seed {seed}: {curve[-1][1]:.2f}", flush=True)
+        write(records, Path(config.out))
+        print(tables(records))
     return 0
 
 

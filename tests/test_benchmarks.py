@@ -1,10 +1,11 @@
 """The benchmarks run and print their tables; how fast is not asked here."""
 
 import importlib
+import json
 
 import pytest
 
-from tests.support.pictures import class_folders
+from tests.support.background import write_digits
 
 SMALL = "--arch resnet10 --batch_size 2 --image_size 32 --cluster 64 --repeats 1"
 TINY = {
@@ -27,12 +28,33 @@ def test_the_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     study = importlib.import_module("benchmarks.study")
-    data, out = class_folders(tmp_path / "data"), tmp_path / "out"
-    words = f"--data {data} --out {out} --image_size 16 --batch_size 8 --epochs 1 --seeds 0"
-    assert study.main([*words.split(), "--ways", "batch"]) == 0
-    before = (out / "runs.jsonl").read_text()
-    assert len(before.splitlines()) == 1
-    assert study.main([*words.split(), "--ways", "batch"]) == 0
-    assert (out / "runs.jsonl").read_text() == before
-    assert len((out / "study.md").read_text().splitlines()) == 3
+    write_digits(tmp_path / "cifar10", 14)
+    out = tmp_path / "out"
+    out.mkdir()
+    page, name = out / "study.md", "cifar10-32"
+    page.write_text(f"# Words\n\n{study.BEGIN}\nof before\n{study.END}\n\nmore words\n")
+    shared = study.CELLS[name].shared
+    ended = dict(cell=name, way="batch", seed=0, options=study.ALL["batch"], shared=shared)
+    before = json.dumps({**ended, "curve": [[0, 30], [12, 44]]})
+    (out / "study.jsonl").write_text(before + "\n")
+    words = f"--data {tmp_path} --out {out} --cells {name} --ways batch decoupled --seeds 0"
+    assert study.main(words.split()) == 0
+    first, second = (out / "study.jsonl").read_text().splitlines()
+    assert first == before and json.loads(second)["way"] == "decoupled"
+    text = page.read_text()
+    assert text.startswith("# Words") and text.endswith("more words\n") and "of before" not in text
+    assert len([line for line in text.splitlines() if line.startswith("| ")]) == 1 + 2
     assert (out / "study.png").exists()
+
+
+def test_pairs_of_the_study_share_their_seed():
+    study = importlib.import_module("benchmarks.study")
+    name, scores = "cifar10-32", {"late": {0: 50, 1: 52, 2: 54}, "batch": {1: 50, 2: 53}}
+    records = [
+        dict(cell=name, way=way, seed=seed, options="", curve=[(0, 30), (12, score)])
+        for way, of in scores.items()
+        for seed, score in of.items()
+    ]
+    # 2 and 1: their mean, and t of one degree of freedom (12.706) times .5.
+    row = "| batch | `` | 2 | 51.5 | 50.0 to 53.0 | +1.5 ± 6.4 (2 pairs) |"
+    assert row in study.tables(records).splitlines()
