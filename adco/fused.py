@@ -72,7 +72,8 @@ def losses(
     for t, (pair, v) in enumerate(zip(pairs, view_of, strict=True)):
         # The softmax over all M + K at tau, counted from the nearest column.
         nearest, log_sums = sums.nearest[v], sums.log_sums[v] + log_weight  # [N], [N, 2]
-        s = denominator.of_keys(key_cosines[t] - nearest[:, None], target)  # [N, M]
+        keys = denominator.of_keys(key_cosines[t], target)  # [N, M]
+        s = keys - nearest[:, None]
         log_all = torch.logaddexp((s / moco_t).logsumexp(dim=1), log_sums[:, 0])
         loss = loss + pair.weight * (log_all - (own[t] - nearest) / moco_t).mean()
 
@@ -82,7 +83,7 @@ def losses(
         log_all = torch.logaddexp(log_keys, log_sums[:, 1].detach())
         mass = mass + share * (log_keys - log_all).exp().mean()
         weights[v] += share * (log_weight - log_all).exp()
-        num_nearer = sums.num_nearer[t] + (key_cosines[t] > own[t][:, None]).sum(dim=1)
+        num_nearer = (keys > own[t][:, None]).sum(dim=1) + denominator.columns * sums.num_nearer[t]
         top1 = top1 + share * (num_nearer < 1).to(W.dtype).mean()
         top5 = top5 + share * (num_nearer < 5).to(W.dtype).mean()
 

@@ -84,7 +84,7 @@ class Losses(NamedTuple):
     loss: Tensor  # 0-d  sum c L(tau), in nats; its graph reaches the queries only
     bank_gradient: Tensor  # [D, K]  g of this process
     mass: Tensor  # 0-d  softmax mass at tau_a on all M keys, mean over queries and terms
-    top1: Tensor  # 0-d  share of queries whose own key is the nearest of all M + K
+    top1: Tensor  # 0-d  share of queries whose own key is the nearest of those summed over
     top5: Tensor  # 0-d
     attention: Tensor  # [K]  softmax weight at tau_a of each column, summed over queries
     mean_query: Tensor  # [D]  of the first term
@@ -175,7 +175,8 @@ def reference_losses(
         p = (logits / mem_t + bias).softmax(dim=1)  # [N, M + K]
         mass = mass + share * p[:, : len(keys)].sum(dim=1).mean()
         attention = attention + share * p[:, len(keys) :].sum(dim=0)
-        num_nearer = (logits > logits.gather(1, target[:, None])).sum(dim=1)  # than the own key
+        nearer = logits > logits.gather(1, target[:, None])  # than the own key
+        num_nearer = (nearer & (bias > -inf)).sum(dim=1)
         top1 = top1 + share * (num_nearer < 1).to(W.dtype).mean()
         top5 = top5 + share * (num_nearer < 5).to(W.dtype).mean()
 

@@ -38,7 +38,7 @@ class Round(NamedTuple):
 
     loss: Tensor  # the encoder's objective, nats
     mass: Tensor  # softmax mass at mem_t on all keys; 1 = the adversaries get no gradient
-    top1: Tensor  # share of queries whose own key is nearest among all keys and adversaries
+    top1: Tensor  # share of queries whose own key is nearest among what it is told apart from
     top5: Tensor
     idle: Tensor  # share of adversaries whose attention, over all queries, is below chance
     spread: Tensor  # 1 - |mean query|^2; 0 = all queries point the same way

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -184,7 +185,10 @@ def read(file: Path) -> list[dict]:
     """The runs that have ended, of those that are made alike."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
-    records = map(json.loads, file.read_text().splitlines())
+    records = []
+    for line in file.read_text().splitlines():
+        with suppress(ValueError):  # half a line, of a machine that went down
+            records.append(json.loads(line))
     return [record for record in records if record["shared"] == CELLS[record["cell"]].shared]
 
 

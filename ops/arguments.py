@@ -24,17 +24,15 @@ NUMBER = re.compile(r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(e[-+]?[0-9]+)?", re.IGNO
 LISTS = ((int, ...), (float, ...))  # what a tuple of numbers holds
 
 
-def option(default, help, within="", *, names=(), may_change=False, follows=(), **keywords):
+def option(default, help, within="", *, names=(), may_change=False, **keywords):
     """A dataclass field that is also a command-line option.
 
     within: the interval of allowed numbers, such as "[0, 1)".  names: further spellings.
     may_change: whether a run that goes on may have another value.
-    follows: options that decide it where it is not given; where one of them is, a --config FILE
-    says nothing of it.
     """
     # What the parser and the checks need to know travels with the field.
     known = dict(help=help, within=within, names=names, keywords=keywords)
-    return field(default=default, metadata={**known, "may_change": may_change, "follows": follows})
+    return field(default=default, metadata={**known, "may_change": may_change})
 
 
 def switch(default, help, **keywords):
@@ -153,11 +151,8 @@ def parse(config_type, argv=None, presets=None):
     peek.add_argument("-h", "--help", nargs="?")
     asked = vars(peek.parse_known_args(argv)[0])
     defaults = asked
-    file = read_config(config_type, asked["config"], argv) if "config" in asked else {}
-    if file:
-        # A run's file that does not say what a preset goes by is of a run that had its default.
-        of_presets = {f.name: f.default for f in fields(config_type) if f.name in presets}
-        defaults = of_presets | file | asked
+    if "config" in asked:
+        defaults = read_config(config_type, asked["config"], argv, presets) | asked
     # The last one first: it wins, and it may decide one before it.
     for name, of_value in reversed(presets.items()):
         defaults = of_value.get(defaults.get(name), {}) | defaults
@@ -177,12 +172,13 @@ def parse(config_type, argv=None, presets=None):
     return config
 
 
-def read_config(config_type, path: str, argv: list[str]) -> dict:
+def read_config(config_type, path: str, argv: list[str], presets) -> dict:
     """The options in a run's config.json, checked as if they were typed; without those that follow
-    from what argv gives.
+    from what argv gives (config_type.FOLLOWS: option to the options that decide it).
     """
     try:
-        content = dict(json.loads(Path(expanduser(path)).read_text())["config"])
+        file = json.loads(Path(expanduser(path)).read_text())
+        content = dict(file["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it holds no 'config'"
         raise InputError(f"config={path!r}: expected the config.json of a run; {why}") from error
@@ -190,6 +186,9 @@ def read_config(config_type, path: str, argv: list[str]) -> dict:
     if unknown := [name for name in content if name not in by_name]:
         meant = nearest(unknown, list(by_name)) if len(unknown) == 1 else ""
         raise InputError(f"config={path!r} holds what is no option here: {some(unknown)}{meant}")
+    # A run that says nothing of what a preset goes by is older, and had its default.
+    if "command" in file:
+        content = {n: by_name[n].default for n in presets} | content
     # Through the parser, as words. null is an option that was not given.
     words = []
     for name, value in content.items():
@@ -201,7 +200,8 @@ def read_config(config_type, path: str, argv: list[str]) -> dict:
     given = set(parser.parse_all(argv, config_type))
     parser.source = f"{path}: "
     found = dict.fromkeys(content) | parser.parse_all(words, config_type)
-    return {n: v for n, v in found.items() if given.isdisjoint(by_name[n].metadata["follows"])}
+    follows = getattr(config_type, "FOLLOWS", {})
+    return {n: value for n, value in found.items() if given.isdisjoint(follows.get(n, ()))}
 
 
 def data_first(config_type, argv: list[str]) -> list[str]:

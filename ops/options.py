@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import ClassVar
 
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, option, switch
@@ -77,6 +78,8 @@ class PictureOptions:
 class RunOptions(ProcessOptions, PictureOptions):
     """What pre-training and probes share: where the pictures are, and where the run leaves what."""
 
+    FOLLOWS: ClassVar = {"global_batch_size": ("batch_size",)}
+
     data: str = option("data", "folder of the pictures (or positional)", may_change=True)
     download: int = switch(0, "1: fetch cifar10, cifar100 or stl10", may_change=True)
     train_list: str = option("", "file: pictures to train on", names=("--list",), may_change=True)
@@ -88,9 +91,8 @@ class RunOptions(ProcessOptions, PictureOptions):
         256, "pictures per step and node", AT_LEAST_1, names=("-b",), may_change=True
     )
     global_batch_size: int = option(
-        None, "M, pictures per step of all nodes (default: batch_size times nodes)", AT_LEAST_1,
-        follows=("batch_size",),
-    )  # fmt: skip
+        None, "M, pictures per step of all nodes (default: batch_size times nodes)", AT_LEAST_1
+    )
     start_epoch: int = option(0, "first epoch, where no checkpoint says it", AT_LEAST_0)
     save_path: str = option(".", "folder below which logs are written", may_change=True)
     log_path: str = option("train_log", "log folder below --save_path", may_change=True)
@@ -107,6 +109,11 @@ class RunOptions(ProcessOptions, PictureOptions):
         first, epochs = self.start_epoch, self.epochs
         if first >= epochs:
             raise InputError(f"start_epoch={first} leaves nothing of epochs={epochs}")
+
+    @property
+    def log_folder(self) -> Path:
+        """Below which the folders of the runs lie."""
+        return Path(self.save_path, self.log_path, self.dataset)
 
     def with_global_batch(self, size: int, local_size: int):
         """These options with M said: what decides the numbers is not the batch of a node.

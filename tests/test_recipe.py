@@ -48,7 +48,9 @@ def test_choices_follow_from_size_number_batch_and_epochs():
     timm = parsed("--dataset", "folder", "--arch", "timm:convnext_atto")
     assert chosen(timm, side=32)["stem"] == "imagenet"
     # The rate follows the batch, the key encoder the number of steps.
-    assert chosen(parsed("--dataset", "folder", "-b", 64))["lr"] == pytest.approx(large["lr"] / 4)
+    small = chosen(parsed("--dataset", "folder", "-b", 32))  # those of the study
+    assert (large["lr"], large["lr_final"], small["lr"]) == (0.06, 0.0006, 0.015)
+    assert chosen(parsed("--dataset", "folder", "-b", 2))["lr_final"] < small["lr_final"]
     few = chosen(parsed("--dataset", "folder", "--epochs", 10))["moco_m"]
     many = chosen(parsed("--dataset", "folder", "--epochs", 1000))["moco_m"]
     assert 0.99 <= few < large["moco_m"] < many <= 0.999
@@ -59,6 +61,40 @@ def test_choices_follow_from_size_number_batch_and_epochs():
     started = parsed("--dataset", "folder", "--negatives", "learned", "--init_steps", 9)
     assert chosen(learned)["adversaries_from"] > 0 == chosen(started)["adversaries_from"]
     assert chosen(learned)["memory_lr"] == "auto" and 0 < chosen(learned)["refresh"] < 256
+    fixed = parsed("--dataset", "folder", "--ad_init", 0)
+    assert chosen(fixed)["adversaries_from"] == 0
+
+
+def test_choices_work_at_the_ends_of_what_there_is():
+    one = parsed("--dataset", "folder", "--epochs", 1, "-b", 64)
+    # A quarter of the run fills the bank; where there are too few steps, nothing plays.
+    assert chosen(one, 512)["cluster"] == 128 and chosen(one, 100)["negatives"] == "batch"
+    assert chosen(one, 1, side=1)["image_size"] == 16
+    learned = parsed("--dataset", "folder", "--negatives", "learned")
+    assert chosen(learned, 1)["cluster"] == 1
+    vit = parsed("--dataset", "folder", "--arch", "timm:vit_tiny_patch16_224")
+    sizes = {side: chosen(vit, side=side)["image_size"] for side in (5, 100, 250)}
+    assert sizes == {5: 32, 100: 96, 250: 224}
+
+
+def test_pictures_of_which_none_can_be_read_are_told_before_anything_else(tmp_path):
+    class_folders(tmp_path / "data")
+    config = parsed("--dataset", "folder", "--data", tmp_path / "data", "--channels", 5)
+    with pytest.raises(InputError, match=r"none of the pictures .* not the 5 of --channels"):
+        with_recipe(config, World())
+
+
+def test_late_adversaries_begin_when_keys_have_filled_them_or_are_refused(digit_folder, tmp_path):
+    words = ["--negatives", "learned", "--adversaries_from", 0.01, "--knn_freq", 0]
+    (tmp_path / "run").mkdir()
+    run = pretrain(tmp_path / "run", digit_folder, *words, "--cluster", 64, "--mem_wd", 0)
+    begun, W = NegativeBank(64, 128).W, checkpoint.load(run / checkpoint.LAST)["Memory_Bank"]["W"]
+    cosines = torch.nn.functional.cosine_similarity(begun, W, dim=0)
+    assert cosines.abs().max() < 0.7  # no column is the random one any more
+    ended = run_main(
+        "main_adco.py", *SMALL, "--data", digit_folder, *words, "--cluster", 10**6, cwd=tmp_path
+    )
+    assert ended.returncode == 2 and "would never play in" in ended.stderr
 
 
 def test_a_lazy_command_tells_and_keeps_what_was_chosen_and_goes_on(tmp_path):
@@ -66,7 +102,7 @@ def test_a_lazy_command_tells_and_keeps_what_was_chosen_and_goes_on(tmp_path):
     words = [*SMALL, "--data", data, "--lr", 0.01, "--resume", "auto"]
     ended = run_main("main_adco.py", *words, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert "recipe: --negatives " in ended.stdout and "recipe: --lr" not in ended.stdout
+    assert "recipe: --negatives " in ended.stdout and "recipe: --lr " not in ended.stdout
     (file,) = tmp_path.rglob("config.json")
     config = json.loads(file.read_text())["config"]
     assert config["lr"] == 0.01 and not any(config[name] is None for name in CHOSEN)
@@ -102,10 +138,21 @@ def test_a_data_sets_own_defaults_and_a_runs_file_win_over_the_recipe(tmp_path):
     assert (cifar.image_size, cifar.cluster) == (32, PretrainConfig().cluster)
     # A run of a version without recipes had the published numbers where its file says nothing.
     old = tmp_path / "config.json"
-    old.write_text(json.dumps({"config": {"dataset": "folder", "lr": 0.2, "stem": "small"}}))
+    old.write_text(
+        json.dumps({"command": [], "config": {"dataset": "folder", "lr": 0.2, "stem": "small"}})
+    )
     config = parsed("--config", old)
     assert (config.lr, config.stem, config.cluster) == (0.2, "small", PretrainConfig().cluster)
     assert config.recipe == "published"
+    # What a recipe has chosen stays in the file's run, unless the recipe is asked again.
+    run = dict(dataset="folder", recipe="auto", lr=0.01, cluster=32, refresh=2, mem_t=0.03)
+    old.write_text(json.dumps({"config": {**run, "adversaries_from": 0.25}}))
+    assert (parsed("--config", old).cluster, parsed("--config", old, "-b8").lr) == (32, 0.01)
+    assert parsed("--config", old, "--recipe", "auto").cluster is None
+    published = parsed("--config", old, "--recipe", "published", "--lr", 0.3)
+    assert (published.cluster, published.adversaries_from, published.lr) == (65536, 0, 0.3)
+    batch = parsed("--config", old, "--negatives", "batch")
+    assert (batch.lr, batch.refresh) == (0.01, None)
 
 
 def test_no_more_columns_are_refreshed_than_there_are_keys():

@@ -71,7 +71,8 @@ class TrainingViews(Dataset):
             chosen = int(rng.integers(len(self.pictures)))
         raise InputError(
             f"the picture {self.pictures.name(index)} is broken, and so are all {NUM_STAND_INS} "
-            "drawn to stand in for it; give a folder of sound pictures"
+            f"drawn to stand in for it ({broken_[self.pictures.name(index)]}); give a folder of "
+            "sound pictures"
         )
 
 

@@ -13,9 +13,9 @@ import torch
 
 from adco.data.datasets import SAMPLE, sample_of
 from adco.data.pictures import BrokenPicture, Pictures
-from adco.pretrain.game import Game, describe
+from adco.pretrain.game import WITHOUT_BANK, Game, describe
 from adco.pretrain.options import CROPS, PretrainConfig
-from adco.pretrain.resume import log_folder, start_or_resume_
+from adco.pretrain.resume import start_or_resume_
 from adco.pretrain.state import Progress, pack
 from adco.probe.knn import bytes_held
 from ops.device import free_memory, peak_memory
@@ -39,7 +39,7 @@ def dry_run(config: PretrainConfig, world: World, device: torch.device) -> int:
     if not world.first:
         return 0
 
-    wanted = log_folder(config).absolute()
+    wanted = config.log_folder.absolute()
     folder = next(path for path in (wanted, *wanted.parents) if path.exists())
     size = written_size(state, folder)
     # As run.finish_epoch keeps them: the last two, the best, the numbered ones, and one in writing.
@@ -85,7 +85,9 @@ def findings(game: Game, progress: Progress, seconds: float) -> dict[str, str]:
     whole = timedelta(seconds=round((startup + steps) * seconds))
     memory = peak_memory(game.device) / 1e9
     others = f"{config.cluster}, {game.bank.W.shape[1]} on this process"
-    if config.negatives in ("batch", "simclr"):
+    if game.first_played:
+        others += f", from step {game.first_played} on"
+    if config.negatives in WITHOUT_BANK:
         others = "none, the other pictures of the batch"
     return {
         "steps per epoch": f"{steps_per_epoch} of {num_keys} pictures",
@@ -157,6 +159,7 @@ def written_size(state: dict, folder: Path) -> int:
 def time_steps(game: Game) -> float:
     """Seconds of the second of two real steps, with the wait for its pictures."""
     game.model.train()
+    game.plays = True  # late adversaries too
     batches = (views for epoch in (0, 1) for views in game.batches(epoch))
     # The first step makes what later ones reuse: only the second is timed.
     for _ in range(2):

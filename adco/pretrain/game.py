@@ -5,6 +5,7 @@ Made from the configuration once. The method, which is called from here, gets pl
 
 from collections.abc import Iterator
 from functools import partial
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from ops.training import settle_buckets_, wrap_encoder
 from ops.workers import check_shared_memory, workers_per_process
 
 ANGLE = 0.005  # radians that the adversaries turn in a step with --memory_lr auto, on average
+WITHOUT_BANK = ("batch", "simclr")  # kinds of negatives
 UNUSED = 1024  # columns of a bank that does not count: so many processes may share it
 
 
@@ -47,7 +49,8 @@ class Game:
 
     def __init__(self, config: PretrainConfig, world: World, device: torch.device):
         config, found, self.chosen = with_recipe(config, world)
-        if config.cluster < world.size:
+        unused = config.negatives in WITHOUT_BANK
+        if config.cluster < world.size and not unused:
             raise InputError(
                 f"cluster={config.cluster}: expected {world.size}, one a process, or more"
             )
@@ -86,11 +89,19 @@ class Game:
         settle_buckets_(self.wrapped, [self.as_input(self.blank_view(side)) for side in sides])
 
         # The adversaries.
-        unused = config.negatives in ("batch", "simclr")
         columns = UNUSED if unused else config.cluster
         self.bank = NegativeBank(columns, config.moco_dim, config.seed).to(device)
         self.players = (self.model, self.bank, self.optimizer)
-        self.plays = False  # whether the adversaries played in the last step
+        self.plays = False  # whether the adversaries have begun to play
+        # Late adversaries begin when keys have filled all columns.
+        begin = ceil(config.adversaries_from * config.epochs * len(self.loader))
+        self.first_played = max(begin, ceil(config.cluster / self.num_keys)) if begin else 0
+        if self.first_played >= config.epochs * len(self.loader):
+            raise InputError(
+                f"adversaries_from={config.adversaries_from:g}: {config.cluster} adversaries, "
+                f"filled by {self.num_keys} keys a step, would never play in "
+                f"{config.epochs * len(self.loader)} steps; lower it, or --cluster"
+            )
 
     @property
     def num_keys(self) -> int:
@@ -127,7 +138,9 @@ class Game:
 
         # How the columns move, how many of them become keys, and whether they count.
         moves, refresh = dict(memory_lr=0.0), 0
-        self.plays = kind == "learned" and done >= config.adversaries_from
+        late = config.adversaries_from
+        is_time = not late or (done >= late and step * self.num_keys >= config.cluster)
+        self.plays = kind == "learned" and (self.plays or is_time)
         if self.plays:
             refresh, moves = config.refresh, dict(memory_lr=config.memory_lr)
             if config.memory_lr == "auto":

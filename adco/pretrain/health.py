@@ -13,14 +13,14 @@ CENTRE = 3  # times the odds of a picture's own class among pictures, among the 
 LIST = "bad_pictures.txt"
 
 BY_ADVERSARIES = (
-    "Let them begin late (--adversaries_from 0.25) or "
+    "Let them begin late or later (--adversaries_from 0.25) or "
     "start them longer (--init_steps, three epochs of steps on a small data set), or slow them "
     "down (--memory_lr lower, --mem_t higher)"
 )
 BY_RATE = "Take a lower --lr, or --warmup_epochs"
 STARVED = (
     "starved adversaries: for {steps} steps the batch's keys took {mass:.1%} of the softmax at "
-    "--mem_t, so the columns get no gradient and only shrink by weight decay. Raise --mem_t, or "
+    "--mem_t, so the columns get next to no gradient. Raise --mem_t, or "
     "lower --memory_lr (the published 3 goes with K = 65536; a column's gradient grows as 1 / K)"
 )
 WIN = "the adversaries win: the loss {loss:.3f} has come to that of guessing, {guess:.3f}. "
@@ -39,8 +39,8 @@ CENTRES = (
 class CollapseWatch:
     """Reads the log and names what fails: collapse, and adversaries that are of no use.
 
-    num_keys: among which a query finds its own: M; of SimCLR 2 M - 1.  against: the same and the
-    adversaries, M + K.
+    num_keys: that are summed over: M; of SimCLR 2 M - 1; one less in the decoupled loss, and one
+    without the batch's keys.  against: the same and the adversaries, M + K.
     weight: sum of the plan's weights, which the loss is a multiple of.
     patience: steps that a sign has to last without a break. Then there is one warning of it.
     state: of the watch of an interrupted run.
@@ -62,6 +62,7 @@ class CollapseWatch:
     def of(cls, config, num_keys: int, weight: float, patience: int, state: dict | None = None):
         """That of a run with these options and M keys a step."""
         choices = 2 * num_keys - 1 if config.negatives == "simclr" else num_keys
+        choices = max(1, choices - config.decoupled) if config.batch_keys else 1
         return cls(choices, choices + config.cluster, weight, patience, state)
 
     def state(self) -> dict:

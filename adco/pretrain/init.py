@@ -1,5 +1,8 @@
 """What a run begins with where --init names a file: its trunk, in both encoders."""
 
+import json
+import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +35,19 @@ def with_init_hash(config: PretrainConfig) -> PretrainConfig:
     if trunk := read_init(config):
         trunk.build()
         return replace(config, init_sha256=trunk.sha256, stem=trunk.stem)
-    return config
+    return replace(config, **said_before(config)) if config.init else config
+
+
+def said_before(config: PretrainConfig) -> dict:
+    """What the newest run that began with the --init file says of it, now that it is gone."""
+    said = {}
+    for path in sorted(config.log_folder.rglob("config.json"), key=os.path.getmtime):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # of another program
+            kept = json.loads(path.read_text())["config"]
+            if kept["init"] == config.init:
+                stem = config.stem or kept["stem"]
+                said = {"init_sha256": kept["init_sha256"], "stem": stem}
+    return said
 
 
 def begin_with_(model: AdCo, trunk: TrunkWeights) -> list[str]:

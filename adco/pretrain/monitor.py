@@ -72,7 +72,7 @@ class Look:
         as_many = state.get("processes") == game.world.size
         self.before: dict[str, Tensor] = state["before"] if as_many else {}
         self.step: int = state.get("step", 0)
-        game.plays = state.get("plays", False)  # an epoch may have ended with the last step
+        game.plays = state.get("plays", game.plays)  # an epoch may have ended with the last step
         if "attention" in state:
             game.bank.attention.copy_(game.bank.own(state["attention"]))
         pictures = game.splits.labelled or game.splits.train

@@ -10,10 +10,14 @@ from ops.options import ARCHITECTURES, DATASETS, STEMS, RunOptions
 from ops.schedule import cosine, steps
 
 MONITORS = ("knn", "rank", "none")
+# What --recipe auto chooses where it is not given: None until the pictures are known (recipe.py).
+CHOSEN = (
+    "image_size", "stem", "blur", "eval_crop", "sym", "lr", "lr_final", "moco_m", "negatives",
+    "cluster", "memory_lr", "mem_t", "refresh", "adversaries_from",
+)  # fmt: skip
 
 
-def rate(word: str) -> float | str:
-    """A number, or auto."""
+def number_or_auto(word: str) -> float | str:
     return word if word == "auto" else float(word)
 
 
@@ -29,17 +33,20 @@ class PretrainConfig(RunOptions):
         "recipe": "pictures", "sym": "method", "arch": "encoder", "epochs": "optimisation",
         "save_freq": "scores and checkpoints",
     }  # fmt: skip
+    FOLLOWS: ClassVar = {
+        **RunOptions.FOLLOWS, **dict.fromkeys(CHOSEN, ("recipe",)), "init_sha256": ("init",),
+        **dict.fromkeys(CHOSEN[CHOSEN.index("cluster") :], ("recipe", "negatives")),
+        "size_crops": ("image_size", "multi_crop", "recipe"),
+    }  # fmt: skip
 
     # Pictures
     data: str = option(
         "data", "folder of the pictures, or several (or positional)", may_change=True, nargs="+"
     )
     recipe: str = option(
-        "published",
-        "auto (all data sets but ImageNet): what is not given follows from the pictures",
-        choices=("auto", "published"),
-        may_change=True,
-    )
+        "published", "auto (all sets but ImageNet): what is not given follows from the pictures",
+        choices=("auto", "published"), may_change=True,
+    )  # fmt: skip
     dataset: str = option("ImageNet", "data set; digits come with the program", choices=DATASETS)
     shuffle_block: int = option(
         0, "tar: shards in random order, so many pictures shuffled at a time; 0: all", AT_LEAST_0
@@ -50,19 +57,16 @@ class PretrainConfig(RunOptions):
     flip: int = switch(1, "1: horizontal flips in the views")
     augment: str = option("fast", "renderer: OpenCV and torch, or Pillow", choices=("fast", "pil"))
     bad_images: str = option(
-        "skip",
-        "a picture that cannot be read; skip: use another one; error: stop",
-        choices=("skip", "error"),
-        may_change=True,
-    )
+        "skip", "a picture that cannot be read; skip: use another one; error: stop",
+        choices=("skip", "error"), may_change=True,
+    )  # fmt: skip
     bad_images_max: float = option(
         0.01, "share of the pictures that may be broken before the run stops", "[0, 1]",
         may_change=True,
     )  # fmt: skip
     size_crops: tuple[int, ...] = option(
-        None, "multi-crop: sides (of --image_size 224: 224 192 160 128 96)", AT_LEAST_1,
-        follows=("image_size", "multi_crop"),
-    )  # fmt: skip
+        None, "multi-crop: sides (of --image_size 224: 224 192 160 128 96)", AT_LEAST_1
+    )
     nmb_crops: tuple[int, ...] = option(
         (1, 1, 1, 1, 1), "multi-crop: crops of each size", AT_LEAST_1
     )
@@ -91,12 +95,10 @@ class PretrainConfig(RunOptions):
     mem_t: float = option(0.02, "tau_a, temperature of the adversaries' loss", POSITIVE)
     memory_lr: float = option(
         3.0, "eta, learning rate of the adversaries; auto: a turn of .005 a step", AT_LEAST_0,
-        type=rate, metavar="RATE",
+        type=number_or_auto, metavar="RATE",
     )  # fmt: skip
     refresh: int = option(0, "R columns a step are overwritten by keys, in turn", AT_LEAST_0)
-    adversaries_from: float = option(
-        0.0, "share of the epochs without adversaries, in place of the start-up", BELOW_1
-    )
+    adversaries_from: float = option(0.0, "share of the epochs without them: no start-up", BELOW_1)
     mem_wd: float = option(1e-4, "lambda, weight decay of the adversaries", AT_LEAST_0)
     ad_init: int = switch(1, "1: start the adversaries from keys of the pictures; 0: random normal")
     init_steps: int = option(0, "start-up steps, no fewer than fill the K columns", AT_LEAST_0)
@@ -105,9 +107,7 @@ class PretrainConfig(RunOptions):
     arch: str = option("resnet50", "architecture", names=("-a",), choices=ARCHITECTURES)
     stem: str = option("imagenet", "small: 3x3 first convolution, no max-pool", choices=STEMS)
     init: str = option("", "checkpoint whose trunk both encoders begin with", may_change=True)
-    init_sha256: str = option(
-        None, "SHA-256 that it has to have (default: what it has)", follows=("init",)
-    )
+    init_sha256: str = option(None, "SHA-256 that it has to have (default: what it has)")
     mlp: int = option(1, "hidden layers of the projection head; 0: one linear layer", AT_LEAST_0)
     mlp_width: int = option(None, "their width (default: that of the features)", AT_LEAST_1)
     mlp_bn: int = switch(0, "1: BatchNorm after each of them, in place of a bias")
@@ -240,12 +240,14 @@ def check_negatives(config):
     keyless = kind in ("batch", "simclr") or config.decoupled or config.adversaries_from
     if not config.batch_keys and keyless:
         others = "--negatives batch or simclr, --decoupled 1 and --adversaries_from"
-        raise InputError(f"batch_keys=0 leaves no negatives with {others}; take --batch_keys 1")
+        raise InputError(f"batch_keys=0 leaves no negatives with {others}; leave out one of them")
     if kind not in ("learned", None) and (config.refresh or config.adversaries_from):
-        raise InputError(f"negatives={kind} has no adversaries to refresh or to start late")
-    if config.adversaries_from and config.init_steps:
-        late = "adversaries that begin late have no start-up"
-        raise InputError(f"init_steps={config.init_steps}: {late}; give --init_steps 0")
+        remedy = "give --refresh 0 and --adversaries_from 0"
+        raise InputError(f"negatives={kind}: no adversaries to refresh or to start late; {remedy}")
+    if config.adversaries_from and (config.init_steps or not config.ad_init):
+        what = f"init_steps={config.init_steps}" if config.init_steps else "ad_init=0"
+        late = "adversaries that begin late have no start-up, keys fill them"
+        raise InputError(f"{what}: {late}; leave it out, or give --adversaries_from 0")
 
 
 CROPS = ("size_crops", "nmb_crops", "min_scale_crops", "max_scale_crops")
@@ -269,11 +271,6 @@ def check_crops(config):
             raise InputError(f"crop scales {low} to {high}: expected smallest <= largest")
 
 
-# What --recipe auto chooses where it is not given: None until the pictures are known (recipe.py).
-CHOSEN = (
-    "image_size", "stem", "blur", "eval_crop", "sym", "lr", "moco_m", "negatives", "cluster",
-    "memory_lr", "mem_t", "refresh", "adversaries_from",
-)  # fmt: skip
 AUTO = dict.fromkeys(CHOSEN)
 PUBLISHED = {f.name: f.default for f in fields(PretrainConfig) if f.name in CHOSEN}
 # Defaults that differ from ImageNet's. An option that is given always wins.

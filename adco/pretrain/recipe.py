@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from math import log2
+from math import floor, log2
 
 import numpy as np
 
-from adco.data.datasets import Splits, sample_of
+from adco.data.datasets import MOST_HELD_OUT, Splits, sample_of
 from adco.data.list_files import listed_splits
 from adco.data.pictures import BrokenPicture, Pictures
 from adco.pretrain.options import CHOSEN, PUBLISHED, PretrainConfig
-from ops.distributed import Flags, World
+from ops.distributed import Flags, World, once_per_node
+from ops.errors import InputError
 from ops.options import TIMM
 
 LOOKED_AT = 50  # pictures, to know their size
+LEAST_SIDE, PATCH = 16, 32  # pixels: no smaller views; of timm's models a multiple of PATCH
 SHARP_VIEWS = 96  # pixels: blur takes more from views up to this size than it teaches
 SMALL_VIEWS = 48  # pixels: a strided first layer would leave too little of views up to this size
 
@@ -27,10 +29,12 @@ def with_recipe(
     if all(getattr(config, name) is not None for name in CHOSEN):
         return config, None, []
     splits = listed_splits(config, world)
-    values, lines = {}, []
-    # One process looks: what another one reads may be broken there.
-    side = Flags(world).gather(usual_side(splits.train) if world.first else None)[0]
-    for name, value, reason in choices(config, len(splits.train), side):
+    values, lines, number = {}, [], len(splits.train)
+    if splits.val is None and config.knn_freq and config.monitor != "none":
+        number -= round(min(config.val_split * number, MOST_HELD_OUT))
+    # One process's look counts: what another one reads may be broken there.
+    side = Flags(world).gather(once_per_node(lambda: usual_side(splits.train), world))[0]
+    for name, value, reason in choices(config, number, side):
         if getattr(config, name) is None:
             values[name] = value
             lines.append(f"recipe: --{name} {value} ({reason})")
@@ -42,9 +46,12 @@ def with_recipe(
 def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tuple]:
     """(option, value, reason) of CHOSEN. side: of most pictures, pixels."""
     M = config.global_batch_size
-    steps = config.epochs * num_pictures // M
+    steps = config.epochs * (num_pictures // M)
     # How the pictures are shown.
-    size = config.image_size or min(224, side)
+    most, least = min(224, side), LEAST_SIDE
+    if config.arch.startswith(TIMM):
+        most, least = most // PATCH * PATCH, PATCH
+    size = config.image_size or max(least, most)
     small = size <= SMALL_VIEWS
     yield "image_size", size, f"the pictures have about {side} pixels a side"
     large = int(size > SHARP_VIEWS)
@@ -54,34 +61,45 @@ def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tu
     yield "stem", "small" if fits else "imagenet", f"views of {size} pixels"
 
     # How the encoder learns.
-    yield "sym", 1, "both views as queries: worth two points of kNN on small data"
-    yield "lr", float(f"{0.06 * M / 256:.2g}"), f"0.06 for 256 pictures a step, here {M}"
-    follow = min(0.01, max(0.001, 20 / max(1, steps)))
+    yield "sym", 1, "both views as queries: worth three points of kNN on small data"
+    lr = config.lr or float(f"{0.06 * (M / 256) ** (2 / 3):.2g}")
+    yield "lr", lr, f"0.06 for 256 pictures a step, 0.015 for 32, here {M}"
+    yield "lr_final", min(0.0006, lr / 25), "a twenty-fifth of lr at most"
+    follow = min(0.01, max(0.001, 60 / max(1, steps)))
     why = f"0.99 to 0.999, for the key encoder to follow in {steps} steps"
     yield "moco_m", round(1 - follow, 4), why
 
-    # What it learns against.
-    kind = config.negatives or "learned"
-    why = "begun late they help a small batch, and harm no large one: docs/study.md"
+    # What it learns against. Late adversaries begin as the keys of the first quarter of the run.
+    late = config.adversaries_from
+    if late is None:
+        late = 0.25 if config.batch_keys and config.ad_init and not config.init_steps else 0.0
+    kind, why = config.negatives or "learned", "as published"
+    if late:
+        why = "begun late they help a small batch, and harm no large one: docs/study.md"
+    if late and steps < 4 and config.negatives is None:
+        kind, why = "batch", f"{steps} steps are too few for adversaries"
     yield "negatives", kind, why
     if kind in ("learned", "queue"):
-        least = min(256, num_pictures / 2)
-        columns = 2 ** round(log2(max(least, min(65536, num_pictures / 16))))
-        yield "cluster", columns, f"a sixteenth of {num_pictures} pictures, 256 or half at least"
+        columns = max(min(256, num_pictures / 2), min(65536, num_pictures / 16))
+        columns, first_keys = (max(1, x) for x in (columns, M * steps // 4))
+        columns = min(2 ** round(log2(columns)), 2 ** floor(log2(first_keys)))
+        yield "cluster", columns, f"a sixteenth of {num_pictures} pictures; few have 256, or half"
     if kind == "learned":
         yield "memory_lr", "auto", "a turn that depends neither on K nor on mem_t"
         yield "mem_t", 0.03, "colder, columns stand still; warmer, they become class centres"
-        yield "refresh", max(1, M // 32), "columns that turn into class centres are replaced"
-        late = 0.25 if config.batch_keys and not config.init_steps else 0.0
-        yield "adversaries_from", late, "in place of a start-up (--init_steps)"
+        yield "refresh", max(1, min(8, M // 4)), "columns that turn into class centres are replaced"
+        why = "in place of a start-up" if late else "--init_steps, --ad_init or --batch_keys say so"
+        yield "adversaries_from", late, why
 
 
 def usual_side(pictures: Pictures) -> int:
-    """Median of the shorter sides of some pictures."""
-    sides = []
+    """Median of the shorter sides of some pictures. Raises InputError where none can be read."""
+    sides, fault = [], None
     for index in sample_of(pictures, seed=0, most=LOOKED_AT):
         try:
             sides.append(min(pictures.read(index).shape[:2]))
-        except BrokenPicture:  # told when it is met in training
-            continue
-    return int(np.median(sides)) if sides else 224
+        except BrokenPicture as error:  # the others are told when they are met in training
+            fault = fault or error
+    if fault and not sides:
+        raise InputError(f"none of the pictures that were tried can be read; {fault}") from fault
+    return int(np.median(sides))

@@ -8,7 +8,8 @@ from math import inf
 from pathlib import Path
 
 from adco.data.identity import check_same_everywhere, difference
-from adco.pretrain.game import Game
+from adco.encoder import own_config
+from adco.pretrain.game import WITHOUT_BANK, Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import KEPT, Progress, unpack_
 from ops import checkpoint
@@ -58,12 +59,12 @@ def start_or_resume_(game: Game, flags: Flags) -> RunStart:
     if config.resume == "auto":
         # One process looks: others might see another state of the same folder.
         if game.world.first:
-            start.source, state, start.warnings = newest_with(config, log_folder(config), data)
+            start.source, state, start.warnings = newest_with(config, config.log_folder, data)
         start.source = flags.gather(start.source)[0]
         if start.source is None:
             if config.init and not game.beginning:
                 checkpoint.load(config.init)  # says that it is gone
-            anew = f"no run with these options and data in {log_folder(config)}: starting anew"
+            anew = f"no run with these options and data in {config.log_folder}: starting anew"
             start.note = f"{anew}\n{start.note}"
             return start
         start.folder = start.source.parent  # the same run goes on in the same folder
@@ -72,6 +73,10 @@ def start_or_resume_(game: Game, flags: Flags) -> RunStart:
     state = state or checkpoint.load(start.source)
 
     source = str(start.source)
+    kind = own_config(state).get("negatives", config.negatives)
+    if (kind in WITHOUT_BANK) != (config.negatives in WITHOUT_BANK):
+        here = f"here it is {config.negatives}, and one of them has no bank"
+        raise InputError(f"{source} is of a run with --negatives {kind}, {here}; give the same")
     progress = unpack_(state, source, game.players, config.arch)
     if config.resume != "auto" and progress.epoch >= config.epochs:
         had = f"{source} has had {progress.epoch} epochs, which leaves nothing"
@@ -84,6 +89,8 @@ def start_or_resume_(game: Game, flags: Flags) -> RunStart:
     start.warnings += progress.score_by(game.monitor)
     start.warnings += progress.count_in(**counts(game))
     start.progress = progress
+    # A file of the published program does not say whether they play; its bank is full.
+    game.plays = progress.playing and progress.epoch >= config.adversaries_from * config.epochs
     if start.kept.get("scaler"):  # it is empty where the run was not in fp16
         game.scaler.load_state_dict(start.kept["scaler"])
     start.note = f"resumed from {source}, {progress.where()}"
@@ -99,10 +106,6 @@ def counts(game: Game) -> dict[str, int]:
         * game.num_keys
         // (game.world.size * game.config.accum_steps),
     )
-
-
-def log_folder(config: PretrainConfig) -> Path:
-    return Path(config.save_path) / config.log_path / config.dataset
 
 
 def newest_with(
@@ -167,10 +170,6 @@ def made_otherwise(path: Path, config: PretrainConfig, data: dict) -> str:
         theirs = {**defaults, **of_data_set, **content["config"]}
         if theirs["global_batch_size"] is None:  # an earlier version, which kept the batch a node
             theirs["global_batch_size"] = theirs["batch_size"] * theirs["world_size"]
-        # Of a file of --init that is gone the path is all there is to compare.
-        if config.init and ours["init_sha256"] is None:
-            same = config.init == theirs.get("init")
-            ours["init_sha256"] = theirs["init_sha256"] if same else f"of {config.init}"
         other_data = difference(content.get("data"), data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its configuration cannot be read"  # none, torn, or of another program

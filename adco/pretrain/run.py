@@ -8,7 +8,7 @@ import torch
 from torchvision.utils import make_grid
 
 from adco.pretrain.dry_run import dry_run
-from adco.pretrain.game import Game
+from adco.pretrain.game import WITHOUT_BANK, Game
 from adco.pretrain.init import with_init_hash
 from adco.pretrain.meter import TRIED, EpochMeter, epoch_line, forecast, in_hours
 from adco.pretrain.monitor import SCORES, score_trunk
@@ -187,6 +187,8 @@ class Pretraining:
             "bank_norm": mean_across_ranks_(game.bank.W.norm(dim=0).mean(), self.world).item(),
             "bad_pictures": len(self.upkeep.bad_pictures.known),
         }
+        if self.config.negatives in WITHOUT_BANK:
+            del values["idle"], values["bank_norm"]
         self.journal.record("train", progress.step, values)
         self.upkeep.check_health(values)
 

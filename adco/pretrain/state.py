@@ -129,8 +129,10 @@ def unpack_(state: dict, source: str, players: Players, arch: str) -> Progress:
     checkpoint.load_strictly(model, weights, source)
     checkpoint.load_optimizer_(optimizer, state["optimizer"], source)
     if "Memory_Bank" in state:
-        where = f"the bank in {source} (--cluster, --moco_dim)"
-        checkpoint.load_strictly(bank, state["Memory_Bank"], where)
+        kept = state["Memory_Bank"]
+        shape = [*getattr(kept.get("W"), "shape", ())] if isinstance(kept, dict) else []
+        where = f"the bank in {source} (--cluster, --moco_dim), W {shape},"
+        checkpoint.load_strictly(bank, kept, where)
     model.num_shuffles = state.get("num_shuffles", 0)
     return read_progress(state, source)
 

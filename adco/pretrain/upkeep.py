@@ -11,7 +11,7 @@ from adco.pretrain.health import BadPictures, CollapseWatch, DropStreak
 from adco.pretrain.meter import EpochMeter
 from adco.pretrain.monitor import Look
 from adco.pretrain.options import PretrainConfig
-from adco.pretrain.resume import RunStart, log_folder
+from adco.pretrain.resume import RunStart
 from adco.pretrain.saving import Checkpoints, Reports
 from adco.pretrain.state import pack
 from ops.distributed import Flags, broadcast_from_first_
@@ -257,7 +257,7 @@ def open_folder(
 ) -> tuple[Journal, Checkpoints]:
     """The folder of the run that goes on, or a new one, with its log and its checkpoints."""
     rates = Path(f"lr_{config.lr}_memlr{config.memory_lr}") / f"cos_{config.cos}"
-    folder = start.folder or new_run_folder(log_folder(config) / rates)
+    folder = start.folder or new_run_folder(config.log_folder / rates)
     # What was logged after the checkpoint is of steps that will be taken again.
     size = start.kept.get("journal_size") if start.folder else None
     journal = Journal(folder, asdict(config), start.data, size, recipe=chosen)

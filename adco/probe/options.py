@@ -26,6 +26,7 @@ class ProbeConfig(RunOptions):
         "dataset": "pictures", "pretrained": "what is scored", "epochs": "optimisation",
         "resume": "the run",
     }  # fmt: skip
+    FOLLOWS: ClassVar = RunOptions.FOLLOWS | dict.fromkeys(("arch", "stem", "channels"), FILES)
 
     # Pictures
     dataset: str = option("ImageNet", "which data set --data holds", choices=DATASETS + PLACES)
@@ -43,14 +44,10 @@ class ProbeConfig(RunOptions):
     pretrained: str = option("", "checkpoint of the trunk, or random", may_change=True)
     arch: str = option(
         None, "architecture; default: what the checkpoint says, else resnet50", names=("-a",),
-        choices=ARCHITECTURES, follows=FILES,
+        choices=ARCHITECTURES,
     )  # fmt: skip
-    stem: str = option(
-        None, "first layers; default: what the checkpoint says", choices=STEMS, follows=FILES
-    )
-    channels: int = option(
-        None, "C of the pictures; default: what the checkpoint says", AT_LEAST_1, follows=FILES
-    )
+    stem: str = option(None, "first layers; default: what the checkpoint says", choices=STEMS)
+    channels: int = option(None, "C of the pictures; default: what the checkpoint says", AT_LEAST_1)
     head: str = option(
         "linear", "linear: trained on views by SGD; knn, logistic: on features extracted once",
         choices=("linear", "knn", "logistic"),

@@ -6,7 +6,6 @@ The ways to score a trunk: linear heads, fine-tuning, a saved head, kNN, logisti
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -61,7 +60,7 @@ def run(config: ProbeConfig, world: World, device: torch.device) -> int:
     # One folder a run, which the first process writes.
     tuned = config.head == "linear" and config.trainable == "all"
     protocol = "evaluate" if config.evaluate else "finetune" if tuned else config.head
-    parent = Path(config.save_path) / config.log_path / config.dataset / "lincls" / protocol
+    parent = config.log_folder / "lincls" / protocol
     folder = new_run_folder(parent) if world.first else None
     with closing(Journal(folder, asdict(config), data)) as journal:
         encoder.to(device)
