@@ -55,17 +55,16 @@ def losses(
     """Both players' losses and gradients for one round: objective.reference_losses, faster.
 
     W: [D, K]; of several processes [D, K / R], the columns of this one. Then bank_gradient and
-    attention are those of its columns, already summed over the queries of all processes.
+    attention are those of its columns, summed over the queries of all processes.
     """
     # The keys: cosines of every query with all M of them.
     queries, view_of = distinct_queries(pairs)  # [V, N, D]
     target = own_key(queries.shape[1], first_key, W.device)[:, None]  # [N, 1]
     key_cosines = [q @ keys.T for q, keys, _ in pairs]  # [N, M] each
-    own = [s.gather(1, target)[:, 0] for s in key_cosines]  # [N] each
+    own = torch.stack([s.gather(1, target)[:, 0] for s in key_cosines])  # [T, N]
 
     # The columns, first visit: sums over all K of them, at both temperatures.
-    taus, all_own = (moco_t, mem_t), torch.stack(own).detach()
-    all_queries, sums = column_sums(queries, W, taus, all_own, view_of, world)
+    all_queries, sums = column_sums(queries, W, (moco_t, mem_t), own.detach(), view_of, world)
     total_weight, log_weight = sum(pair.weight for pair in pairs), denominator.log_column_weight
     loss = mass = top1 = top5 = 0
     weights = torch.zeros_like(sums.nearest)  # [V, N]  x_i

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -226,3 +227,33 @@ def test_a_look_with_values_missing_is_no_sign():
     # Other pictures could be read this time; a cosine was not finite.
     assert not watch.read_look(1, {}, adversaries())
     assert not watch.read_look(2, {"turned_a_step": None}, adversaries(cosine=None))
+
+
+@pytest.mark.parametrize(
+    "words", [dict(columns=False), dict(batch_keys=False), dict(decoupled=True)]
+)
+def test_top1_is_among_what_a_query_is_told_apart_from(words):
+    torch.manual_seed(0)
+    denominator, K, M = Denominator(**words), 300, 8
+    unit = [F.normalize(torch.randn(n, 16, dtype=torch.float64), dim=1) for n in (M, M, K)]
+    queries, keys, W = unit[0], F.normalize(unit[1] + unit[0], dim=1), unit[2].T
+    pairs, taus = [Pair(queries, keys, 1.0)], dict(moco_t=0.2, mem_t=0.1)
+    cosines, own = queries @ keys.T, (queries * keys).sum(dim=1)
+    nearer = (cosines > own[:, None]).sum(dim=1) * denominator.batch_keys
+    nearer += (queries @ W > own[:, None]).sum(dim=1) * denominator.columns
+    for of in (fused.losses, reference_losses):
+        found = of(pairs, W, **taus, denominator=denominator)
+        assert found.top1 == (nearer < 1).double().mean()
+        assert found.top5 == (nearer < 5).double().mean()
+
+
+def test_chance_and_guessing_are_those_of_the_loss_that_is_computed():
+    kind = dict(negatives="learned", cluster=256, batch_keys=1, decoupled=0)
+    for more, chance, guess in (
+        ({}, 16, 16 + 256),
+        (dict(decoupled=1), 15, 15 + 256),
+        (dict(batch_keys=0), 1, 1 + 256),
+        (dict(negatives="simclr", decoupled=1, cluster=0), 30, 30),
+    ):
+        watch = CollapseWatch.of(SimpleNamespace(**kind | more), 16, 1.0, 0)
+        assert (watch.chance, watch.guess) == (math.log(chance), math.log(guess))

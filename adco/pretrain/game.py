@@ -93,15 +93,22 @@ class Game:
         self.bank = NegativeBank(columns, config.moco_dim, config.seed).to(device)
         self.players = (self.model, self.bank, self.optimizer)
         self.plays = False  # whether the adversaries have begun to play
-        # Late adversaries begin when keys have filled all columns.
-        begin = ceil(config.adversaries_from * config.epochs * len(self.loader))
-        self.first_played = max(begin, ceil(config.cluster / self.num_keys)) if begin else 0
-        if self.first_played >= config.epochs * len(self.loader):
+        self.first_played = self.begin_of_play()
+
+    def begin_of_play(self) -> int:
+        """The step from which late adversaries play: keys have filled all of them. Raises
+        InputError where the run ends before.
+        """
+        config, num_steps = self.config, self.config.epochs * len(self.loader)
+        begin = ceil(config.adversaries_from * num_steps)
+        begin = max(begin, ceil(config.cluster / self.num_keys)) if begin else 0
+        if begin >= num_steps:
+            what = f"{config.cluster} adversaries, filled by {self.num_keys} keys a step"
             raise InputError(
-                f"adversaries_from={config.adversaries_from:g}: {config.cluster} adversaries, "
-                f"filled by {self.num_keys} keys a step, would never play in "
-                f"{config.epochs * len(self.loader)} steps; lower it, or --cluster"
+                f"adversaries_from={config.adversaries_from:g}: {what}, would never play in "
+                f"{num_steps} steps; lower it, or --cluster"
             )
+        return begin
 
     @property
     def num_keys(self) -> int:

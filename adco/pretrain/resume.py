@@ -3,7 +3,7 @@
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 
@@ -65,18 +65,14 @@ def start_or_resume_(game: Game, flags: Flags) -> RunStart:
             if config.init and not game.beginning:
                 checkpoint.load(config.init)  # says that it is gone
             anew = f"no run with these options and data in {config.log_folder}: starting anew"
-            start.note = f"{anew}\n{start.note}"
-            return start
+            return replace(start, note=f"{anew}\n{start.note}")
         start.folder = start.source.parent  # the same run goes on in the same folder
     else:
         start.source = Path(config.resume)
     state = state or checkpoint.load(start.source)
 
     source = str(start.source)
-    kind = own_config(state).get("negatives", config.negatives)
-    if (kind in WITHOUT_BANK) != (config.negatives in WITHOUT_BANK):
-        here = f"here it is {config.negatives}, and one of them has no bank"
-        raise InputError(f"{source} is of a run with --negatives {kind}, {here}; give the same")
+    check_kind(state, source, config)
     progress = unpack_(state, source, game.players, config.arch)
     if config.resume != "auto" and progress.epoch >= config.epochs:
         had = f"{source} has had {progress.epoch} epochs, which leaves nothing"
@@ -89,12 +85,18 @@ def start_or_resume_(game: Game, flags: Flags) -> RunStart:
     start.warnings += progress.score_by(game.monitor)
     start.warnings += progress.count_in(**counts(game))
     start.progress = progress
-    # A file of the published program does not say whether they play; its bank is full.
-    game.plays = progress.playing and progress.epoch >= config.adversaries_from * config.epochs
     if start.kept.get("scaler"):  # it is empty where the run was not in fp16
         game.scaler.load_state_dict(start.kept["scaler"])
     start.note = f"resumed from {source}, {progress.where()}"
     return start
+
+
+def check_kind(state: dict, source: str, config: PretrainConfig) -> None:
+    """Refuse to go on with a bank from a run that had none, and the other way round."""
+    kind = own_config(state).get("negatives", config.negatives)
+    if (kind in WITHOUT_BANK) != (config.negatives in WITHOUT_BANK):
+        here = f"here it is {config.negatives}, and one of them has no bank"
+        raise InputError(f"{source} is of a run with --negatives {kind}, {here}; give the same")
 
 
 def counts(game: Game) -> dict[str, int]:

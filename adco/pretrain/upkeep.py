@@ -55,6 +55,9 @@ class Upkeep:
         known = start.kept.get("bad_pictures", {})
         self.bad_pictures = BadPictures(config.bad_images_max, len(game.splits.train), known)
         self.streak = DropStreak(game.device)
+        # A file of the published program does not say whether they play; its bank is full.
+        late = config.adversaries_from * config.epochs
+        game.plays = start.source is not None and self.progress.epoch >= late > 0
         self.look = Look(game, start.kept.get("look"))
 
         # What writes, on the first process.
