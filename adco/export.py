@@ -31,6 +31,7 @@ from ops.files import write_whole
 from ops.options import ARCHITECTURES, TIMM
 from ops.run_folder import provenance
 
+ADCO = "arXiv:2011.08435"
 FORMATS = ("torchvision", "timm", "hub", "safetensors", "onnx", "detectron2")
 
 
@@ -146,11 +147,23 @@ def write_hub(encoder: Encoder, weights: dict, trunk: TrunkWeights, out: Path) -
     size = [trunk.channels, *model.pretrained_cfg["input_size"][1:]] if fixed else input_size(trunk)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         made = Path(folder) / "made"
-        seen = {"pretrained_cfg": {"input_size": size}}
-        timm.models.save_for_hf(model, made, seen, args, safe_serialization=True)
+        cfg = {"pretrained_cfg": {"input_size": size, **about_weights(trunk)}}
+        timm.models.save_for_hf(model, made, cfg, args, safe_serialization=True)
         # Private (timm 0.9 to 1.0), and what timm's own push_to_hf_hub writes its card with.
         (made / "README.md").write_text(model_card(trunk, timm.models._hub.generate_readme))
         made.rename(out)
+
+
+def about_weights(trunk: TrunkWeights) -> dict:
+    """What timm says of weights, in place of what it would say of its own of that name."""
+    crop = 224 / 256 if trunk.run.get("config", {}).get("eval_crop", 1) else 1.0
+    paper = ADCO if trunk.ours else ""
+    said = {"tag": "", "origin_url": "", "paper_name": "", "paper_ids": paper, "crop_pct": crop}
+    return {**said, "license": licence(trunk), "test_input_size": None, "test_crop_pct": None}
+
+
+def licence(trunk: TrunkWeights) -> str:
+    return "mit" if trunk.ours else "other"
 
 
 def model_card(trunk: TrunkWeights, generate_readme) -> str:
@@ -159,11 +172,11 @@ def model_card(trunk: TrunkWeights, generate_readme) -> str:
     details = header(trunk) | {
         "data": {part: in_words(kept) for part, kept in (trunk.run.get("data") or {}).items()},
         "settings": {name: config[name] for name in SETTINGS if config.get(name) is not None},
-        "scores": {name: value for name, value in trunk.run.items() if name.startswith("best")},
+        "scores": {n: x for n, x in trunk.run.items() if n.startswith("best") and x},
         "checkpoint": f"SHA-256 {trunk.sha256}",
     }
-    said = "Pre-trained without labels by adversarial contrast (AdCo, arXiv:2011.08435)."
-    card = dict(license="mit" if trunk.ours else "other", description=said, details=details)
+    said = f"Pre-trained without labels by adversarial contrast (AdCo, {ADCO})."
+    card = dict(license=licence(trunk), description=said, details=details)
     return generate_readme({**card, "tags": ["timm"]}, trunk.arch, "image-feature-extraction")
 
 

@@ -110,6 +110,10 @@ def test_the_hub_folder_has_a_model_card(tmp_path, capsys):
     assert "NOT PUSHED as no one/at all" in capsys.readouterr().err
     card = (tmp_path / "hub" / "README.md").read_text()
     assert "license: mit" in card and "lr: 0.125" in card and "**epoch:** 3" in card
+    # What timm says of its own weights of that name is not said of these.
+    about = json.loads((tmp_path / "hub" / "config.json").read_text())["pretrained_cfg"]
+    assert (about["license"], about["paper_ids"], about["tag"]) == ("mit", "arXiv:2011.08435", "")
+    assert not about.get("test_input_size") and about["crop_pct"] == 0.875
     files = {path.name for path in (tmp_path / "hub").iterdir()}
     assert files == {"README.md", "config.json", "model.safetensors"}
     assert_refused(

@@ -37,7 +37,7 @@ NO_DATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 # Of what is logged, in the order of the page: its title, and where a healthy run lies.
 LOGGED = {
     ("train", "loss"): ("encoder's loss, nats", None),
-    ("train", "mass"): ("softmax mass on the keys", (0.01, 0.9)),
+    ("train", "mass"): ("softmax mass on the keys", (0.01, 0.99)),
     ("knn", "accuracy"): ("kNN accuracy, %", None),
     ("rank", "rank"): ("effective rank", None),
     ("train", "top1"): ("own key is nearest, share", None),

@@ -16,12 +16,15 @@ from adco.report.drawing import LOGGED, Sprite, curves, panel, svg, write_page
 from adco.report.embedded import embed_run, nearest
 from adco.report.runs import DEFAULTS, Run, probe_scores
 from ops.errors import InputError
-from ops.options import differences
+from ops.options import ProcessOptions, differences
 
 QUERIES, NEIGHBOURS, HARDEST = 10, 8, 8
 MOST_CONFUSED = 100  # classes, of which a table can be read
 # Options that make no other run.
-NO_OTHER_RUN = ("save_path", "log_path", "resume", "workers", "print_freq", "report_epochs", "seed")
+NO_OTHER_RUN = {
+    *("save_path", "log_path", "resume", "workers", "print_freq", "report_epochs", "seed"),
+    *ProcessOptions.__dataclass_fields__,
+}
 TOO_FEW = f"Nothing can be told of fewer than {FEWEST} logged steps."
 MOST_SHOWN = 6  # runs of which neighbours are shown
 
