@@ -27,7 +27,7 @@ from adco.data.folder import read_folder
 from adco.data.identity import check_same_everywhere, identity
 from adco.data.loader import CheckViews, batch_loader, check_loader
 from adco.data.pictures import ArrayPictures, BrokenPicture, FolderPictures, Pictures
-from adco.encoder import Encoder, Trunk, TrunkWeights, check_sides, read_trunk
+from adco.encoder import Encoder, Trunk, TrunkWeights, check_sides, note_other_views, read_trunk
 from adco.probe.features import features_of
 from adco.probe.options import PROBE_PRESETS
 from adco.probe.parts import WRITERS, Parts
@@ -173,6 +173,7 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     workers = workers_per_process(config.workers, world.local_size)
     try:
         if world.first:
+            note_other_views(trunk, config, print)
             print("\n".join(introduction({config.split: pictures})), flush=True)
             write_whole(note, json_bytes(decides))
             parts.file.touch()

@@ -189,6 +189,14 @@ class TrunkWeights:
             say("left out: " + some(parts).replace(")", " tensors)", 1))
 
 
+def note_other_views(trunk: TrunkWeights, config, say) -> None:
+    """One line where the test views are not those that the trunk's own run had."""
+    own, names = trunk.run.get("config", {}), ("image_size", "eval_crop")
+    other = [f"--{n} {own[n]}" for n in names if own.get(n) not in (None, getattr(config, n))]
+    if other:
+        say(f"note: its own run had {' and '.join(other)}, here they are others")
+
+
 def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> TrunkWeights:
     """The trunk in a checkpoint of any program that uses torchvision's ResNets or models of timm,
     and in safetensors.

@@ -16,6 +16,7 @@ from ops.options import TIMM
 
 LOOKED_AT = 50  # pictures, to know their size
 LEAST_SIDE, PATCH = 16, 32  # pixels: no smaller views; of timm's models a multiple of PATCH
+LIFE = 128  # steps after which a column is replaced by a key
 SHARP_VIEWS = 96  # pixels: blur takes more from views up to this size than it teaches
 SMALL_VIEWS = 48  # pixels: a strided first layer would leave too little of views up to this size
 
@@ -87,7 +88,9 @@ def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tu
     if kind == "learned":
         yield "memory_lr", "auto", "a turn that depends neither on K nor on mem_t"
         yield "mem_t", 0.03, "colder, columns stand still; warmer, they become class centres"
-        yield "refresh", max(1, min(8, M // 4)), "columns that turn into class centres are replaced"
+        refresh = min(M, max(1, (config.cluster or columns) // LIFE))
+        why = f"columns that turn into class centres are replaced: one lives {LIFE} steps"
+        yield "refresh", refresh, why
         why = "in place of a start-up" if late else "--init_steps, --ad_init or --batch_keys say so"
         yield "adversaries_from", late, why
 

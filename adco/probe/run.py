@@ -11,6 +11,7 @@ import torch
 
 from adco.data.datasets import introduction
 from adco.data.identity import check_same_everywhere, identity
+from adco.encoder import note_other_views
 from adco.probe import logistic
 from adco.probe.data import ProbeRun, features_of_share, load_probe_sets
 from adco.probe.knn import knn_accuracies
@@ -83,6 +84,7 @@ def introduce(probe_run: ProbeRun) -> None:
         journal.say("random weights: this score is the baseline")
     # A probe that goes on reads all of its file.
     elif not config.resume:
+        note_other_views(probe_run.trunk, config, journal.say)
         used = ["fc"] if config.evaluate else []
         probe_run.trunk.tell_left_out(journal.say, *used)
     trains = config.head == "linear" and not config.evaluate
