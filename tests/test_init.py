@@ -112,6 +112,17 @@ def test_the_hash_decides_which_run_goes_on(tmp_path, digit_folder, trunk_file):
     assert "made otherwise (init_sha256" in said and "both encoders begin" in said
 
 
+def test_a_small_stem_is_that_of_the_file_also_when_it_is_gone(tmp_path, digit_folder):
+    file = tmp_path / "small.pth"
+    torch.save({"stem": "small", "state_dict": build_trunk("resnet10", "small").state_dict()}, file)
+    words = ["--recipe", "auto", "--resume", "auto", "--epochs", 1, "--knn_freq", 0, "--init", file]
+    words = [*TINY, "--data", digit_folder, *words]
+    assert run_main("main_adco.py", *words, cwd=tmp_path).returncode == 0
+    file.unlink()
+    again = run_main("main_adco.py", *words, cwd=tmp_path)
+    assert "resumed from" in again.stdout, again.stderr
+
+
 def test_a_run_begun_with_a_file_is_known_by_it_and_scores_its_trunk(
     tmp_path, digit_folder, trunk_file
 ):

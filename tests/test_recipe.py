@@ -1,6 +1,7 @@
 """--recipe auto: options that follow from the pictures, told, kept, and given ones that win."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from adco.negatives import NegativeBank
 from adco.pretrain.options import CHOSEN, PRESETS, PretrainConfig
 from adco.pretrain.recipe import choices, with_recipe
+from adco.pretrain.resume import check_kind
 from ops import checkpoint
 from ops.arguments import parse
 from ops.distributed import World
@@ -153,6 +155,14 @@ def test_a_data_sets_own_defaults_and_a_runs_file_win_over_the_recipe(tmp_path):
     assert (published.cluster, published.adversaries_from, published.lr) == (65536, 0, 0.3)
     batch = parsed("--config", old, "--negatives", "batch")
     assert (batch.lr, batch.refresh) == (0.01, None)
+
+
+def test_a_bank_is_not_taken_from_a_run_without_one():
+    of_batch = {"config": json.dumps({"negatives": "batch"})}
+    for kind, refused in (("batch", False), ("simclr", False), ("queue", True), ("learned", True)):
+        with pytest.raises(InputError, match="has no bank") if refused else nullcontext():
+            check_kind(of_batch, "file", parsed("--negatives", kind))
+    check_kind({"config": "none"}, "of another program", parsed("--negatives", "batch"))
 
 
 def test_no_more_columns_are_refreshed_than_there_are_keys():
