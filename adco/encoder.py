@@ -17,7 +17,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from adco.trunk_names import find_trunk, is_counter
 from ops import checkpoint
 from ops.errors import InputError, one_line, optional, shown, some
-from ops.options import ARCHITECTURES, STEMS, TIMM
+from ops.options import ARCHITECTURES, STEMS, TIMM, differences
 
 
 class Backbone(nn.Module):
@@ -192,9 +192,8 @@ class TrunkWeights:
 def note_other_views(trunk: TrunkWeights, config, say) -> None:
     """One line where the test views are not those that the trunk's own run had."""
     own, names = trunk.run.get("config", {}), ("image_size", "eval_crop")
-    other = [f"--{n} {own[n]}" for n in names if own.get(n) not in (None, getattr(config, n))]
-    if other:
-        say(f"note: its own run had {' and '.join(other)}, here they are others")
+    if other := differences(own, {name: getattr(config, name) for name in names}):
+        say(f"note: in the run of the checkpoint {', '.join(other)}")
 
 
 def read_trunk(path: str, encoder: str = "query", arch: str | None = None) -> TrunkWeights:

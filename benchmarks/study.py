@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -131,20 +130,26 @@ def train(data: Path, shared: str, way: str, seed: int) -> list[tuple[int, float
 
 
 def tables(records: list[dict]) -> str:
-    """For each cell the scores of each way, and how far `late` is ahead of it."""
+    """For each cell the scores of each way, and how far `late` (`batch`) is ahead of it."""
     lines = []
     for name, cell in CELLS.items():
         if not (own := [record for record in records if record["cell"] == name]):
             continue
-        late = {r["seed"]: r["curve"][-1][1] for r in own if r["way"] == "late"}
+        final = {(r["way"], r["seed"]): r["curve"][-1][1] for r in own}
         lines += [f"**{name}**, all with `{cell.shared}`:", ""]
-        lines += ["| way | options | runs | kNN | smallest to largest | late minus it |"]
+        lines += ["| way | options | runs | kNN | smallest to largest | ahead of it |"]
         lines += ["|---|---|---|---|---|---|"]
         for way in dict.fromkeys([*ALL, *(record["way"] for record in own)]):
             if found := [record for record in own if record["way"] == way]:
                 x = [record["curve"][-1][1] for record in found]
-                pairs = [late[r["seed"]] - r["curve"][-1][1] for r in found if r["seed"] in late]
-                apart = interval(pairs) if way != "late" else ""
+                # What has one thing changed is compared with what it was changed from.
+                base = "batch" if way in MORE and way != "control" else "late"
+                pairs = [
+                    final[base, r["seed"]] - r["curve"][-1][1]
+                    for r in found
+                    if (base, r["seed"]) in final
+                ]
+                apart = f"{base} {interval(pairs)}" if pairs and way != base else ""
                 row = f"| {way} | `{found[0]['options']}` | {len(x)} | {np.mean(x):.1f} "
                 lines.append(f"{row}| {min(x):.1f} to {max(x):.1f} | {apart} |")
         lines.append("")
@@ -185,11 +190,18 @@ def read(file: Path) -> list[dict]:
     """The runs that have ended, of those that are made alike."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
-    records = []
-    for line in file.read_text().splitlines():
-        with suppress(ValueError):  # half a line, of a machine that went down
-            records.append(json.loads(line))
-    return [record for record in records if record["shared"] == CELLS[record["cell"]].shared]
+    # Half a line is of a machine that went down.
+    text = file.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        file.write_text(whole)
+    records = map(json.loads, whole.splitlines())
+    shared = {name: cell.shared for name, cell in CELLS.items()}
+    return [
+        r
+        for r in records
+        if r["shared"] == shared.get(r["cell"]) and r["options"] == ALL.get(r["way"], r["options"])
+    ]
 
 
 def write(records: list[dict], out: Path) -> None:
@@ -208,15 +220,16 @@ def main(argv=None) -> int:
         if missing := [str(folder) for folder in folders.values() if not folder.is_dir()]:
             raise InputError(f"no folder {missing[0]!r}; expected one with train/ and val/")
         records = read(file := Path(config.out, "study.jsonl"))
-        done = {(r["cell"], r["way"], r["seed"], r["options"]) for r in records}
+        done = {(r["cell"], r["way"], r["seed"]) for r in records}
         for name, way, seed in planned(config):
-            if (name, way, seed, ALL[way]) in done:
+            if (name, way, seed) in done:
                 continue
             curve = train(folders[name], CELLS[name].shared, way, seed)
             record = dict(cell=name, way=way, seed=seed, options=ALL[way], curve=curve)
             records.append({**record, "shared": CELLS[name].shared})
             with file.open("a") as lines:
                 lines.write(json.dumps(records[-1]) + "\n")
+            write(records, Path(config.out))
             print(f"{name}, {way}, seed {seed}: {curve[-1][1]:.2f}", flush=True)
         write(records, Path(config.out))
         print(tables(records))

@@ -174,7 +174,8 @@ def parse(config_type, argv=None, presets=None):
 
 def read_config(config_type, path: str, argv: list[str], presets) -> dict:
     """The options in a run's config.json, checked as if they were typed; without those that follow
-    from what argv gives (config_type.FOLLOWS: option to the options that decide it).
+    from what argv gives (config_type.FOLLOWS: option to the options that decide it) and, where that
+    gives a recipe, without what the run's own has chosen.
     """
     try:
         file = json.loads(Path(expanduser(path)).read_text())
@@ -200,7 +201,8 @@ def read_config(config_type, path: str, argv: list[str], presets) -> dict:
     given = set(parser.parse_all(argv, config_type))
     parser.source = f"{path}: "
     found = dict.fromkeys(content) | parser.parse_all(words, config_type)
-    follows = getattr(config_type, "FOLLOWS", {})
+    follows = {n: ("recipe",) for n in by_name if f"recipe: --{n} " in str(file.get("recipe"))}
+    follows |= getattr(config_type, "FOLLOWS", {})
     return {n: value for n, value in found.items() if given.isdisjoint(follows.get(n, ()))}
 
 

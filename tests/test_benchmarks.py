@@ -36,7 +36,7 @@ def test_the_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     shared = study.CELLS[name].shared
     ended = dict(cell=name, way="batch", seed=0, options=study.ALL["batch"], shared=shared)
     before = json.dumps({**ended, "curve": [[0, 30], [12, 44]]})
-    (out / "study.jsonl").write_text(before + "\n")
+    (out / "study.jsonl").write_text(before + "\n" + '{"cell": "half a li')
     words = f"--data {tmp_path} --out {out} --cells {name} --ways batch decoupled --seeds 0"
     assert study.main(words.split()) == 0
     first, second = (out / "study.jsonl").read_text().splitlines()
@@ -56,5 +56,5 @@ def test_pairs_of_the_study_share_their_seed():
         for seed, score in of.items()
     ]
     # 2 and 1: their mean, and t of one degree of freedom (12.706) times .5.
-    row = "| batch | `` | 2 | 51.5 | 50.0 to 53.0 | +1.5 ± 6.4 (2 pairs) |"
+    row = "| batch | `` | 2 | 51.5 | 50.0 to 53.0 | late +1.5 ± 6.4 (2 pairs) |"
     assert row in study.tables(records).splitlines()

@@ -93,22 +93,18 @@ class Game:
         self.bank = NegativeBank(columns, config.moco_dim, config.seed).to(device)
         self.players = (self.model, self.bank, self.optimizer)
         self.plays = False  # whether the adversaries have begun to play
-        self.first_played = self.begin_of_play()
 
-    def begin_of_play(self) -> int:
-        """The step from which late adversaries play: keys have filled all of them. Raises
-        InputError where the run ends before.
-        """
-        config, num_steps = self.config, self.config.epochs * len(self.loader)
-        begin = ceil(config.adversaries_from * num_steps)
-        begin = max(begin, ceil(config.cluster / self.num_keys)) if begin else 0
-        if begin >= num_steps:
-            what = f"{config.cluster} adversaries, filled by {self.num_keys} keys a step"
-            raise InputError(
-                f"adversaries_from={config.adversaries_from:g}: {what}, would never play in "
-                f"{num_steps} steps; lower it, or --cluster"
-            )
-        return begin
+    @property
+    def num_steps(self) -> int:
+        """Of all epochs that a new run takes."""
+        return (self.config.epochs - self.config.start_epoch) * len(self.loader)
+
+    @property
+    def first_played(self) -> int:
+        """The step of a new run in which late adversaries begin: keys have filled all of them."""
+        config, share = self.config, self.config.adversaries_from
+        begin = ceil((share * config.epochs - config.start_epoch) * len(self.loader))
+        return max(begin, ceil(config.cluster / self.num_keys)) if share else 0
 
     @property
     def num_keys(self) -> int:

@@ -1,7 +1,6 @@
 """What a run begins with where --init names a file: its trunk, in both encoders."""
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,19 +34,19 @@ def with_init_hash(config: PretrainConfig) -> PretrainConfig:
     if trunk := read_init(config):
         trunk.build()
         return replace(config, init_sha256=trunk.sha256, stem=trunk.stem)
-    return replace(config, **said_before(config)) if config.init else config
+    if config.init and config.stem is None:
+        return replace(config, stem=stem_before(config))
+    return config
 
 
-def said_before(config: PretrainConfig) -> dict:
-    """What the newest run that began with the --init file says of it, now that it is gone."""
-    said = {}
-    for path in sorted(config.log_folder.rglob("config.json"), key=os.path.getmtime):
+def stem_before(config: PretrainConfig) -> str | None:
+    """The first layers of a run that began with the --init file, which is gone; None: of none."""
+    for path in config.log_folder.rglob("config.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):  # of another program
             kept = json.loads(path.read_text())["config"]
             if kept["init"] == config.init:
-                stem = config.stem or kept["stem"]
-                said = {"init_sha256": kept["init_sha256"], "stem": stem}
-    return said
+                return kept["stem"]
+    return None
 
 
 def begin_with_(model: AdCo, trunk: TrunkWeights) -> list[str]:

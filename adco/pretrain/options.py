@@ -33,10 +33,8 @@ class PretrainConfig(RunOptions):
         "recipe": "pictures", "sym": "method", "arch": "encoder", "epochs": "optimisation",
         "save_freq": "scores and checkpoints",
     }  # fmt: skip
-    FOLLOWS: ClassVar = {
-        **RunOptions.FOLLOWS, **dict.fromkeys(CHOSEN, ("recipe",)), "init_sha256": ("init",),
-        **dict.fromkeys(CHOSEN[CHOSEN.index("cluster") :], ("recipe", "negatives")),
-        "size_crops": ("image_size", "multi_crop", "recipe"),
+    FOLLOWS: ClassVar = RunOptions.FOLLOWS | {
+        "init_sha256": ("init",), "size_crops": ("image_size", "multi_crop", "recipe"),
     }  # fmt: skip
 
     # Pictures
@@ -244,10 +242,10 @@ def check_negatives(config):
     if kind not in ("learned", None) and (config.refresh or config.adversaries_from):
         remedy = "give --refresh 0 and --adversaries_from 0"
         raise InputError(f"negatives={kind}: no adversaries to refresh or to start late; {remedy}")
-    if config.adversaries_from and (config.init_steps or not config.ad_init):
-        what = f"init_steps={config.init_steps}" if config.init_steps else "ad_init=0"
-        late = "adversaries that begin late have no start-up, keys fill them"
-        raise InputError(f"{what}: {late}; leave it out, or give --adversaries_from 0")
+    if config.adversaries_from and config.init_steps:
+        late = "adversaries that begin late have no start-up"
+        remedy = "leave it out, or give --adversaries_from 0"
+        raise InputError(f"init_steps={config.init_steps}: {late}; {remedy}")
 
 
 CROPS = ("size_crops", "nmb_crops", "min_scale_crops", "max_scale_crops")

@@ -6,7 +6,7 @@ from math import floor, log2
 
 import numpy as np
 
-from adco.data.datasets import MOST_HELD_OUT, Splits, sample_of
+from adco.data.datasets import Splits, hold_out, sample_of
 from adco.data.list_files import listed_splits
 from adco.data.pictures import BrokenPicture, Pictures
 from adco.pretrain.options import CHOSEN, PUBLISHED, PretrainConfig
@@ -31,8 +31,8 @@ def with_recipe(
         return config, None, []
     splits = listed_splits(config, world)
     values, lines, number = {}, [], len(splits.train)
-    if splits.val is None and config.knn_freq and config.monitor != "none":
-        number -= round(min(config.val_split * number, MOST_HELD_OUT))
+    if splits.val is None and config.val_split and config.knn_freq and config.monitor != "none":
+        number = len(hold_out(splits, config.val_split, config.seed).train)
     # One process's look counts: what another one reads may be broken there.
     side = Flags(world).gather(once_per_node(lambda: usual_side(splits.train), world))[0]
     for name, value, reason in choices(config, number, side):
@@ -65,12 +65,17 @@ def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tu
     yield "sym", 1, "both views as queries: worth three points of kNN on small data"
     lr = config.lr or float(f"{0.06 * (M / 256) ** (2 / 3):.2g}")
     yield "lr", lr, f"0.06 for 256 pictures a step, 0.015 for 32, here {M}"
-    yield "lr_final", min(0.0006, lr / 25), "a twenty-fifth of lr at most"
+    yield "lr_final", float(f"{min(0.0006, lr / 25):.2g}"), "a twenty-fifth of lr at most"
     follow = min(0.01, max(0.001, 60 / max(1, steps)))
     why = f"0.99 to 0.999, for the key encoder to follow in {steps} steps"
     yield "moco_m", round(1 - follow, 4), why
+    yield from negatives(config, num_pictures, steps)
 
-    # What it learns against. Late adversaries begin as the keys of the first quarter of the run.
+
+def negatives(config: PretrainConfig, num_pictures: int, steps: int) -> Iterator[tuple]:
+    """What the encoder learns against, as choices. steps: of the run."""
+    # Late adversaries begin as keys of the first quarter of the run.
+    M = config.global_batch_size
     late = config.adversaries_from
     if late is None:
         late = 0.25 if config.batch_keys and config.ad_init and not config.init_steps else 0.0
@@ -81,10 +86,12 @@ def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tu
         kind, why = "batch", f"{steps} steps are too few for adversaries"
     yield "negatives", kind, why
     if kind in ("learned", "queue"):
-        columns = max(min(256, num_pictures / 2), min(65536, num_pictures / 16))
-        columns, first_keys = (max(1, x) for x in (columns, M * steps // 4))
-        columns = min(2 ** round(log2(columns)), 2 ** floor(log2(first_keys)))
-        yield "cluster", columns, f"a sixteenth of {num_pictures} pictures; few have 256, or half"
+        columns = max(1, min(256, num_pictures / 2), min(65536, num_pictures / 16))
+        columns, why = 2 ** round(log2(columns)), f"of {num_pictures} pictures a sixteenth"
+        if late:
+            columns = min(columns, 2 ** floor(log2(max(1, M * steps // 4))))
+            why += ", and no more than the first quarter of the run fills"
+        yield "cluster", columns, f"{why}; for few 256, or half"
     if kind == "learned":
         yield "memory_lr", "auto", "a turn that depends neither on K nor on mem_t"
         yield "mem_t", 0.03, "colder, columns stand still; warmer, they become class centres"

@@ -43,6 +43,21 @@ class RunStart:
 
 
 def start_or_resume_(game: Game, flags: Flags) -> RunStart:
+    """Where the run begins, as found_start_. A new one in which adversaries would never play is
+    refused.
+    """
+    start = found_start_(game, flags)
+    if start.source is None and game.first_played >= game.num_steps:
+        config, num_steps = game.config, game.num_steps
+        raise InputError(
+            f"{config.cluster} adversaries, which {game.num_keys} keys a step fill in the first "
+            f"{config.adversaries_from:.0%} of the run or longer, would never play in {num_steps} "
+            "steps; give --adversaries_from 0 (a start-up), a smaller --cluster or more --epochs"
+        )
+    return start
+
+
+def found_start_(game: Game, flags: Flags) -> RunStart:
     """Fill the game's players from the checkpoint that --resume names; auto: from the newest whole
     one of this configuration. Where there is none they stay as they are: random, or of --init.
     """
@@ -124,7 +139,8 @@ def newest_with(
     runs = {path.parent for path in folder.rglob("checkpoint_*.pth.tar")}
     for run in sorted(runs, key=lambda run: (written_at(run), run.name), reverse=True):
         if why := made_otherwise(run / "config.json", config, data):
-            other = other or [f"{run} was made otherwise ({why}): --resume PATH goes on from it"]
+            how = f"--resume PATH goes on from it, --config {run / 'config.json'} as it was made"
+            other = other or [f"{run} was made otherwise ({why}): {how}"]
             continue
         if not os.access(run, os.W_OK):
             damaged.append(f"passed over: {run} cannot be written by this user, or on this machine")
@@ -172,6 +188,10 @@ def made_otherwise(path: Path, config: PretrainConfig, data: dict) -> str:
         theirs = {**defaults, **of_data_set, **content["config"]}
         if theirs["global_batch_size"] is None:  # an earlier version, which kept the batch a node
             theirs["global_batch_size"] = theirs["batch_size"] * theirs["world_size"]
+        # Of a file of --init that is gone the path is all there is to compare.
+        if config.init and ours["init_sha256"] is None:
+            same = config.init == theirs.get("init")
+            ours["init_sha256"] = theirs["init_sha256"] if same else f"of {config.init}"
         other_data = difference(content.get("data"), data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its configuration cannot be read"  # none, torn, or of another program

@@ -56,8 +56,8 @@ class Upkeep:
         self.bad_pictures = BadPictures(config.bad_images_max, len(game.splits.train), known)
         self.streak = DropStreak(game.device)
         # A file of the published program does not say whether they play; its bank is full.
-        late = config.adversaries_from * config.epochs
-        game.plays = start.source is not None and self.progress.epoch >= late > 0
+        late, is_full = config.adversaries_from * config.epochs, self.progress.playing
+        game.plays = start.source is not None and is_full and self.progress.epoch >= late > 0
         self.look = Look(game, start.kept.get("look"))
 
         # What writes, on the first process.
