@@ -31,8 +31,7 @@ STILL = (
 ONE_WAY = "the adversaries have collapsed to one direction: mean cosine {cosine:.2f}. "
 CENTRES = (
     "the adversaries become class centres: {same_class:.0%} of what a picture's softmax gives them "
-    "goes to its own class, of other pictures it would be {same_class_keys:.0%}. Lower --mem_t, or "
-    "replace columns (--refresh)"
+    "goes to its own class, of other pictures it would be {same_class_keys:.0%}. Lower --mem_t"
 )
 
 

@@ -96,7 +96,7 @@ def negatives(config: PretrainConfig, num_pictures: int, steps: int) -> Iterator
         yield "memory_lr", "auto", "a turn that depends neither on K nor on mem_t"
         yield "mem_t", 0.03, "colder, columns stand still; warmer, they become class centres"
         refresh = min(M, max(1, (config.cluster or columns) // LIFE))
-        why = f"columns that turn into class centres are replaced: one lives {LIFE} steps"
+        why = f"columns that get no attention are replaced: one lives {LIFE} steps or more"
         yield "refresh", refresh, why
         why = "in place of a start-up" if late else "--init_steps, --ad_init or --batch_keys say so"
         yield "adversaries_from", late, why
