@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -159,7 +160,7 @@ def tables(records: list[dict]) -> str:
 def interval(pairs: list[float]) -> str:
     """Mean and 95 % t interval."""
     if len(pairs) < 2:
-        return "".join(f"{difference:+.1f}" for difference in pairs)
+        return "".join(f"{difference:+.1f} (1 pair)" for difference in pairs)
     half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
     return f"{np.mean(pairs):+.1f} ± {half:.1f} ({len(pairs)} pairs)"
 
@@ -190,12 +191,10 @@ def read(file: Path) -> list[dict]:
     """The runs that have ended, of those that are made alike."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
-    # Half a line is of a machine that went down.
-    text = file.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole)
-    records = map(json.loads, whole.splitlines())
+    records = []
+    for line in file.read_text().splitlines():
+        with suppress(ValueError):  # half a line, of a machine that went down
+            records.append(json.loads(line))
     shared = {name: cell.shared for name, cell in CELLS.items()}
     return [
         r
@@ -219,20 +218,20 @@ def main(argv=None) -> int:
         folders = {name: Path(config.data, CELLS[name].data) for name in config.cells}
         if missing := [str(folder) for folder in folders.values() if not folder.is_dir()]:
             raise InputError(f"no folder {missing[0]!r}; expected one with train/ and val/")
-        records = read(file := Path(config.out, "study.jsonl"))
-        done = {(r["cell"], r["way"], r["seed"]) for r in records}
+        file = Path(config.out, "study.jsonl")
+        done = {(r["cell"], r["way"], r["seed"]) for r in read(file)}
         for name, way, seed in planned(config):
             if (name, way, seed) in done:
                 continue
             curve = train(folders[name], CELLS[name].shared, way, seed)
             record = dict(cell=name, way=way, seed=seed, options=ALL[way], curve=curve)
-            records.append({**record, "shared": CELLS[name].shared})
+            record["shared"] = CELLS[name].shared
             with file.open("a") as lines:
-                lines.write(json.dumps(records[-1]) + "\n")
-            write(records, Path(config.out))
+                lines.write("\n" + json.dumps(record) + "\n")  # after half a line too
+            write(read(file), Path(config.out))
             print(f"{name}, {way}, seed {seed}: {curve[-1][1]:.2f}", flush=True)
-        write(records, Path(config.out))
-        print(tables(records))
+        write(read(file), Path(config.out))
+        print(tables(read(file)))
     return 0
 
 

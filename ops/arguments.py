@@ -179,7 +179,7 @@ def read_config(config_type, path: str, argv: list[str], presets) -> dict:
     """
     try:
         file = json.loads(Path(expanduser(path)).read_text())
-        content = dict(file["config"])
+        content = {**file["config"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it holds no 'config'"
         raise InputError(f"config={path!r}: expected the config.json of a run; {why}") from error

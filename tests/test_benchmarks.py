@@ -39,7 +39,7 @@ def test_the_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     (out / "study.jsonl").write_text(before + "\n" + '{"cell": "half a li')
     words = f"--data {tmp_path} --out {out} --cells {name} --ways batch decoupled --seeds 0"
     assert study.main(words.split()) == 0
-    first, second = (out / "study.jsonl").read_text().splitlines()
+    first, _, second = (out / "study.jsonl").read_text().splitlines()
     assert first == before and json.loads(second)["way"] == "decoupled"
     text = page.read_text()
     assert text.startswith("# Words") and text.endswith("more words\n") and "of before" not in text

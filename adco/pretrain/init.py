@@ -40,8 +40,11 @@ def with_init_hash(config: PretrainConfig) -> PretrainConfig:
 
 
 def stem_before(config: PretrainConfig) -> str | None:
-    """The first layers of a run that began with the --init file, which is gone; None: of none."""
-    for path in config.log_folder.rglob("config.json"):
+    """The first layers of the newest run that began with the --init file, which is gone; None:
+    there is none.
+    """
+    files = config.log_folder.rglob("config.json")
+    for path in sorted(files, key=lambda path: path.parent.name, reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError):  # of another program
             kept = json.loads(path.read_text())["config"]
             if kept["init"] == config.init:

@@ -16,7 +16,7 @@ from ops.options import TIMM
 
 LOOKED_AT = 50  # pictures, to know their size
 LEAST_SIDE, PATCH = 16, 32  # pixels: no smaller views; of timm's models a multiple of PATCH
-LIFE = 128  # steps after which a column is replaced by a key
+LIFE = 128  # steps after which a column is replaced by a key; of fewer columns none is
 SHARP_VIEWS = 96  # pixels: blur takes more from views up to this size than it teaches
 SMALL_VIEWS = 48  # pixels: a strided first layer would leave too little of views up to this size
 
@@ -95,9 +95,8 @@ def negatives(config: PretrainConfig, num_pictures: int, steps: int) -> Iterator
     if kind == "learned":
         yield "memory_lr", "auto", "a turn that depends neither on K nor on mem_t"
         yield "mem_t", 0.03, "colder, columns stand still; warmer, they become class centres"
-        refresh = min(M, max(1, (config.cluster or columns) // LIFE))
-        why = f"columns that get no attention are replaced: one lives {LIFE} steps or more"
-        yield "refresh", refresh, why
+        why = "columns replaced in turn, so that none stays without attention"
+        yield "refresh", min(M, (config.cluster or columns) // LIFE), why
         why = "in place of a start-up" if late else "--init_steps, --ad_init or --batch_keys say so"
         yield "adversaries_from", late, why
 

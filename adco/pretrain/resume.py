@@ -139,7 +139,7 @@ def newest_with(
     runs = {path.parent for path in folder.rglob("checkpoint_*.pth.tar")}
     for run in sorted(runs, key=lambda run: (written_at(run), run.name), reverse=True):
         if why := made_otherwise(run / "config.json", config, data):
-            how = f"--resume PATH goes on from it, --config {run / 'config.json'} as it was made"
+            how = f"--resume PATH goes on from it, or --config {run / 'config.json'} --resume auto"
             other = other or [f"{run} was made otherwise ({why}): {how}"]
             continue
         if not os.access(run, os.W_OK):
