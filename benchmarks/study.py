@@ -230,8 +230,9 @@ def main(argv=None) -> int:
                 lines.write("\n" + json.dumps(record) + "\n")  # after half a line too
             write(read(file), Path(config.out))
             print(f"{name}, {way}, seed {seed}: {curve[-1][1]:.2f}", flush=True)
-        write(read(file), Path(config.out))
-        print(tables(read(file)))
+        records = read(file)
+        write(records, Path(config.out))
+        print(tables(records))
     return 0
 
 

@@ -13,8 +13,8 @@ import torch
 
 from adco.data.datasets import SAMPLE, sample_of
 from adco.data.pictures import BrokenPicture, Pictures
-from adco.pretrain.game import WITHOUT_BANK, Game, describe
-from adco.pretrain.options import CROPS, PretrainConfig
+from adco.pretrain.game import Game, describe
+from adco.pretrain.options import CROPS, WITHOUT_BANK, PretrainConfig
 from adco.pretrain.resume import start_or_resume_
 from adco.pretrain.state import Progress, pack
 from adco.probe.knn import bytes_held

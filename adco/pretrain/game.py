@@ -24,8 +24,8 @@ from adco.negatives import NegativeBank
 from adco.objective import Denominator
 from adco.plan import query_views, view_plan
 from adco.pretrain.init import begin_with_, read_init
-from adco.pretrain.options import PretrainConfig
-from adco.pretrain.recipe import with_recipe
+from adco.pretrain.options import WITHOUT_BANK, PretrainConfig
+from adco.pretrain.recipe import takes_scores, with_recipe
 from adco.step import Round, simclr_step, startup_step, train_step
 from ops.device import amp_dtype, compile_, on_device, tune
 from ops.distributed import World
@@ -34,7 +34,6 @@ from ops.training import settle_buckets_, wrap_encoder
 from ops.workers import check_shared_memory, workers_per_process
 
 ANGLE = 0.005  # radians that the adversaries turn in a step with --memory_lr auto, on average
-WITHOUT_BANK = ("batch", "simclr")  # kinds of negatives
 UNUSED = 1024  # columns of a bank that does not count: so many processes may share it
 
 
@@ -193,7 +192,7 @@ def scored_by(config: PretrainConfig, splits: Splits) -> tuple[Splits, str]:
     """Which score is taken, knn, rank or none, and the pictures: of train a part is held out where
     there is no val (--val_split). Raises InputError where they do not allow the score wanted.
     """
-    if not config.knn_freq or config.monitor == "none":
+    if not takes_scores(config):
         return splits, "none"
     if splits.val is None and config.val_split:
         splits = hold_out(splits, config.val_split, config.seed)
@@ -265,7 +264,7 @@ def describe(game: Game) -> str:
         lines.append("score: effective rank of val's features (RankMe), without labels")
         lines.append("checkpoint_best has the largest: a weaker sign than kNN accuracy")
     elif game.monitor == "none":
-        wanted = game.config.knn_freq and game.config.monitor != "none"
-        remedy = "for one: a val, or --val_split 0.1" if wanted else "as the options have it"
+        remedy = "for one: a val, or --val_split 0.1"
+        remedy = remedy if takes_scores(game.config) else "as the options have it"
         lines.append(f"no score, so no checkpoint_best; {remedy}")
     return "\n".join(lines)

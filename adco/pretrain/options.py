@@ -10,6 +10,7 @@ from ops.options import ARCHITECTURES, DATASETS, STEMS, RunOptions
 from ops.schedule import cosine, steps
 
 MONITORS = ("knn", "rank", "none")
+WITHOUT_BANK = ("batch", "simclr")  # kinds of negatives
 # What --recipe auto chooses where it is not given: None until the pictures are known (recipe.py).
 CHOSEN = (
     "image_size", "stem", "blur", "eval_crop", "sym", "lr", "lr_final", "moco_m", "negatives",
@@ -235,7 +236,7 @@ def check_negatives(config):
     if kind == "simclr" and (config.multi_crop or config.accum_steps > 1):
         whole = "both views of the whole batch at once, so no --multi_crop and no --accum_steps"
         raise InputError(f"negatives=simclr needs {whole}; or take --negatives batch")
-    keyless = kind in ("batch", "simclr") or config.decoupled or config.adversaries_from
+    keyless = kind in WITHOUT_BANK or config.decoupled or config.adversaries_from
     if not config.batch_keys and keyless:
         others = "--negatives batch or simclr, --decoupled 1 and --adversaries_from"
         raise InputError(f"batch_keys=0 leaves no negatives with {others}; leave out one of them")

@@ -31,7 +31,7 @@ def with_recipe(
         return config, None, []
     splits = listed_splits(config, world)
     values, lines, number = {}, [], len(splits.train)
-    if splits.val is None and config.val_split and config.knn_freq and config.monitor != "none":
+    if splits.val is None and config.val_split and takes_scores(config):
         number = len(hold_out(splits, config.val_split, config.seed).train)
     # One process's look counts: what another one reads may be broken there.
     side = Flags(world).gather(once_per_node(lambda: usual_side(splits.train), world))[0]
@@ -42,6 +42,10 @@ def with_recipe(
     # What the kind of negatives has no use for.
     values |= {n: PUBLISHED[n] for n in CHOSEN if n not in values and getattr(config, n) is None}
     return replace(config, **values), splits, lines
+
+
+def takes_scores(config) -> bool:
+    return bool(config.knn_freq) and config.monitor != "none"
 
 
 def choices(config: PretrainConfig, num_pictures: int, side: int) -> Iterator[tuple]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from adco.data.identity import check_same_everywhere, difference
 from adco.encoder import own_config
-from adco.pretrain.game import WITHOUT_BANK, Game
-from adco.pretrain.options import PretrainConfig
+from adco.pretrain.game import Game
+from adco.pretrain.options import WITHOUT_BANK, PretrainConfig
 from adco.pretrain.state import KEPT, Progress, unpack_
 from ops import checkpoint
 from ops.distributed import Flags

@@ -8,11 +8,11 @@ import torch
 from torchvision.utils import make_grid
 
 from adco.pretrain.dry_run import dry_run
-from adco.pretrain.game import WITHOUT_BANK, Game
+from adco.pretrain.game import Game
 from adco.pretrain.init import with_init_hash
 from adco.pretrain.meter import TRIED, EpochMeter, epoch_line, forecast, in_hours
 from adco.pretrain.monitor import SCORES, score_trunk
-from adco.pretrain.options import PretrainConfig
+from adco.pretrain.options import WITHOUT_BANK, PretrainConfig
 from adco.pretrain.resume import start_or_resume_
 from adco.pretrain.upkeep import Stopped, Upkeep
 from ops.checkpoint import BEST, numbered
