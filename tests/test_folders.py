@@ -278,6 +278,15 @@ def test_folders_with_other_classes_are_one_set_without_labels(tmp_path):
     assert "folders do not have the same classes" in warnings_about(train)[0]
 
 
+def test_classes_of_several_folders_are_the_same_however_accents_are_stored(tmp_path):
+    for form in ("NFC", "NFD"):
+        names = ("\u00e9cole/0.png", "zoo/0.png", "zoo/1.png")
+        folder_of(tmp_path / form, *(unicodedata.normalize(form, name) for name in names))
+    train = load_splits("folder", tuple(str(tmp_path / form) for form in ("NFC", "NFD"))).train
+    assert train.classes == ["zoo", "\u00e9cole"] and train.labels.tolist() == 2 * [0, 0, 1]
+    assert train.read(5).shape and not warnings_about(train)
+
+
 def test_val_of_several_folders_is_that_of_all(tmp_path):
     for name in ("one", "other"):
         class_folders(tmp_path / name)

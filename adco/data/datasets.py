@@ -145,9 +145,8 @@ def from_folders(root: Path, classes_needed: bool, decoding=AS_STORED, log_folde
     val = scan_folder(root / "val", decoding, log_folder) if has_val else None
     if val is None or train.labels is None or val.labels is None:
         return Splits(train, None, val)
-    of_train, of_val = (list(map(identity.normal, part.classes)) for part in (train, val))
-    if of_val != of_train:
-        only = sorted(set(of_train) ^ set(of_val))
+    if val.classes != train.classes:
+        only = sorted(set(train.classes) ^ set(val.classes))
         raise InputError(
             f"train and val below {str(root)!r} need the same class folders with pictures; "
             f"only in one: {some(only)} (train: {described(train)}; val: {described(val)})"
@@ -203,7 +202,8 @@ def scan_folder(root: Path, decoding=AS_STORED, log_folder: Path | None = None) 
         return FolderPictures(root, names, None, (), decoding, left_out)
     number = {name: i for i, name in enumerate(classes)}
     labels = [number[name.partition("/")[0]] for name in names]
-    return FolderPictures(root, names, labels, classes, decoding, left_out)
+    as_most_store_them = [identity.normal(name) for name in classes]
+    return FolderPictures(root, names, labels, as_most_store_them, decoding, left_out)
 
 
 # ---- parts

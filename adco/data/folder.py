@@ -2,6 +2,7 @@
 
 import errno
 import os
+import posixpath
 from collections import Counter, defaultdict, deque
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +63,7 @@ def read_folder(root: Path, log_folder: Path | None = None) -> Found:
                 found.folders.append(below)
             kinds = defaultdict(list)
             for entry in entries:
-                kinds[kind_of(entry, suffixes)].append(os.path.join(below, entry.name))
+                kinds[kind_of(entry, suffixes)].append(posixpath.join(below, entry.name))
         except OSError as error:
             fault = f"cannot list the folder {str(root / below)!r}: {error.strerror or error}"
             raise InputError(f"{fault}; make it readable, or take it away") from error

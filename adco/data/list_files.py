@@ -1,6 +1,7 @@
 """Pictures named in list files: Places205, and the part of a training set to use."""
 
 import os
+import posixpath
 import re
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def inside(name: str, where: str) -> str:
     A leading / means that folder, not the machine's root. Raises InputError for a path that leads
     out of it.
     """
-    relative = os.path.normpath(name.lstrip("/")) if name.strip("/") else "."
+    relative = posixpath.normpath(name.lstrip("/")) if name.strip("/") else "."
     if relative.split("/")[0] in ("..", ".") or "\0" in name:
         fault = f"{where} names {name!r}, which is no picture inside the data folder"
         raise InputError(f"{fault}; correct the list")

@@ -163,7 +163,7 @@ class FolderPictures(FilePictures):
         for begin, folder in self.folders.items():
             for root in (os.path.abspath(folder), os.path.realpath(folder)):
                 if path.startswith(root + os.sep):
-                    return begin + path[len(root) + 1 :]
+                    return begin + path[len(root) + 1 :].replace(os.sep, "/")
         return path
 
     def open(self, index: int) -> BinaryIO:
