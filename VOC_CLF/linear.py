@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import Dataset
 
 from adco.data.loader import EpochBatches, batch_loader, check_loader
 from adco.encoder import Trunk, has_batchnorm
@@ -18,7 +17,7 @@ from ops.distributed import World
 from ops.errors import InputError, RunFailed
 from ops.journal import Journal
 from ops.schedule import cosine, set_rate
-from ops.workers import SignalSafeLoader, workers_per_process
+from ops.workers import workers_per_process
 from VOC_CLF.dataset import CLASSES, VocTrainingViews, VocViews, center_crop, five_crops
 from VOC_CLF.options import VocConfig
 from VOC_CLF.scores import voc_score
@@ -40,7 +39,7 @@ def linear_scores(config: VocConfig, model, voc: dict, scored: str, device, jour
     model.to(device)
     train_linear_(config, model, voc, device, journal)
     crops = VocViews(voc[scored], partial(five_crops, size=config.picture_size()))
-    return predict(model, loader_in_order(config, crops), device)
+    return predict(model, check_loader(crops, config.batch_size, config.workers), device)
 
 
 def train_linear_(config: VocConfig, model, voc: dict, device, journal: Journal) -> None:
@@ -50,7 +49,7 @@ def train_linear_(config: VocConfig, model, voc: dict, device, journal: Journal)
     batches = EpochBatches(len(views), config.batch_size, World(), config.seed)
     train_loader = batch_loader(views, batches, workers_per_process(config.workers, 1))
     crops = VocViews(voc["val"], partial(center_crop, size=config.picture_size()))
-    val_loader = loader_in_order(config, crops)
+    val_loader = check_loader(crops, config.batch_size, config.workers)
 
     # The rate falls to 0 in 12 epochs and rises again, as published.
     optimizer = torch.optim.SGD(model.fc.parameters(), lr=config.lr, momentum=config.momentum)
@@ -110,9 +109,3 @@ def predict(model, loader, device) -> np.ndarray:
         outputs.append(logits.mean(dim=1).sigmoid())
     check_features(torch.cat(outputs))
     return torch.cat(outputs).numpy()
-
-
-def loader_in_order(config: VocConfig, views: Dataset) -> SignalSafeLoader:
-    """Batches of all views, in the order of the list."""
-    workers = workers_per_process(config.workers, local_size=1)
-    return check_loader(views, config.batch_size, workers, World())

@@ -4,12 +4,11 @@ import numpy as np
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from adco.data.loader import CheckViews
+from adco.data.loader import CheckViews, check_loader
 from adco.data.pictures import FolderPictures
 from adco.probe.features import extract_features, unit_rows
 from ops.journal import Journal
 from VOC_CLF.dataset import CLASSES
-from VOC_CLF.linear import loader_in_order
 from VOC_CLF.options import VocConfig
 
 COSTS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C; cross-validation chooses one for each class
@@ -45,7 +44,8 @@ def svm_scores(config: VocConfig, model, voc: dict, scored: str, device, journal
 
 def features(config: VocConfig, model, pictures: FolderPictures) -> np.ndarray:
     """[n, d] trunk features of unit length, of the view that ImageNet scores are computed on."""
-    loader = loader_in_order(config, CheckViews(pictures, config.picture_size()))
+    views = CheckViews(pictures, config.picture_size())
+    loader = check_loader(views, config.batch_size, config.workers)
     found = extract_features(model, loader, len(pictures), check=True)
     return unit_rows(found.rows).cpu().numpy()
 

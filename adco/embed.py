@@ -33,7 +33,7 @@ from adco.probe.options import PROBE_PRESETS
 from adco.probe.parts import WRITERS, Parts
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, argument, option, parse, switch
 from ops.checkpoint import load_strictly
-from ops.distributed import ALONE, Flags, World, once_per_node
+from ops.distributed import Flags, World, once_per_node
 from ops.errors import EXIT_STOPPED, InputError, RunFailed, optional, reported, steady_streams
 from ops.files import json_bytes, partial_name, write_whole
 from ops.launch import device_kind, launch
@@ -110,7 +110,7 @@ def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, worker
         raise InputError("no pictures; expected a folder, files or arrays")
     views, was_training = CheckViews(found, image_size), model.training
     try:
-        rows = features_of(network.eval(), check_loader(views, batch_size, workers, ALONE))
+        rows = features_of(network.eval(), check_loader(views, batch_size, workers))
         return np.concatenate([features.cpu().numpy() for features, _ in rows])
     finally:
         model.train(was_training)

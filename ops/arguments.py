@@ -21,7 +21,6 @@ from ops.errors import EXIT_BAD_INPUT, InputError, one_line, some
 POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
 BELOW_1, SHARE = "[0, 1)", "(0, 1]"
 NUMBER = re.compile(r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)  # of a list
-LISTS = ((int, ...), (float, ...))  # what a tuple of numbers holds
 
 
 def option(default, help, within="", *, names=(), may_change=False, **keywords):
@@ -97,31 +96,26 @@ def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSente
     options, first = fields(config_type), getattr(config_type, "FIRST", ())
     parser = OneSentenceParser(description=config_type.__doc__, formatter_class=DefaultsShown)
     parser.usage = "%(prog)s [DATA] [--OPTION VALUE ...]" if first else None
-    by_place = [f.name for f in options if f.metadata.get("by_place")]
     needed = group = parser.add_argument_group("what most people need") if first else parser
     groups = {}
     for f in options:
-        if f.name in by_place:
-            named = dict(metavar=f.name.upper(), help=f.metadata["help"], type=expanduser)
-            parser.add_argument(f.name, **named | f.metadata["keywords"])
-            continue
         if heading := first and config_type.GROUPS.get(f.name):
             group = groups[heading] = groups.get(heading) or parser.add_argument_group(heading)
-        if f.name == "data" and not by_place:
+        if first and f.name == "data":
             # The data folder may also come without a name: main_adco.py --sym=1 FOLDER.
             several = "*" if "nargs" in f.metadata["keywords"] else "?"
             same = dict(metavar="DATA", help="same as --data", type=expanduser)
             parser.add_argument("positional_data", nargs=several, **same)
-        # Shells leave the ~ in --save_path=~/runs.
-        kind = {"type": expanduser if f.type is str else f.type}
-        # tuple[int, ...] is a list of whole numbers.
-        if get_args(f.type):
-            kind = {"type": get_args(f.type)[0], "nargs": "+"}
-        keywords = {**kind, **f.metadata["keywords"], "default": defaults.get(f.name, f.default)}
+        # tuple[int, ...] is a list of whole numbers. Shells leave the ~ in --save_path=~/runs.
+        kind, *more = get_args(f.type) or (f.type,)
+        keywords = {"type": expanduser if kind is str else kind, "nargs": "+" if more else None}
+        keywords |= {**f.metadata["keywords"], "default": defaults.get(f.name, f.default)}
+        if f.metadata.get("by_place"):
+            keywords["metavar"] = f.name.upper()
         shown = show_all or not first or f.name in first
         keywords["help"] = f.metadata["help"] if shown else SUPPRESS
         target = needed if f.name in first else group
-        target.add_argument(*spellings(f), dest=f.name, **keywords)
+        target.add_argument(*spellings(f), **keywords)  # its attribute is the first one's name
     if first:
         needed.add_argument("--config", metavar="FILE", help="a run's config.json; options win")
     more = f"--help all: all {len(options)} options" if first else "show the options"
@@ -131,6 +125,8 @@ def build_parser(config_type, defaults: dict, show_all: bool = True) -> OneSente
 
 def spellings(f) -> list[str]:
     """Every name of an option, in both spellings: --moco_t and --moco-t."""
+    if f.metadata.get("by_place"):
+        return [f.name]
     names = [f"--{f.name}", *f.metadata["names"]]
     return list(dict.fromkeys(n for name in names for n in (name, name.replace("_", "-"))))
 
@@ -212,7 +208,7 @@ def data_first(config_type, argv: list[str]) -> list[str]:
     The first word of the list that is no number is the folder.
     """
     options = [f for f in fields(config_type) if f.name != "data"]
-    lists = [f for f in options if get_args(f.type) in LISTS or "nargs" in f.metadata["keywords"]]
+    lists = [f for f in options if get_args(f.type) or "nargs" in f.metadata["keywords"]]
     names = {name for f in lists for name in spellings(f)}
     in_list = False
     for i, word in enumerate(argv):

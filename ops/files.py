@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from contextlib import suppress
-from math import isfinite
 from pathlib import Path
 
 from ops.errors import RunFailed, some
@@ -44,16 +43,14 @@ def write_whole(path: Path, content, previous: Path | None = None) -> None:
 
 
 def json_bytes(content: dict) -> bytes:
-    return (json.dumps(finite_or_none(content), indent=2, allow_nan=False) + "\n").encode()
+    return (json.dumps(finite_or_none(content), indent=2) + "\n").encode()
 
 
-def finite_or_none(value):
-    """The value, with None for each number in it that is not finite: JSON has no nan."""
-    if isinstance(value, dict):
-        return {name: finite_or_none(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite_or_none(inner) for inner in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
+def finite_or_none(value, default=None):
+    """The value as JSON gives it back, with None for each number in it that is not finite: JSON
+    has no nan. default: see json.dumps.
+    """
+    return json.loads(json.dumps(value, default=default), parse_constant=lambda _: None)
 
 
 class RunFiles:

@@ -110,11 +110,7 @@ def bound(port: int = 0) -> socket.socket:
     """
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        held.bind(("", port))
-    except OSError:
-        held.close()
-        raise
+    held.bind(("", port))
     return held
 
 

@@ -7,13 +7,14 @@ everything else that has colours; of other channels tifffile reads TIFFs, and nu
 import os
 import warnings
 from contextlib import contextmanager, nullcontext, suppress
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
 from ops.errors import optional
+from ops.options import PictureOptions as Decoding
 
 # Pillow reads HEIC where this package is installed.
 with suppress(ImportError):
@@ -31,21 +32,12 @@ NPY, TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how files 
 COLOURS = (1, 3)  # numbers of channels that are gray and RGB
 
 
-class Decoding(NamedTuple):
-    """What may be said about reading a picture."""
-
-    exif: bool = False  # turn it as its orientation tag says
-    max_megapixels: float = 179.0
-    channels: int = 3  # C: 3 are RGB, 1 is gray, other numbers are taken as they are
-    ground: str = ""  # what shows behind transparency: white, black; nothing: it is left out
-
-
 AS_STORED = Decoding()
 
 
 def decoding_of(config) -> Decoding:
-    """What the options say of it (ops.options.PictureOptions)."""
-    return Decoding(bool(config.exif), config.max_megapixels, config.channels or 3, config.ground)
+    """What the options of a run say of it."""
+    return Decoding(config.exif, config.max_megapixels, config.channels or 3, config.ground)
 
 
 class TooLarge(OSError):

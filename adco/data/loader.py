@@ -8,9 +8,9 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 from adco.data import fast_render, pil_render
 from adco.data.pictures import BrokenPicture, Pictures
 from adco.data.views import Recipe, as_batch, draw_view, view_rng
-from ops.distributed import World
+from ops.distributed import ALONE, World
 from ops.errors import InputError
-from ops.workers import SignalSafeLoader
+from ops.workers import SignalSafeLoader, workers_per_process
 
 # Modules with the same function: render.
 RENDERERS = {"fast": fast_render, "pil": pil_render}
@@ -203,13 +203,15 @@ class TrainingLoader:
         return newly_broken
 
 
-def check_loader(views: Dataset, batch_size: int, workers: int, world: World) -> SignalSafeLoader:
+def check_loader(
+    views: Dataset, batch_size: int, workers: int, world: World = ALONE
+) -> SignalSafeLoader:
     """Batches of this process's share of the views, in order.
 
-    Over all processes every picture comes once.
+    Over all processes every picture comes once. workers: of this node, as in the options.
     """
     batches = BatchSampler(share_of(views, world), batch_size, drop_last=False)
-    return batch_loader(views, batches, workers)
+    return batch_loader(views, batches, workers_per_process(workers, world.local_size))
 
 
 def share_of(pictures, world: World) -> range:

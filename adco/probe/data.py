@@ -19,7 +19,7 @@ from ops.distributed import ALONE, World, once_per_node
 from ops.errors import InputError
 from ops.journal import Journal
 from ops.options import RunOptions
-from ops.workers import SignalSafeLoader, workers_per_process
+from ops.workers import SignalSafeLoader
 
 CROP_VIEW = 1  # view number that seeds the place of a --randcrop; view 0 seeds all else
 
@@ -116,8 +116,8 @@ def scoring_loader(
     """
     square, whole = config.dataset in PLACES, not config.eval_crop
     views = CheckViews(pictures, config.image_size, skip_broken, square, whole)
-    workers = workers_per_process(config.workers, world.local_size)
-    return check_loader(views, max(1, config.global_batch_size // world.size), workers, world)
+    batch_size = max(1, config.global_batch_size // world.size)
+    return check_loader(views, batch_size, config.workers, world)
 
 
 def features_of_share(run: ProbeRun, pictures: Pictures, unit: bool = True) -> Features:

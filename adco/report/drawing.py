@@ -137,8 +137,8 @@ class Sprite:
 def write_page(path: Path, title: str, sections: list[dict], sprite: Sprite) -> None:
     """One file that needs nothing else. sections: as the script in page.html reads them."""
     sprite = sprite.data() if sprite.thumbs else None
-    shown = finite_or_none({"title": title, "sections": sections, "sprite": sprite})
-    content = json.dumps(shown, separators=(",", ":"), default=np.ndarray.tolist)
+    shown = {"title": title, "sections": sections, "sprite": sprite}
+    content = json.dumps(finite_or_none(shown, np.ndarray.tolist), separators=(",", ":"))
     content = content.replace("<", "\\u003c")
     text = (Path(__file__).parent / "page.html").read_text("utf-8")
     with told_if_not_written(path):
