@@ -10,19 +10,18 @@ python3 lincls.py --dataset digits --head knn --pretrained checkpoint_last.pth.t
 import sys
 
 from adco.probe.options import PROBE_PRESETS, ProbeConfig
-from ops.arguments import parse
-from ops.errors import reported, steady_streams
+from ops.arguments import command
 
 
-def main(argv=None, program: str = "lincls.py") -> int:
-    with reported(program):
-        config = parse(ProbeConfig, argv, PROBE_PRESETS)
-        from adco.probe.run import run  # torch is imported here: a bad flag is answered before
-        from ops.launch import launch
+def score(config: ProbeConfig) -> int:
+    from adco.probe.run import run  # torch is imported here: a bad flag is answered before
+    from ops.launch import launch
 
-        return launch(run, config)
+    return launch(run, config)
+
+
+main = command("lincls.py", ProbeConfig, score, PROBE_PRESETS)
 
 
 if __name__ == "__main__":
-    steady_streams()
     sys.exit(main())

@@ -9,25 +9,25 @@ torchrun --nproc_per_node 8 main_adco.py --data ./datasets/imagenet2012
 
 import sys
 
-from ops.errors import steady_streams
 from ops.signals import end_by_requests
 
 
-def main(argv=None, program: str = "main_adco.py") -> int:
+def main(argv=None) -> int:
+    if argv is None:
+        end_by_requests()
     # Imported here, when Ctrl-C already ends the script without a traceback.
     from adco.pretrain.options import PRESETS, PretrainConfig
-    from ops.arguments import parse
-    from ops.errors import reported
+    from ops.arguments import command
 
-    with reported(program):
-        config = parse(PretrainConfig, argv, PRESETS)
-        from adco.pretrain.run import run  # torch is imported here: a bad flag is answered before
-        from ops.launch import launch
+    return command("main_adco.py", PretrainConfig, pretrain, PRESETS)(argv)
 
-        return launch(run, config)
+
+def pretrain(config) -> int:
+    from adco.pretrain.run import run  # torch is imported here: a bad flag is answered before
+    from ops.launch import launch
+
+    return launch(run, config)
 
 
 if __name__ == "__main__":
-    steady_streams()
-    end_by_requests()
     sys.exit(main())

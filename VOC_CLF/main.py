@@ -11,20 +11,19 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from any folder
 
-from ops.arguments import parse
-from ops.errors import reported, steady_streams
+from ops.arguments import command
 from VOC_CLF.options import VocConfig
 
 
-def main(argv=None, program: str = "VOC_CLF/main.py") -> int:
-    with reported(program):
-        config = parse(VocConfig, argv)
-        # Imports torch: a wrong option is answered before that.
-        from VOC_CLF.run import run
+def score(config: VocConfig) -> int:
+    # Imports torch: a wrong option is answered before that.
+    from VOC_CLF.run import run
 
-        return run(config)
+    return run(config)
+
+
+main = command("VOC_CLF/main.py", VocConfig, score)
 
 
 if __name__ == "__main__":
-    steady_streams()
     sys.exit(main())

@@ -31,10 +31,10 @@ from adco.encoder import Encoder, Trunk, TrunkWeights, check_sides, note_other_v
 from adco.probe.features import features_of
 from adco.probe.options import PROBE_PRESETS
 from adco.probe.parts import WRITERS, Parts
-from ops.arguments import AT_LEAST_0, AT_LEAST_1, argument, option, parse, switch
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, argument, command, option, switch
 from ops.checkpoint import load_strictly
 from ops.distributed import Flags, World, once_per_node
-from ops.errors import EXIT_STOPPED, InputError, RunFailed, optional, reported, steady_streams
+from ops.errors import EXIT_STOPPED, InputError, RunFailed, optional
 from ops.files import json_bytes, partial_name, write_whole
 from ops.launch import device_kind, launch
 from ops.options import ARCHITECTURES, DATASETS, PictureOptions, ProcessOptions
@@ -241,10 +241,8 @@ def finish(parts: Parts, pictures: Pictures, out: Path) -> None:
     print(f"wrote {out}: {len(rows)} rows of {rows.shape[1]}, {len(broken)} of them nan")
 
 
-def main(argv=None, program: str = "adco.embed") -> int:
-    with reported(program):
-        config = parse(EmbedConfig, argv, {"dataset": PROBE_PRESETS["dataset"]})
-        return launch(run, config)
+PRESETS = {"dataset": PROBE_PRESETS["dataset"]}
+main = command("adco.embed", EmbedConfig, lambda config: launch(run, config), PRESETS)
 
 
 class CallableModule(type(sys)):
@@ -257,5 +255,4 @@ class CallableModule(type(sys)):
 sys.modules[__name__].__class__ = CallableModule
 
 if __name__ == "__main__":
-    steady_streams()
     sys.exit(main())

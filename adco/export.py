@@ -25,8 +25,8 @@ from torch import Tensor
 from adco.data.identity import in_words
 from adco.encoder import Backbone, Encoder, Trunk, TrunkWeights, read_trunk
 from ops import checkpoint
-from ops.arguments import argument, option, parse
-from ops.errors import InputError, RunFailed, one_line, optional, reported, steady_streams
+from ops.arguments import argument, command, option
+from ops.errors import InputError, RunFailed, one_line, optional
 from ops.files import write_whole
 from ops.options import ARCHITECTURES, TIMM
 from ops.run_folder import provenance
@@ -59,8 +59,8 @@ class ExportConfig:
             raise InputError(f"out={self.out!r} is the checkpoint itself; give another file")
 
 
-def export(config: ExportConfig) -> int:
-    """Write the file. Returns how many tensors it holds.
+def export(config: ExportConfig) -> None:
+    """Write the file.
 
     Raises InputError, and RunFailed where it cannot be written: nothing is left behind then.
     """
@@ -82,7 +82,8 @@ def export(config: ExportConfig) -> int:
     trunk.tell_left_out(print)
     if config.push:
         push(out, config.push)
-    return len(weights)
+    what = f"{len(weights)} tensors of the {config.encoder} encoder for {config.to}"
+    print(f"wrote {config.out}: {what}")
 
 
 def content_of(to: str, encoder: Encoder, weights: dict[str, Tensor], trunk: TrunkWeights):
@@ -220,14 +221,8 @@ def detectron2_name(name: str) -> str:
     return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
 
 
-def main(argv=None, program: str = "adco.export") -> int:
-    with reported(program):
-        config = parse(ExportConfig, argv)
-        what = f"{export(config)} tensors of the {config.encoder} encoder for {config.to}"
-        print(f"wrote {config.out}: {what}")
-        return 0
+main = command("adco.export", ExportConfig, export)
 
 
 if __name__ == "__main__":
-    steady_streams()
     sys.exit(main())

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from adco.data.datasets import introduction, load_splits
 from adco.data.pictures import FilePictures
 from adco.data.shards import INDEX, index_of, shard_name
-from ops.arguments import POSITIVE, argument, option, parse
-from ops.errors import InputError, RunFailed, reported, steady_streams
+from ops.arguments import POSITIVE, argument, command, option
+from ops.errors import InputError, RunFailed
 from ops.files import partial_name
 
 READERS, READ_AHEAD = 16, 256  # threads, and pictures that they read together
@@ -66,6 +66,7 @@ def pack(config: PackConfig) -> None:
         raise RunFailed(f"NOT PACKED: {str(out)!r} could not be written ({error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    print(f"packed {config.folder} into {config.out}: train on it with --dataset tar")
 
 
 def write_shards(folder: Path, split: str, pictures: FilePictures, shard_bytes: float) -> dict:
@@ -109,14 +110,8 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, BytesIO(content))
 
 
-def main(argv=None) -> int:
-    with reported("adco.pack"):
-        config = parse(PackConfig, argv)
-        pack(config)
-        print(f"packed {config.folder} into {config.out}: train on it with --dataset tar")
-        return 0
+main = command("adco.pack", PackConfig, pack)
 
 
 if __name__ == "__main__":
-    steady_streams()
     sys.exit(main())

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.measure import print_head, print_row
-from ops.arguments import AT_LEAST_1, option, parse
+from ops.arguments import AT_LEAST_1, command, option
 from ops.checkpoint import LAST
-from ops.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, reported
+from ops.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED
 from tests.support.background import wait_until, write_digits
 from tests.support.nodes import SAVE_SECONDS, Node, networks
 
@@ -183,19 +183,21 @@ def judge(run: Run, fault: Fault) -> tuple[float, list[int], str, list[str]]:
     return seconds, codes, said, found
 
 
-def main(argv=None) -> int:
-    with reported("benchmarks.cluster"):
-        config, good = parse(ClusterBenchmark, argv), True
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind
-        with networks(config.nodes):
-            print_head("fault", "promise", "seconds", "exit codes", "last sentences", "not kept")
-        for name in [name for name in config.faults for _ in range(config.tries)]:
-            promise = "goes on" if FAULTS[name].goes_on else "all end"
-            seconds, codes, said, found = outcome(name, config.nodes)
-            what = ", ".join(found) or "nothing"
-            print_row(name, promise, f"{seconds:.0f}", " ".join(map(str, codes)), said, what)
-            good &= not found
+def happen(config: ClusterBenchmark) -> int:
+    good = True
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind
+    with networks(config.nodes):
+        print_head("fault", "promise", "seconds", "exit codes", "last sentences", "not kept")
+    for name in [name for name in config.faults for _ in range(config.tries)]:
+        promise = "goes on" if FAULTS[name].goes_on else "all end"
+        seconds, codes, said, found = outcome(name, config.nodes)
+        what = ", ".join(found) or "nothing"
+        print_row(name, promise, f"{seconds:.0f}", " ".join(map(str, codes)), said, what)
+        good &= not found
     return int(not good)
+
+
+main = command("benchmarks.cluster", ClusterBenchmark, happen)
 
 
 if __name__ == "__main__":

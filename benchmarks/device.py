@@ -41,10 +41,10 @@ from benchmarks import measure, published
 from benchmarks.measure import print_row, spread
 from benchmarks.published import DECAY, DIM, MEM_T, MOCO_T, MOMENTUM, RATE
 from ops import checkpoint
-from ops.arguments import AT_LEAST_1, POSITIVE, option, parse
+from ops.arguments import AT_LEAST_1, POSITIVE, command, option
 from ops.device import tune
 from ops.distributed import Flags, World, broadcast_from_first_, gather_rows
-from ops.errors import InputError, reported
+from ops.errors import InputError
 from ops.launch import launch
 from ops.options import ARCHITECTURES, ProcessOptions
 from ops.training import BufferSnapshot, check_finite, check_ranks_agree
@@ -240,9 +240,7 @@ def run(config: DeviceBenchmark, world: World, device: torch.device) -> int:
     return 0
 
 
-def main(argv=None) -> int:
-    with reported("benchmarks.device"):
-        return launch(run, parse(DeviceBenchmark, argv))
+main = command("benchmarks.device", DeviceBenchmark, partial(launch, run))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from adco.report.diagnosis import diagnose
 from adco.report.drawing import LOGGED
 from adco.report.runs import Run, runs_below
 from benchmarks import ROOT
-from ops.arguments import option, parse
-from ops.errors import EXIT_FAILED, RunFailed, reported
+from ops.arguments import command, option
+from ops.errors import EXIT_FAILED, RunFailed
 from ops.files import write_whole
 from tests.support.background import write_digits
 
@@ -91,20 +91,20 @@ def draw(runs: dict[str, Run]) -> Figure:
     return figure
 
 
-def main(argv=None) -> int:
-    with reported("benchmarks.gallery"):
-        config = parse(GalleryBenchmark, argv)
-        out = Path(config.out)
-        runs = {name: trained(out, name) for name in config.runs}
-        lines = ["| run | made by | what its page says | kNN |", "|---|---|---|---|"]
-        for name, run in runs.items():
-            said = "; ".join(f"**{found.name}**" for found in diagnose(run)) or "nothing"
-            score = run.scores().get("kNN accuracy, pre-trained", "")
-            lines.append(f"| {name} | `{RUNS[name]}` | {said} | {score} |")
-        print("\n".join(lines))
-        write_whole(out / "gallery.md", "\n".join([*lines, ""]).encode())
-        draw(runs).savefig(out / "gallery.png", dpi=90)
-    return 0
+def show(config: GalleryBenchmark) -> None:
+    out = Path(config.out)
+    runs = {name: trained(out, name) for name in config.runs}
+    lines = ["| run | made by | what its page says | kNN |", "|---|---|---|---|"]
+    for name, run in runs.items():
+        said = "; ".join(f"**{found.name}**" for found in diagnose(run)) or "nothing"
+        score = run.scores().get("kNN accuracy, pre-trained", "")
+        lines.append(f"| {name} | `{RUNS[name]}` | {said} | {score} |")
+    print("\n".join(lines))
+    write_whole(out / "gallery.md", "\n".join([*lines, ""]).encode())
+    draw(runs).savefig(out / "gallery.png", dpi=90)
+
+
+main = command("benchmarks.gallery", GalleryBenchmark, show)
 
 
 if __name__ == "__main__":

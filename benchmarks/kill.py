@@ -25,8 +25,7 @@ from adco.pack import PackConfig, pack
 from adco.report import read_metrics
 from benchmarks.measure import print_head, print_row
 from ops import checkpoint
-from ops.arguments import AT_LEAST_0, option, parse
-from ops.errors import reported
+from ops.arguments import AT_LEAST_0, command, option
 from tests.support import background
 from tests.support.background import PLACES, TARGETS, Ending, finish, interrupt, run_folder
 
@@ -166,13 +165,14 @@ def print_signals(signals: int, rng: random.Random) -> bool:
     return good
 
 
-def main(argv=None) -> int:
-    with reported("benchmarks.kill"):
-        config = parse(KillBenchmark, argv)
-        rng = random.Random(config.seed)
-        good = print_kills(config.kills, rng) if config.kills else True
-        good &= print_signals(config.signals, rng) if config.signals else True
-        return int(not good)
+def kill(config: KillBenchmark) -> int:
+    rng = random.Random(config.seed)
+    good = print_kills(config.kills, rng) if config.kills else True
+    good &= print_signals(config.signals, rng) if config.signals else True
+    return int(not good)
+
+
+main = command("benchmarks.kill", KillBenchmark, kill)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from scipy import stats
 
 from adco.report import newest_run, read_metrics
 from benchmarks import ROOT
-from ops.arguments import option, parse
-from ops.errors import InputError, RunFailed, reported
+from ops.arguments import command, option
+from ops.errors import InputError, RunFailed
 from ops.files import write_whole
 
 # What all runs share, and what each kind of negatives has.
@@ -212,28 +212,28 @@ def write(records: list[dict], out: Path) -> None:
     draw(records, out / "study.png")
 
 
-def main(argv=None) -> int:
-    with reported("benchmarks.study"):
-        config = parse(StudyBenchmark, argv)
-        folders = {name: Path(config.data, CELLS[name].data) for name in config.cells}
-        if missing := [str(folder) for folder in folders.values() if not folder.is_dir()]:
-            raise InputError(f"no folder {missing[0]!r}; expected one with train/ and val/")
-        file = Path(config.out, "study.jsonl")
-        done = {(r["cell"], r["way"], r["seed"]) for r in read(file)}
-        for name, way, seed in planned(config):
-            if (name, way, seed) in done:
-                continue
-            curve = train(folders[name], CELLS[name].shared, way, seed)
-            record = dict(cell=name, way=way, seed=seed, options=ALL[way], curve=curve)
-            record["shared"] = CELLS[name].shared
-            with file.open("a") as lines:
-                lines.write("\n" + json.dumps(record) + "\n")  # after half a line too
-            write(read(file), Path(config.out))
-            print(f"{name}, {way}, seed {seed}: {curve[-1][1]:.2f}", flush=True)
-        records = read(file)
-        write(records, Path(config.out))
-        print(tables(records))
-    return 0
+def study(config: StudyBenchmark) -> None:
+    folders = {name: Path(config.data, CELLS[name].data) for name in config.cells}
+    if missing := [str(folder) for folder in folders.values() if not folder.is_dir()]:
+        raise InputError(f"no folder {missing[0]!r}; expected one with train/ and val/")
+    file = Path(config.out, "study.jsonl")
+    done = {(r["cell"], r["way"], r["seed"]) for r in read(file)}
+    for name, way, seed in planned(config):
+        if (name, way, seed) in done:
+            continue
+        curve = train(folders[name], CELLS[name].shared, way, seed)
+        record = dict(cell=name, way=way, seed=seed, options=ALL[way], curve=curve)
+        record["shared"] = CELLS[name].shared
+        with file.open("a") as lines:
+            lines.write("\n" + json.dumps(record) + "\n")  # after half a line too
+        write(read(file), Path(config.out))
+        print(f"{name}, {way}, seed {seed}: {curve[-1][1]:.2f}", flush=True)
+    records = read(file)
+    write(records, Path(config.out))
+    print(tables(records))
+
+
+main = command("benchmarks.study", StudyBenchmark, study)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import get_args
 
-from ops.errors import EXIT_BAD_INPUT, InputError, one_line, some
+from ops.errors import EXIT_BAD_INPUT, InputError, one_line, reported, some, steady_streams
 
 # Intervals of numbers. An infinite one is never allowed.
 POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
@@ -166,6 +166,22 @@ def parse(config_type, argv=None, presets=None):
     config = config_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
     check_intervals(config)
     return config
+
+
+def command(name: str, config_type, do, presets=None):
+    """The main of a script: do(config) of its command line, with errors in one sentence, which
+    begins with the name, or with that of the installed command.
+    """
+
+    def main(argv=None, program: str = name) -> int:
+        if argv is None:  # the process is the script's own
+            steady_streams()
+            typed = Path(sys.argv[0])
+            program = name if typed.suffix == ".py" else typed.stem
+        with reported(program):
+            return do(parse(config_type, argv, presets)) or 0
+
+    return main
 
 
 def read_config(config_type, path: str, argv: list[str], presets) -> dict:

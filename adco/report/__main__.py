@@ -9,9 +9,9 @@ from adco.report.diagnosis import diagnose
 from adco.report.drawing import write_figures
 from adco.report.pages import compare, report_one
 from adco.report.runs import Run, runs_below
-from ops.arguments import argument, option, parse
+from ops.arguments import argument, command, option
 from ops.checkpoint import LAST
-from ops.errors import InputError, reported, steady_streams
+from ops.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,8 @@ def above(folders: list[Path]) -> Path:
     return first if all(first in (path, *path.parents) for path in others) else first.parent
 
 
-def main(argv=None, program: str = "adco.report") -> int:
-    with reported(program):
-        report_run(parse(ReportConfig, argv))
-    return 0
+main = command("adco.report", ReportConfig, report_run)
 
 
 if __name__ == "__main__":
-    steady_streams()
     sys.exit(main())
