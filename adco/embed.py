@@ -34,8 +34,8 @@ from adco.probe.parts import WRITERS, Parts
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, argument, command, option, switch
 from ops.checkpoint import load_strictly
 from ops.distributed import Flags, World, once_per_node
-from ops.errors import EXIT_STOPPED, InputError, RunFailed, optional
-from ops.files import json_bytes, partial_name, write_whole
+from ops.errors import EXIT_STOPPED, InputError, optional
+from ops.files import json_bytes, partial_name, told_if_not_written, write_whole
 from ops.launch import device_kind, launch
 from ops.options import ARCHITECTURES, DATASETS, PictureOptions, ProcessOptions
 from ops.signals import StopRequest, WaitInterrupted
@@ -171,7 +171,7 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     if other := [name for name in decides if theirs.get(name) != decides[name]]:
         raise InputError(f"{str(parts.folder)!r} is of another {', '.join(other)}: remove it first")
     workers = workers_per_process(config.workers, world.local_size)
-    try:
+    with told_if_not_written(f"NOT WRITTEN: {config.out}"):
         if world.first:
             note_other_views(trunk, config, print)
             print("\n".join(introduction({config.split: pictures})), flush=True)
@@ -184,8 +184,6 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
                     if world.first:
                         finish(parts, pictures, Path(config.out))
                     return 0
-    except OSError as error:
-        raise RunFailed(f"NOT WRITTEN: {config.out} ({error}); make room, start again") from error
     end_workers()
     if world.first:
         print(f"stopped by {stop.name}: the same command goes on", flush=True)

@@ -27,7 +27,7 @@ from adco.encoder import Backbone, Encoder, Trunk, TrunkWeights, read_trunk
 from ops import checkpoint
 from ops.arguments import argument, command, option
 from ops.errors import InputError, RunFailed, one_line, optional
-from ops.files import write_whole
+from ops.files import told_if_not_written, write_whole
 from ops.options import ARCHITECTURES, TIMM
 from ops.run_folder import provenance
 
@@ -72,13 +72,11 @@ def export(config: ExportConfig) -> None:
     check_format(config.to, trunk, config.checkpoint)
 
     out = Path(config.out)
-    try:
+    with told_if_not_written(f"NOT SAVED: {out}"):
         if config.to == "hub":
             write_hub(encoder, weights, trunk, out)
         else:
             write_whole(out, content_of(config.to, encoder, weights, trunk))
-    except OSError as error:
-        raise RunFailed(f"NOT SAVED: {config.out} could not be written ({error})") from error
     trunk.tell_left_out(print)
     if config.push:
         push(out, config.push)

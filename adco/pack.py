@@ -23,8 +23,8 @@ from adco.data.datasets import introduction, load_splits
 from adco.data.pictures import FilePictures
 from adco.data.shards import INDEX, index_of, shard_name
 from ops.arguments import POSITIVE, argument, command, option
-from ops.errors import InputError, RunFailed
-from ops.files import partial_name
+from ops.errors import InputError
+from ops.files import partial_name, told_if_not_written
 
 READERS, READ_AHEAD = 16, 256  # threads, and pictures that they read together
 
@@ -54,18 +54,17 @@ def pack(config: PackConfig) -> None:
     print("\n".join(introduction(parts)), flush=True)
     out = Path(config.out)
     partial, index = partial_name(out), {}
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-        partial.mkdir(parents=True)
-        for split, pictures in parts.items():
-            if pictures is not None:
-                index |= write_shards(partial, split, pictures, 1e6 * config.shard_mb)
-        np.savez_compressed(partial / INDEX, **index)
-        os.replace(partial, out)
-    except OSError as error:
-        raise RunFailed(f"NOT PACKED: {str(out)!r} could not be written ({error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with told_if_not_written(f"NOT PACKED: {str(out)!r}"):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            partial.mkdir(parents=True)
+            for split, pictures in parts.items():
+                if pictures is not None:
+                    index |= write_shards(partial, split, pictures, 1e6 * config.shard_mb)
+            np.savez_compressed(partial / INDEX, **index)
+            os.replace(partial, out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     print(f"packed {config.folder} into {config.out}: train on it with --dataset tar")
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ops.errors import RunFailed, some
@@ -40,6 +40,15 @@ def write_whole(path: Path, content, previous: Path | None = None) -> None:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+@contextmanager
+def told_if_not_written(what: str):
+    """An OSError in the block ends the run. what: such as NOT WRITTEN: FILE."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"{what} could not be written ({error}); make room, start again") from error
 
 
 def json_bytes(content: dict) -> bytes:

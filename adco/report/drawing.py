@@ -5,7 +5,6 @@ page's own colours or for files; and thumbnails.
 import base64
 import io
 import json
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +16,7 @@ from simplejpeg import encode_jpeg
 from torchvision.utils import make_grid
 
 from adco.report.runs import Run
-from ops.errors import RunFailed
-from ops.files import finite_or_none, write_whole
+from ops.files import finite_or_none, told_if_not_written, write_whole
 
 INK = "#010203"  # the colour of text and axes: on the page it becomes currentColor
 INKED = ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")
@@ -141,21 +139,13 @@ def write_page(path: Path, title: str, sections: list[dict], sprite: Sprite) -> 
     content = json.dumps(finite_or_none(shown, np.ndarray.tolist), separators=(",", ":"))
     content = content.replace("<", "\\u003c")
     text = (Path(__file__).parent / "page.html").read_text("utf-8")
-    with told_if_not_written(path):
+    with told_if_not_written(f"NOT WRITTEN: {path}"):
         write_whole(path, text.replace("{{data}}", content, 1).encode())
 
 
 def write_figures(figures: dict[str, Figure], folder: Path, ending: str) -> None:
     """Each as a file of its own. ending: png or pdf."""
-    with told_if_not_written(folder):
+    with told_if_not_written(f"NOT WRITTEN: {folder}"):
         folder.mkdir(exist_ok=True)
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.{ending}", facecolor="white", dpi=150)
-
-
-@contextmanager
-def told_if_not_written(path: Path):
-    try:
-        yield
-    except OSError as error:
-        raise RunFailed(f"NOT WRITTEN: {path} ({error}); make room, and draw it again") from error
