@@ -156,10 +156,7 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     pictures = getattr(once_per_node(lambda: load_splits(*where), world), config.split)
     if pictures is None:
         raise InputError(f"{config.data!r} has no val: leave out --split val")
-    sides = [config.image_size] * 2
-    with torch.no_grad():
-        width = network(torch.zeros(1, config.channels, *sides, device=device)).shape[1]
-    parts = Parts(Path(config.out + ".part"), len(pictures), config.batch_size, width)
+    parts = Parts(Path(config.out + ".part"), len(pictures), config.batch_size)
 
     # What the rows are of: those that are there have to be of the same.
     flags, data = Flags(world), identity({config.split: pictures})

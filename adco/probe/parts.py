@@ -13,8 +13,8 @@ from ops.files import write_whole
 class Parts:
     """Rows [n, d] in one file of a folder, with an empty file for each batch that is there."""
 
-    def __init__(self, folder: Path, number: int, batch_size: int, width: int):
-        self.folder, self.file, self.shape = folder, folder / "features", (number, width)
+    def __init__(self, folder: Path, number: int, batch_size: int):
+        self.folder, self.file, self.number = folder, folder / "features", number
         self.batches = [range(number)[i:][:batch_size] for i in range(0, number, batch_size)]
 
     def path(self, batch: int) -> Path:
@@ -22,7 +22,7 @@ class Parts:
 
     def write(self, batch: int, features: Tensor, numbers: Tensor) -> None:
         """Write a batch: the features of those of its pictures that are not broken."""
-        places, width = self.batches[batch], self.shape[1]
+        places, width = self.batches[batch], features.shape[1]
         rows = np.full((len(places), width), np.nan, "<f4")
         rows[numbers - places.start] = features.cpu()
         with open(self.file, "r+b") as file:  # no map of it: a full disk would end the process
@@ -34,7 +34,7 @@ class Parts:
 
     def rows(self) -> np.ndarray:
         """All of them, read when they are used."""
-        return np.memmap(self.file, "<f4", "r", shape=self.shape)
+        return np.memmap(self.file, "<f4", "r").reshape(self.number, -1)
 
 
 # Write columns of text {title: [n]} and rows [n, d] as `features`, a part at a time.
