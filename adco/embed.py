@@ -8,6 +8,7 @@ Until all is there the rows lie in the folder OUT.part, batch by batch: the same
 from them.
 """
 
+import csv
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
 from adco.data.datasets import introduction, load_splits
@@ -27,12 +28,10 @@ from adco.data.folder import read_folder
 from adco.data.identity import check_same_everywhere, identity
 from adco.data.loader import CheckViews, batch_loader, check_loader
 from adco.data.pictures import ArrayPictures, BrokenPicture, FolderPictures, Pictures
-from adco.encoder import Encoder, Trunk, TrunkWeights, check_sides, note_other_views, read_trunk
+from adco.encoder import Encoder, Trunk, network_of, note_other_views, read_trunk
 from adco.probe.features import features_of
 from adco.probe.options import PROBE_PRESETS
-from adco.probe.parts import WRITERS, Parts
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, argument, command, option, switch
-from ops.checkpoint import load_strictly
 from ops.distributed import Flags, World, once_per_node
 from ops.errors import EXIT_STOPPED, InputError, optional
 from ops.files import json_bytes, partial_name, told_if_not_written, write_whole
@@ -116,31 +115,58 @@ def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, worker
         model.train(was_training)
 
 
-def network_of(trunk: TrunkWeights, of: str, sides=()) -> nn.Module:
-    """Pictures [N, C, H, W] to features [N, d]: a file's trunk, or with the head that it has on it.
+class Parts:
+    """Rows [n, d] in one file of a folder, with an empty file for each batch that is there."""
 
-    sides: of the pictures. Raises InputError where it has none, or does not take such pictures.
-    """
-    encoder = trunk.build()
-    check_sides(encoder, trunk.channels, sides)
-    if of == "trunk":
-        return Trunk(encoder)
-    head, layers = trunk.classifier() or trunk.head, nn.Sequential()
-    head = {f"0.{name}": value for name, value in head.items()} if "weight" in head else head
-    if not head or not all(name[0].isdecimal() for name in head):
-        raise InputError(f"{trunk.source} has no head on its trunk that is known; take --of trunk")
-    # Linear layers, which BatchNorm may follow, with a ReLU between two of them.
-    for number in sorted({name.partition(".")[0] for name in head}, key=int):
-        weight = head.get(f"{number}.weight")  # None: of a BatchNorm without scale and shift
-        if weight is None or weight.dim() == 1:
-            layer = nn.BatchNorm1d(len(head[f"{number}.running_mean"]), affine=weight is not None)
-        else:
-            layer = nn.Linear(weight.shape[1], len(weight), bias=f"{number}.bias" in head)
-            if len(layers):
-                layers.add_module(f"relu{number}", nn.ReLU())
-        layers.add_module(number, layer)
-    load_strictly(layers, head, trunk.source)
-    return nn.Sequential(Trunk(encoder), layers)
+    def __init__(self, folder: Path, number: int, batch_size: int):
+        self.folder, self.file, self.number = folder, folder / "features", number
+        self.batches = [range(number)[i:][:batch_size] for i in range(0, number, batch_size)]
+
+    def path(self, batch: int) -> Path:
+        return self.folder / f"{batch:09}.rows"
+
+    def write(self, batch: int, features: Tensor, numbers: Tensor) -> None:
+        """Write a batch: the features of those of its pictures that are not broken."""
+        places, width = self.batches[batch], features.shape[1]
+        rows = np.full((len(places), width), np.nan, "<f4")
+        rows[numbers - places.start] = features.cpu()
+        with open(self.file, "r+b") as file:  # no map of it: a full disk would end the process
+            file.seek(4 * width * places.start)
+            file.write(rows.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        write_whole(self.path(batch), b"")
+
+    def rows(self) -> np.ndarray:
+        """All of them, read when they are used."""
+        return np.memmap(self.file, "<f4", "r").reshape(self.number, -1)
+
+
+# Write columns of text {title: [n]} and rows [n, d] as `features`, a part at a time.
+
+
+def write_npz(path: Path, texts: dict[str, list[str]], rows: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, **{title: np.array(words) for title, words in texts.items()}, features=rows)
+
+
+def write_csv(path: Path, texts: dict[str, list[str]], rows: np.ndarray) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*texts, *(f"f{i}" for i in range(rows.shape[1]))])
+        for *words, row in zip(*texts.values(), rows, strict=True):
+            writer.writerow([*words, *(f"{number:.9g}" for number in row.tolist())])  # exact
+
+
+def write_parquet(path: Path, texts: dict[str, list[str]], rows: np.ndarray) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    features = pa.FixedSizeListArray.from_arrays(rows.ravel(), rows.shape[1])
+    write_table(pa.table({**texts, "features": features}), path, row_group_size=1024)
+
+
+WRITERS = {".npz": write_npz, ".csv": write_csv, ".parquet": write_parquet}
 
 
 def run(config: EmbedConfig, world: World, device: torch.device) -> int:

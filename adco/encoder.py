@@ -189,6 +189,33 @@ class TrunkWeights:
             say("left out: " + some(parts).replace(")", " tensors)", 1))
 
 
+def network_of(trunk: TrunkWeights, of: str, sides=()) -> nn.Module:
+    """Pictures [N, C, H, W] to features [N, d]: a file's trunk, or with the head that it has on it.
+
+    sides: of the pictures. Raises InputError where it has none, or does not take such pictures.
+    """
+    encoder = trunk.build()
+    check_sides(encoder, trunk.channels, sides)
+    if of == "trunk":
+        return Trunk(encoder)
+    head, layers = trunk.classifier() or trunk.head, nn.Sequential()
+    head = {f"0.{name}": value for name, value in head.items()} if "weight" in head else head
+    if not head or not all(name[0].isdecimal() for name in head):
+        raise InputError(f"{trunk.source} has no head on its trunk that is known; take --of trunk")
+    # Linear layers, which BatchNorm may follow, with a ReLU between two of them.
+    for number in sorted({name.partition(".")[0] for name in head}, key=int):
+        weight = head.get(f"{number}.weight")  # None: of a BatchNorm without scale and shift
+        if weight is None or weight.dim() == 1:
+            layer = nn.BatchNorm1d(len(head[f"{number}.running_mean"]), affine=weight is not None)
+        else:
+            layer = nn.Linear(weight.shape[1], len(weight), bias=f"{number}.bias" in head)
+            if len(layers):
+                layers.add_module(f"relu{number}", nn.ReLU())
+        layers.add_module(number, layer)
+    checkpoint.load_strictly(layers, head, trunk.source)
+    return nn.Sequential(Trunk(encoder), layers)
+
+
 def note_other_views(trunk: TrunkWeights, config, say) -> None:
     """One line where the test views are not those that the trunk's own run had."""
     own, names = trunk.run.get("config", {}), ("image_size", "eval_crop")
