@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.measure import print_head, print_row
+from benchmarks import print_head, print_row
 from ops.arguments import AT_LEAST_1, command, option
 from ops.checkpoint import LAST
 from ops.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED

@@ -7,6 +7,9 @@ python3 -m benchmarks.device --parts views --data FOLDER      # views of your pi
 python3 -m benchmarks.device --nproc 2 --batch_size 8         # the round and safety, on processes
 """
 
+import os
+import platform
+import re
 import sys
 import tempfile
 import time
@@ -37,8 +40,7 @@ from adco.pretrain.game import Game
 from adco.pretrain.options import PretrainConfig
 from adco.pretrain.state import Progress, pack
 from adco.pretrain.upkeep import CHECK_STEPS
-from benchmarks import measure, published
-from benchmarks.measure import print_row, spread
+from benchmarks import print_head, print_row, published
 from benchmarks.published import DECAY, DIM, MEM_T, MOCO_T, MOMENTUM, RATE
 from ops import checkpoint
 from ops.arguments import AT_LEAST_1, POSITIVE, command, option
@@ -213,6 +215,65 @@ class DeviceBenchmark(ProcessOptions):
     minutes: float = option(8.0, "after which each is taken once", POSITIVE)
 
 
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(
+    ways: dict[str, Callable[[], object]], repeats: int, device: torch.device, end: float = inf
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Seconds of each call, all ways in turn `repeats` times, after one turn that does not count:
+    a busy moment of the machine then meets all of them. And the most bytes that the last call held
+    beside what was there before it. end: time.monotonic() at which one counted turn is enough.
+    """
+    seconds, held = {name: [] for name in ways}, {}
+    for turn in range(repeats + 1):
+        if turn > 1 and time.monotonic() > end:
+            break
+        for name, way in ways.items():
+            before = peak_bytes(device, reset=True)
+            wait_for(device)
+            start = time.perf_counter()
+            way()
+            wait_for(device)
+            seconds[name].append(time.perf_counter() - start)
+            held[name] = peak_bytes(device) - before
+    return {name: np.array(turns[1:]) for name, turns in seconds.items()}, held
+
+
+def spread(values, form: str) -> str:
+    """Median, and in brackets the quartiles."""
+    low, middle, high = (format(x, form) for x in np.quantile(values, (0.25, 0.5, 0.75)))
+    return f"{middle} ({low} to {high})"
+
+
+def describe(device: torch.device) -> str:
+    """The machine and what it can do at most: products of 2048 x 2048, copies of 256 MB."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
+    x, y = (torch.ones(2**26, device=device) for _ in range(2))
+    half_a, half_b = a.bfloat16(), b.bfloat16()
+    ways = {"float": lambda: a @ b, "half": lambda: half_a @ half_b, "copy": lambda: x.copy_(y)}
+    full, half, copy = (min(turns) for turns in interleaved(ways, 7, device)[0].values())
+    return (
+        f"{name}, torch {torch.__version__}, {torch.get_num_threads()} thread(s) of "
+        f"{os.cpu_count()} core(s); limits: matrix product {2e-9 * 2048**3 / full:.0f} GFLOP/s in "
+        f"float32 and {2e-9 * 2048**3 / half:.0f} in bfloat16, copy {8e-9 * 2**26 / copy:.1f} GB/s"
+    )
+
+
+def peak_bytes(device: torch.device, reset: bool = False) -> int:
+    """Most memory that this process has held; reset: from now on, which is what it holds now."""
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device)
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
 def run(config: DeviceBenchmark, world: World, device: torch.device) -> int:
     tune(device, tf32=True)
     alone = world.size == 1
@@ -220,17 +281,17 @@ def run(config: DeviceBenchmark, world: World, device: torch.device) -> int:
     if not alone and not {*TOGETHER}.issuperset(parts):
         raise InputError(f"parts={parts}: several processes take {' and '.join(TOGETHER)} alone")
     if world.first:
-        print(measure.describe(device))
+        print(describe(device))
         size = f"N {config.batch_size} on {world.size} process(es), {config.image_size} px"
         print(f"{config.arch}, {size}, K {config.cluster}, {config.repeats} turns")
         print("" if published.LIGHTLY else "lightly is left out: it is not installed\n")
-        measure.print_head("what", "way", "ms", "pictures/s", "times the first", "GB on top")
+        print_head("what", "way", "ms", "pictures/s", "times the first", "GB on top")
     # Several processes have to take as many turns each.
     end = time.monotonic() + 60 * config.minutes if alone else inf
     for what, ways, pictures in chain.from_iterable(
         PARTS[part](config, world, device) for part in parts
     ):
-        seconds, held = measure.interleaved(ways, config.repeats, device, end)
+        seconds, held = interleaved(ways, config.repeats, device, end)
         first = next(iter(seconds.values()))
         for name, turns in seconds.items() if world.first else ():
             rate, ratio = f"{pictures / np.median(turns):.1f}", spread(turns / first, ".3g")

@@ -23,7 +23,7 @@ import torch
 
 from adco.pack import PackConfig, pack
 from adco.report import read_metrics
-from benchmarks.measure import print_head, print_row
+from benchmarks import print_head, print_row
 from ops import checkpoint
 from ops.arguments import AT_LEAST_0, command, option
 from tests.support import background
