@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from simplejpeg import encode_jpeg
+from sklearn.datasets import load_sample_images
 
 from adco.data import views
 from adco.data.datasets import from_folders
@@ -96,23 +97,12 @@ def round_ways(config, world: World, device: torch.device) -> Ways:
     yield f"round: R {world.size}, N {N}, K {K}", ways, N
 
 
-def resized(picture: np.ndarray) -> np.ndarray:
-    return cv2.resize(picture, USUAL, interpolation=cv2.INTER_CUBIC)
-
-
-def made_up() -> ArrayPictures:
-    """One picture [375, 500]: noise with as much in every octave, as photographs have."""
-    rng = np.random.default_rng(0)
-    octaves = (rng.uniform(-127.5, 127.5, (2**i, 2**i, 3)) for i in range(2, 9))
-    total = 127.5 + 0.6 * sum(map(resized, octaves))
-    return ArrayPictures(total.clip(0, 255).astype(np.uint8)[None])
-
-
 def view_ways(config, world: World, device: torch.device) -> Ways:
     """Two full-size views of each of N JPEGs, to normalised tensors, on one core."""
-    pictures = from_folders(Path(config.data), False).train if config.data else made_up()
-    read = (resized(pictures.read(i % len(pictures))) for i in range(config.batch_size))
-    jpegs = [encode_jpeg(picture, 90, colorsubsampling="420") for picture in read]
+    own = ArrayPictures(load_sample_images().images)  # two photographs
+    pictures = from_folders(Path(config.data), False).train if config.data else own
+    read = (pictures.read(i % len(pictures)) for i in range(config.batch_size))
+    jpegs = [encode_jpeg(cv2.resize(x, USUAL), 90, colorsubsampling="420") for x in read]
     recipe, threads = views.Recipe(), torch.get_num_threads()
     plain = published.recipe(recipe.size)
 
@@ -206,7 +196,7 @@ class DeviceBenchmark(ProcessOptions):
     """One table of one device: parity, a round, views, steps, what safety costs."""
 
     parts: tuple[str, ...] = option((), "which; none: all that can be", choices=tuple(PARTS))
-    data: str = option("", "folder of pictures; none: one of its own making")
+    data: str = option("", "folder of pictures; none: photographs of scikit-learn")
     arch: str = option("resnet50", "encoder", choices=ARCHITECTURES)
     batch_size: int = option(64, "N of each process", AT_LEAST_1)
     image_size: int = option(224, "side of the views, pixels", AT_LEAST_1)
