@@ -10,7 +10,6 @@ crops. The tables go into OUT/study.md, between its marks; the curves are OUT/st
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -122,8 +121,7 @@ def train(data: Path, shared: str, way: str, seed: int) -> list[tuple[int, float
     with tempfile.TemporaryDirectory() as folder:
         program = ["-c", CONTROL] if way == "control" else [ROOT / "main_adco.py"]
         command = [sys.executable, *program, *words, "--data", data, "--save_path", folder]
-        here = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, capture_output=True, text=True, env=here)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             raise RunFailed(f"{way}, seed {seed}: {done.stderr.strip() or done.returncode}")
         scores = read_metrics(newest_run(Path(folder)))["knn"]
@@ -213,7 +211,7 @@ def write(records: list[dict], out: Path) -> None:
 
 
 def study(config: StudyBenchmark) -> None:
-    folders = {name: Path(config.data, CELLS[name].data) for name in config.cells}
+    folders = {name: Path(config.data, CELLS[name].data).absolute() for name in config.cells}
     if missing := [str(folder) for folder in folders.values() if not folder.is_dir()]:
         raise InputError(f"no folder {missing[0]!r}; expected one with train/ and val/")
     file = Path(config.out, "study.jsonl")
