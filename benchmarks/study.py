@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -130,37 +130,32 @@ def train(data: Path, shared: str, way: str, seed: int) -> list[tuple[int, float
 
 def tables(records: list[dict]) -> str:
     """For each cell the scores of each way, and how far `late` (`batch`) is ahead of it."""
-    lines = []
-    for name, cell in CELLS.items():
-        if not (own := [record for record in records if record["cell"] == name]):
-            continue
-        final = {(r["way"], r["seed"]): r["curve"][-1][1] for r in own}
-        lines += [f"**{name}**, all with `{cell.shared}`:", ""]
+    runs, lines = pd.DataFrame(records), []
+    runs["score"] = [curve[-1][1] for curve in runs["curve"]]
+    for name, own in runs.groupby("cell"):
+        lines += [f"**{name}**, all with `{CELLS[name].shared}`:", ""]
         lines += ["| way | options | runs | kNN | smallest to largest | ahead of it |"]
         lines += ["|---|---|---|---|---|---|"]
-        for way in dict.fromkeys([*ALL, *(record["way"] for record in own)]):
-            if found := [record for record in own if record["way"] == way]:
-                x = [record["curve"][-1][1] for record in found]
-                # What has one thing changed is compared with what it was changed from.
-                base = "batch" if way in MORE and way != "control" else "late"
-                pairs = [
-                    final[base, r["seed"]] - r["curve"][-1][1]
-                    for r in found
-                    if (base, r["seed"]) in final
-                ]
-                apart = f"{base} {interval(pairs)}" if pairs and way != base else ""
-                row = f"| {way} | `{found[0]['options']}` | {len(x)} | {np.mean(x):.1f} "
-                lines.append(f"{row}| {min(x):.1f} to {max(x):.1f} | {apart} |")
+        scores = own.pivot(index="seed", columns="way", values="score")
+        options = dict(zip(own["way"], own["options"], strict=True))
+        for way in sorted(options, key=[*ALL, *options].index):
+            # What has one thing changed is compared with what it was changed from.
+            base = "batch" if way in MORE and way != "control" else "late"
+            x = scores[way].dropna()
+            pairs = (scores[base] - x).dropna() if base in scores and way != base else []
+            apart = f"{base} {interval(pairs)}" if len(pairs) else ""
+            row = f"| {way} | `{options[way]}` | {len(x)} | {x.mean():.1f} "
+            lines.append(f"{row}| {x.min():.1f} to {x.max():.1f} | {apart} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def interval(pairs: list[float]) -> str:
+def interval(pairs: pd.Series) -> str:
     """Mean and 95 % t interval."""
     if len(pairs) < 2:
         return "".join(f"{difference:+.1f} (1 pair)" for difference in pairs)
     half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
-    return f"{np.mean(pairs):+.1f} ± {half:.1f} ({len(pairs)} pairs)"
+    return f"{pairs.mean():+.1f} ± {half:.1f} ({len(pairs)} pairs)"
 
 
 def draw(records: list[dict], path: Path) -> None:
@@ -168,18 +163,13 @@ def draw(records: list[dict], path: Path) -> None:
     cells = [name for name in CELLS if any(record["cell"] == name for record in records)]
     figure = Figure(figsize=(4 * len(cells), 4), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(cells), squeeze=False)[0], cells, strict=True):
-        for way in WAYS:
+        for number, way in enumerate(WAYS):
             found = [dict(r["curve"]) for r in records if (r["cell"], r["way"]) == (name, way)]
-            if not found:
-                axis.plot([], [])  # every way keeps its colour
-                continue
-            # At the epochs that all have a score of.
-            epochs = sorted(set(found[0]).intersection(*found))
-            runs = np.array([[curve[epoch] for epoch in epochs] for curve in found])
-            (line,) = axis.plot(epochs, runs.mean(axis=0), label=f"{way} ({len(runs)})")
-            bounds = runs.min(axis=0), runs.max(axis=0)
-            axis.fill_between(epochs, *bounds, alpha=0.15, color=line.get_color())
-            axis.legend()
+            if found:
+                runs, colour = pd.DataFrame(found).dropna(axis=1), f"C{number}"  # epochs of all
+                axis.plot(runs.columns, runs.mean(), color=colour, label=f"{way} ({len(runs)})")
+                axis.fill_between(runs.columns, runs.min(), runs.max(), alpha=0.15, color=colour)
+                axis.legend()
         axis.set(title=name, xlabel="epoch", ylabel="kNN accuracy, %")
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
