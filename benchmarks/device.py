@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from itertools import chain
-from math import inf
+from math import inf, nan
 from pathlib import Path
 
 import cv2
@@ -212,7 +212,7 @@ def wait_for(device: torch.device) -> None:
 
 def interleaved(
     ways: dict[str, Callable[[], object]], repeats: int, device: torch.device, end: float = inf
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Seconds of each call, all ways in turn `repeats` times, after one turn that does not count:
     a busy moment of the machine then meets all of them. And the most bytes that the last call held
     beside what was there before it. end: time.monotonic() at which one counted turn is enough.
@@ -253,14 +253,16 @@ def describe(device: torch.device) -> str:
     )
 
 
-def peak_bytes(device: torch.device, reset: bool = False) -> int:
-    """Most memory that this process has held; reset: from now on, which is what it holds now."""
+def peak_bytes(device: torch.device, reset: bool = False) -> float:
+    """Most memory held; reset: from now on, which is what is held now. nan where none tells."""
     if device.type == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform != "linux":
+        return nan
     if reset:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux
+        Path("/proc/self/clear_refs").write_text("5")
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 

@@ -20,6 +20,7 @@ from ops.errors import EXIT_BAD_INPUT, InputError, one_line, reported, some, ste
 # Intervals of numbers. An infinite one is never allowed.
 POSITIVE, AT_LEAST_0, AT_LEAST_1 = "(0, inf)", "[0, inf)", "[1, inf)"
 BELOW_1, SHARE = "[0, 1)", "(0, 1]"
+LISTS = ((int, ...), (float, ...))  # what a tuple of numbers holds
 NUMBER = re.compile(r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)  # of a list
 
 
@@ -224,7 +225,7 @@ def data_first(config_type, argv: list[str]) -> list[str]:
     The first word of the list that is no number is the folder.
     """
     options = [f for f in fields(config_type) if f.name != "data"]
-    lists = [f for f in options if get_args(f.type) or "nargs" in f.metadata["keywords"]]
+    lists = [f for f in options if get_args(f.type) in LISTS or "nargs" in f.metadata["keywords"]]
     names = {name for f in lists for name in spellings(f)}
     in_list = False
     for i, word in enumerate(argv):

@@ -62,12 +62,12 @@ def failures(run: Run, train: list[dict], tail: list[dict]) -> dict[str, str]:
     """
     o, epochs = run.options, run.records.get("epoch", [])
     loss, spread, grad_norm = (average(tail, name) for name in ("loss", "spread", "grad_norm"))
-    dropped = sum(r["dropped"] or 0 for r in epochs or train)
-    seconds, waited = (sum(r[n] or 0 for r in epochs) for n in ("seconds", "data_seconds"))
+    dropped = sum(r.get("dropped") or 0 for r in epochs or train)
+    seconds, waited = (sum(r.get(n) or 0 for r in epochs) for n in ("seconds", "data_seconds"))
     waiting = waited / seconds if seconds else average(tail, "data_share")
     # The loss jumps where adversaries begin late.
     if o.get("adversaries_from"):
-        train = [r for r in train if r["mass"] is not None and r["mass"] < 1] or train
+        train = [r for r in train if r.get("mass") is not None and r["mass"] < 1] or train
     course, adversaries = slowness(run, train, loss, grad_norm), last_looks(run)[0]
     twins = adversaries.get("twins") or 0
     K = o["cluster"] * (o["negatives"] == "learned")
