@@ -20,14 +20,7 @@ from adco.negatives import NegativeBank
 from adco.objective import ALL, Denominator, Losses, Pair, nt_xent, own_key, spread_of
 from adco.plan import Term, key_views, query_views
 from ops.distributed import World, current_world, gather_rows, sum_across_ranks_
-from ops.training import (
-    BufferSnapshot,
-    average_gradients_,
-    averaging,
-    check_finite,
-    step_unless_,
-    unwrap,
-)
+from ops.training import Descent, averaging, unwrap
 
 
 class Round(NamedTuple):
@@ -74,8 +67,7 @@ def train_step(
     `first_column` on are overwritten by keys; M of them and memory_lr 0 are MoCo's queue.
     accum_steps: A, the micro-batches in which the N are taken.  scaler: for fp16.
     """
-    buffers = BufferSnapshot(model)
-    optimizer.zero_grad(set_to_none=True)
+    descent = Descent(model, optimizer, scaler)
 
     # Keys first: every micro-batch meets all M of them.
     keys = embed_keys(unwrap(model), bank, views, plan, accum_steps)
@@ -83,12 +75,11 @@ def train_step(
     # Encoder and adversaries, from one forward pass of the queries.
     taus = dict(moco_t=moco_t, mem_t=mem_t)
     objective = partial(losses, W=bank.W, world=bank.world, denominator=denominator, **taus)
-    sums = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, objective)
+    sums = backward_in_micro_batches(descent, views, keys, plan, accum_steps, objective)
     total = Losses(*sums)
 
     # Both move, or neither. (The key encoder has already taken its average.)
-    watched = (total.loss, total.bank_gradient)
-    grad_norm, dropped = descend_(model, optimizer, scaler, buffers, *watched)
+    grad_norm, dropped = descent.finish(total.loss, total.bank_gradient)
     bank.ascend_(total.bank_gradient, memory_lr, memory_momentum, mem_wd, dropped, angle)
     bank.attention += torch.where(dropped.bool(), 0, total.attention)
     if refresh:
@@ -124,8 +115,7 @@ def simclr_step(
 
     views: two, [N, C, H, W].  Of what is reported, mass is 1 and idle 0.
     """
-    buffers = BufferSnapshot(model)
-    optimizer.zero_grad(set_to_none=True)
+    descent = Descent(model, optimizer, scaler)
     unwrap(model).update_key_encoder()
 
     # Every process computes the loss of all M pictures, with the gradient of its own. Their mean
@@ -133,8 +123,8 @@ def simclr_step(
     world = current_world()
     embedded = model(views[:2])
     loss, cosines = nt_xent([with_others(rows, world) for rows in embedded], moco_t, decoupled)
-    backward(world.size * loss, scaler)
-    grad_norm, dropped = descend_(model, optimizer, scaler, buffers, loss)
+    descent.backward(world.size * loss)
+    grad_norm, dropped = descent.finish(loss)
 
     cosines = cosines.detach()
     own = cosines.diagonal(len(cosines) // 2)
@@ -171,8 +161,7 @@ def startup_step(
     pictures stay out. The M keys are written from `first_column` on.
     Returns the loss, 0-d, and whether the step was dropped, as in Round.
     """
-    buffers = BufferSnapshot(model)
-    optimizer.zero_grad(set_to_none=True)
+    descent = Descent(model, optimizer, scaler)
     plan = [term._replace(weight=1.0)]
     keys = embed_keys(unwrap(model), bank, views, plan, accum_steps)
 
@@ -181,8 +170,8 @@ def startup_step(
         own = all_keys[own_key(len(queries), first_key, all_keys.device)]  # [N / A, D]
         return (weight * own_key_loss(queries, own, bank.W, moco_t, bank.world),)
 
-    (loss,) = backward_in_micro_batches(model, views, keys, plan, accum_steps, scaler, startup_loss)
-    _, dropped = descend_(model, optimizer, scaler, buffers, loss)
+    (loss,) = backward_in_micro_batches(descent, views, keys, plan, accum_steps, startup_loss)
+    _, dropped = descent.finish(loss)
     bank.write_columns_(keys[term.key], first_column)
     return loss, dropped
 
@@ -207,12 +196,11 @@ def embed_keys(
 
 
 def backward_in_micro_batches(
-    model,
+    descent: Descent,
     views: list[Tensor],
     keys: dict[int, Tensor],
     plan: list[Term],
     accum_steps: int,
-    scaler: GradScaler | None,
     objective: Callable[..., tuple[Tensor, ...]],
 ) -> tuple[Tensor, ...]:
     """Forward and backward of the queries, one micro-batch after the other.
@@ -227,47 +215,16 @@ def backward_in_micro_batches(
     total = None
     for a, batch in enumerate(zip(*split, strict=True)):
         # Gradients are averaged over processes once, with the last micro-batch.
-        with averaging(model, now=a + 1 == accum_steps):
-            queries = dict(zip(wanted, model(list(batch)), strict=True))
+        with averaging(descent.model, now=a + 1 == accum_steps):
+            queries = dict(zip(wanted, descent.model(list(batch)), strict=True))
             pairs = [
                 Pair(queries[term.query], keys[term.key], term.weight / accum_steps)
                 for term in plan
             ]
             first_key = (rank * accum_steps + a) * len(batch[0])
             result = objective(pairs, first_key=first_key)
-            backward(result[0], scaler)
+            descent.backward(result[0])
         result = [x.detach() for x in result]
         # Add in place, to avoid a second buffer of the size of the bank.
         total = [x.add_(y) for x, y in zip(total, result, strict=True)] if total else result
     return tuple(total)
-
-
-def backward(loss: Tensor, scaler: GradScaler | None) -> None:
-    """The gradients of a loss, scaled up for fp16."""
-    (scaler.scale(loss) if scaler else loss).backward()
-
-
-def descend_(
-    model,
-    optimizer: Optimizer,
-    scaler: GradScaler | None,
-    buffers: BufferSnapshot,
-    *watched: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """One step of the encoder, unless its gradient or a watched tensor is not finite.
-
-    buffers: as before the step, to go back to. Returns the gradient's norm and `dropped`.
-    """
-    reduce_gradients_(model, optimizer, scaler)
-    grad_norm, dropped = check_finite(model, *watched)
-    step_unless_(dropped, optimizer)
-    buffers.restore_if_(dropped)
-    return grad_norm, dropped
-
-
-def reduce_gradients_(model, optimizer: Optimizer, scaler: GradScaler | None) -> None:
-    """Average the gradients over processes; take the scale of fp16 off, and find the next one."""
-    average_gradients_(model)
-    if scaler:
-        scaler.unscale_(optimizer)
-        scaler.update()

@@ -13,6 +13,7 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -130,6 +131,33 @@ def skips_on_device(optimizer: Optimizer) -> bool:
         if not (obeys and (group.get("momentum") == 0 or begun)):
             return False
     return True
+
+
+class Descent:
+    """One step of an encoder, which is dropped where something is not finite. scaler: for fp16."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, scaler: GradScaler | None):
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.buffers = BufferSnapshot(model)
+        optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of a loss, scaled up for fp16."""
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+
+    def finish(self, *watched: Tensor) -> tuple[Tensor, Tensor]:
+        """The step, unless the gradient or a watched tensor is not finite: then the buffers go back
+        too. Returns the gradient's norm and `dropped`.
+        """
+        average_gradients_(self.model)
+        # Take the scale of fp16 off, and find the next one.
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+            self.scaler.update()
+        grad_norm, dropped = check_finite(self.model, *watched)
+        step_unless_(dropped, self.optimizer)
+        self.buffers.restore_if_(dropped)
+        return grad_norm, dropped
 
 
 class BufferSnapshot:
