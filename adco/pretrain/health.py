@@ -110,11 +110,10 @@ class CollapseWatch:
         """The texts of the signs that have lasted; each is told once."""
         due = []
         for sign, (present, text) in signs.items():
+            first = self.since.setdefault(sign, step)
             if not present:
-                self.since.pop(sign, None)
-            elif (
-                step - self.since.setdefault(sign, step) >= self.patience and sign not in self.told
-            ):
+                del self.since[sign]
+            elif step - first >= self.patience and sign not in self.told:
                 self.told.add(sign)
                 due.append(text)
         return due
@@ -134,23 +133,6 @@ class DropStreak:
         self.now = (self.now + 1) * dropped
         self.longest = torch.maximum(self.longest, self.now)
 
-    def complaint(self, where: str, last: Path | None, always: bool = False) -> str:
-        """A sentence where so many steps in a row were dropped that no weight will ever move again,
-        or `always`; else nothing. last: the last checkpoint. Waits for the device.
-        """
-        # The only read of the device, on log steps.
-        longest = int(self.longest.item())
-        if longest < MOST_DROPPED and not always:
-            return ""
-        saved = last and last.exists()
-        advice = (
-            f"go on from {last}, which is good, with" if saved else "nothing is saved yet; take"
-        )
-        return (
-            f"diverged: loss or gradient not finite in {longest} steps in a row, {where}. "
-            f"None of them moved the encoder; {advice} a lower --lr"
-        )
-
 
 class BadPictures:
     """What is known to be broken of `num_pictures`, and how much of it a run bears.
@@ -166,10 +148,8 @@ class BadPictures:
         """A sentence about each picture that has not been named before, in the order of names."""
         fresh = sorted(newly_broken.keys() - self.known.keys())
         self.known |= {name: newly_broken[name] for name in fresh}
-        return [
-            f"broken picture {name}: {self.known[name]}; another one stands in for it"
-            for name in fresh
-        ]
+        remedy = "another one stands in for it"
+        return [f"broken picture {name}: {self.known[name]}; {remedy}" for name in fresh]
 
     def complaint(self, folder: Path | None = None) -> str:
         """A sentence when there are more than the limit allows, else nothing.

@@ -50,9 +50,8 @@ def run(config: PretrainConfig, world: World, device: torch.device) -> int:
             training.upkeep.rescue()
             raise
         finally:
-            training.upkeep.wait_for_saves()
-            if world.first:
-                training.upkeep.reports.end()
+            training.upkeep.saves.wait()
+            training.upkeep.reports.end()
             training.journal.close()
             end_workers()
     return 0
@@ -199,8 +198,9 @@ class Pretraining:
         upkeep.between_steps()
         upkeep.sync_and_check_ranks()
         scored = bool(config.knn_freq) and (done % config.knn_freq == 0 or done == config.epochs)
-        if scored:
-            upkeep.save_if_older_than(minutes=1)  # on a large data set the score takes a while
+        # On a large data set the score takes a while.
+        if scored and upkeep.agree(None, save=upkeep.saves.age() > 1).save:
+            upkeep.save(in_background=True)
         # An error in between leaves the state from before: the run that goes on scores again.
         with upkeep.undivided():
             # The epoch is over: log it, and count from the next one on.
@@ -227,8 +227,7 @@ class Pretraining:
                 progress.best_acc = best_before  # it is not on disk
             self.save_seconds = clock.lap()
             self.tell_epoch(epoch, score, times)
-        if self.world.first:
-            upkeep.reports.draw(done)
+        upkeep.reports.draw(done)
         # A stop may have come while the epoch was saved.
         if done < config.epochs:
             upkeep.end_if_asked(upkeep.agree(None), None)
@@ -254,23 +253,17 @@ class Pretraining:
         return score
 
     def finish(self) -> None:
-        flags, error = self.upkeep.flags, None
-        try:
-            if self.upkeep.saves:
-                self.upkeep.saves.check()
-        except RunFailed as failure:
-            error = failure
-        if flags.exchange(int(error is not None))[0]:
+        flags, error = self.upkeep.flags, self.upkeep.saves.check()
+        if flags.exchange(error is not None)[0]:
             flags.raise_first(error)
         self.journal.say(f"finished: {self.journal.folder}")
-        if self.world.first:
-            try:
-                with self.upkeep.stop.waiting():
-                    self.upkeep.reports.draw_last()
-            except WaitInterrupted:
-                if self.config.report_epochs:
-                    how = f"python3 -m adco.report {self.journal.folder}"
-                    self.journal.say(f"stopped before the page was drawn: {how}")
+        try:
+            with self.upkeep.stop.waiting():
+                self.upkeep.reports.draw_last()
+        except WaitInterrupted:
+            if self.config.report_epochs:
+                how = f"python3 -m adco.report {self.journal.folder}"
+                self.journal.say(f"stopped before the page was drawn: {how}")
         flags.exchange(0)  # who waits for the first process's page says so
 
 

@@ -24,11 +24,14 @@ class Checkpoints:
     checkpoint_last.pth.tar is the newest; the one before it stays as checkpoint_previous.pth.tar.
     source: what the run goes on from. Another last one was passed over as damaged, and must not
     take the place of the one before it.
+    folder None: of another process, which writes nothing.
     """
 
-    def __init__(self, folder: Path, minutes: float, journal: Journal, source: Path | None = None):
+    def __init__(
+        self, folder: Path | None, minutes: float, journal: Journal, source: Path | None = None
+    ):
         self.folder, self.minutes, self.journal = folder, minutes, journal
-        self.last = folder / checkpoint.LAST
+        self.last = (folder or Path(os.devnull)) / checkpoint.LAST
         self.last_is_good = source == self.last
         self.failed = False  # whether the newest state could not be written
         self.writing: threading.Thread | None = None
@@ -37,8 +40,8 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def age(self) -> float:
-        """Minutes since the run was last saved, or begun."""
-        return (time.monotonic() - self.saved_at) / 60
+        """Minutes since the run was last saved, or begun; 0 where this process writes nothing."""
+        return (time.monotonic() - self.saved_at) / 60 if self.folder else 0.0
 
     def due(self) -> bool:
         """Whether the time is up. Tells what has become of the last save, once it is known."""
@@ -55,6 +58,8 @@ class Checkpoints:
         A failure does not end the run: it is told, what was saved before stays, and the next save
         tries again.
         """
+        if self.folder is None:
+            return True
         self.wait()
         self.saved_at = time.monotonic()
         if in_background:
@@ -93,14 +98,12 @@ class Checkpoints:
             self.journal.warn(complaint)
         return not complaint
 
-    def check(self) -> None:
-        """Raise RunFailed where the newest state is not on disk."""
+    def check(self) -> RunFailed | None:
+        """The error to end with where the newest state is not on disk."""
         self.wait()
-        if self.failed:
-            raise RunFailed(
-                f"trained to the end, but the last state could not be saved as {self.last}; make "
-                "room and start again with --resume auto, from the checkpoint before"
-            )
+        why = f"trained to the end, but the last state could not be saved as {self.last}"
+        remedy = "make room and start again with --resume auto, from the checkpoint before"
+        return RunFailed(f"{why}; {remedy}") if self.failed else None
 
 
 PATIENCE = 600  # seconds for the last page: all other processes wait for it

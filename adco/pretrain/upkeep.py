@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adco.pretrain.game import Game, describe
-from adco.pretrain.health import BadPictures, CollapseWatch, DropStreak
+from adco.pretrain.health import MOST_DROPPED, BadPictures, CollapseWatch, DropStreak
 from adco.pretrain.meter import EpochMeter
 from adco.pretrain.monitor import Look
 from adco.pretrain.options import PretrainConfig
@@ -61,13 +61,13 @@ class Upkeep:
         self.look = Look(game, start.kept.get("look"))
 
         # What writes, on the first process.
-        self.journal, self.saves = Journal(None), None
-        if world.first:
-            self.journal, self.saves = open_folder(config, start, game.chosen)
-            self.reports = Reports(self.journal.folder, config.report_epochs, self.journal)
-            self.journal.say(f"run folder: {self.journal.folder}")
-            self.journal.say(describe(game))
-            start.tell(self.journal)
+        self.journal = open_journal(config, start, game.chosen) if world.first else Journal(None)
+        folder, every = self.journal.folder, config.report_epochs if world.first else 0
+        self.saves = Checkpoints(folder, config.save_minutes, self.journal, start.source)
+        self.reports = Reports(folder, every, self.journal)
+        self.journal.say(f"run folder: {folder}")
+        self.journal.say(describe(game))
+        start.tell(self.journal)
 
     # ---- between two steps
 
@@ -114,10 +114,21 @@ class Upkeep:
         return Requests(*self.flags.exchange(*ours))
 
     def end_if_asked(self, requests: Requests, error: Exception | None) -> None:
+        """Raise the error of the first process that has one, on all of them; Stopped, for a stop.
+
+        It has been told what is saved, and where the traceback of an unforeseen one is.
+        """
+        if not (requests.failed or requests.stop):
+            return
+        self.saves.wait()
         if requests.failed:
-            self.fail(error)
-        if requests.stop:
-            self.leave()
+            if self.saves.last.exists():
+                self.journal.say(f"{self.saves.last} is good: go on from it with --resume auto")
+            self.flags.raise_first(error)
+        saved = ", BUT NOT SAVED" if self.saves.failed else ""
+        where = self.progress.where()
+        self.journal.say(f"stopped by {self.stop.name} {where}{saved}: go on with --resume auto")
+        raise Stopped
 
     @contextmanager
     def undivided(self):
@@ -132,11 +143,8 @@ class Upkeep:
         error: why this process has no batch.
         """
         steps = self.progress.startup_step + self.progress.step
-        requests = self.agree(
-            error,
-            save=self.world.first and self.saves.due(),
-            broken=len(self.game.loader.newly_broken),
-        )
+        broken = len(self.game.loader.newly_broken)
+        requests = self.agree(error, save=self.saves.due(), broken=broken)
         if requests.broken:
             self.note_bad_pictures()
             if complaint := self.bad_pictures.complaint(self.journal.folder):
@@ -150,29 +158,12 @@ class Upkeep:
             self.save(in_background=not (requests.stop or requests.failed))
         self.end_if_asked(requests, error)
 
-    def fail(self, error: Exception | None) -> None:
-        """Raise the error of the first process that has one, on all of them.
-
-        It has been told what is saved, and where the traceback of an unforeseen one is.
-        """
-        self.wait_for_saves()
-        if self.saves and self.saves.last.exists():
-            self.journal.say(f"{self.saves.last} is good: go on from it with --resume auto")
-        self.flags.raise_first(error)
-
     def rescue(self) -> None:
         """After an error that nobody foresaw: save, where the state is whole and all is here."""
         steps = self.progress.startup_step + self.progress.step
         if steps and not self.torn and self.world.size == 1:
             with suppress(Exception):  # the first error is the one to tell
                 self.save()
-
-    def leave(self) -> None:
-        self.wait_for_saves()
-        saved = "" if not (self.saves and self.saves.failed) else ", BUT NOT SAVED"
-        where = self.progress.where()
-        self.journal.say(f"stopped by {self.stop.name} {where}{saved}: go on with --resume auto")
-        raise Stopped
 
     # ---- what can go wrong
 
@@ -187,12 +178,19 @@ class Upkeep:
 
         whole_epoch: whether every step of the epoch was dropped, however few there are.
         """
-        last = self.saves.last if self.saves else None
-        if self.streak.complaint("", last, whole_epoch):
-            self.wait_for_saves()  # whether something is saved is part of what is said
-            complaint = self.streak.complaint(self.progress.where(), last, whole_epoch)
-            self.journal.note(complaint)
-            self.flags.raise_first(RunFailed(complaint))
+        # The only read of the device, on log steps. After so many no weight will ever move again.
+        longest = int(self.streak.longest.item())
+        if longest < MOST_DROPPED and not whole_epoch:
+            return
+        self.saves.wait()  # whether something is saved is part of what is said
+        saved = f"go on from {self.saves.last}, which is good, with"
+        advice = saved if self.saves.last.exists() else "nothing is saved yet; take"
+        complaint = (
+            f"diverged: loss or gradient not finite in {longest} steps in a row, "
+            f"{self.progress.where()}. None of them moved the encoder; {advice} a lower --lr"
+        )
+        self.journal.note(complaint)
+        self.flags.raise_first(RunFailed(complaint))
 
     def check_health(self, values: dict[str, float]) -> None:
         """Read what was logged of this step: warn of a collapse, stop where it diverged."""
@@ -218,50 +216,31 @@ class Upkeep:
 
     # ---- saving
 
-    def save_if_older_than(self, minutes: float) -> None:
-        if self.agree(None, save=self.world.first and self.saves.age() > minutes).save:
-            self.save(in_background=True)
-
-    def wait_for_saves(self) -> None:
-        if self.saves:
-            self.saves.wait()
-
     def save(self, more_names: tuple[str, ...] = (), in_background: bool = False) -> bool:
         """Save everything. False where it could not be written; only the first process knows.
 
         in_background: the state is copied now, and written while the run goes on.
         """
-        saved = self.write_state(more_names, in_background)
-        self.flags.exchange(0)  # who waits for the first process's disk says so
-        return saved
-
-    def write_state(self, more_names: tuple[str, ...], in_background: bool) -> bool:
-        self.wait_for_saves()  # what it has to say is in the log before its size is taken
+        self.saves.wait()  # what it has to say is in the log before its size is taken
         # On every process: broken pictures, sums and the bank's columns come together here.
         self.note_bad_pictures()
-        game = self.game
-        state = pack(game.players, self.progress, self.config, self.data)
-        meter, look = self.meter.state() if self.meter else None, self.look.state()
-        if not self.world.first:
-            return True
-        state |= {
-            "meter": meter,
-            "look": look,
+        state = pack(self.game.players, self.progress, self.config, self.data) | {
+            "meter": self.meter.state() if self.meter else None,
+            "look": self.look.state(),
             "watch": self.watch.state(),
             "journal_size": self.journal.size,
             "bad_pictures": dict(self.bad_pictures.known),
-            "scaler": game.scaler.state_dict(),
+            "scaler": self.game.scaler.state_dict(),
         }
-        return self.saves.save(state, more_names, in_background)
+        saved = self.saves.save(state, more_names, in_background)
+        self.flags.exchange(0)  # who waits for the first process's disk says so
+        return saved
 
 
-def open_folder(
-    config: PretrainConfig, start: RunStart, chosen: list[str]
-) -> tuple[Journal, Checkpoints]:
-    """The folder of the run that goes on, or a new one, with its log and its checkpoints."""
+def open_journal(config: PretrainConfig, start: RunStart, chosen: list[str]) -> Journal:
+    """The log in the folder of the run that goes on, or in a new one."""
     rates = Path(f"lr_{config.lr}_memlr{config.memory_lr}") / f"cos_{config.cos}"
     folder = start.folder or new_run_folder(config.log_folder / rates)
     # What was logged after the checkpoint is of steps that will be taken again.
     size = start.kept.get("journal_size") if start.folder else None
-    journal = Journal(folder, asdict(config), start.data, size, recipe=chosen)
-    return journal, Checkpoints(folder, config.save_minutes, journal, start.source)
+    return Journal(folder, asdict(config), start.data, size, recipe=chosen)
