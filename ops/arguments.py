@@ -35,6 +35,11 @@ def option(default, help, within="", *, names=(), may_change=False, **keywords):
     return field(default=default, metadata={**known, "may_change": may_change})
 
 
+def free(default, help, within="", **keywords):
+    """An option of which a run that goes on may have another value."""
+    return option(default, help, within, may_change=True, **keywords)
+
+
 def switch(default, help, **keywords):
     """An option that is 0 or 1."""
     return option(default, help, choices=(0, 1), **keywords)

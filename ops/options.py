@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, option, switch
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_intervals, free, option, switch
 from ops.errors import InputError, shown
 
 # Names of --dataset, and of --arch (torchvision's; resnet10 is ours, one block a stage).
@@ -67,9 +67,7 @@ class PictureOptions:
     GROUPS: ClassVar = {"exif": "pictures", "device": "devices and processes", "data": "the run"}
 
     exif: int = switch(0, "1: turn pictures as their orientation tag says")
-    max_megapixels: float = option(
-        179.0, "a larger picture counts as broken", POSITIVE, may_change=True
-    )
+    max_megapixels: float = free(179.0, "a larger picture counts as broken", POSITIVE)
     channels: int = option(3, "C of the pictures: 3 RGB, 1 gray, or others as they are", AT_LEAST_1)
     ground: str = option("", "what shows behind transparency", choices=("", "white", "black"))
 
@@ -80,25 +78,23 @@ class RunOptions(ProcessOptions, PictureOptions):
 
     FOLLOWS: ClassVar = {"global_batch_size": ("batch_size",)}
 
-    data: str = option("data", "folder of the pictures (or positional)", may_change=True)
+    data: str = free("data", "folder of the pictures (or positional)")
     download: int = switch(0, "1: fetch cifar10, cifar100 or stl10", may_change=True)
-    train_list: str = option("", "file: pictures to train on", names=("--list",), may_change=True)
+    train_list: str = free("", "file: pictures to train on", names=("--list",))
     eval_crop: int = switch(
         1, "scores on 1: the centre, Resize(256/224 S) and CenterCrop(S); 0: the whole, Resize(S)"
     )
-    workers: int = option(32, "loader processes a node", AT_LEAST_0, names=("-j",), may_change=True)
-    batch_size: int = option(
-        256, "pictures per step and node", AT_LEAST_1, names=("-b",), may_change=True
-    )
+    workers: int = free(32, "loader processes a node", AT_LEAST_0, names=("-j",))
+    batch_size: int = free(256, "pictures per step and node", AT_LEAST_1, names=("-b",))
     global_batch_size: int = option(
         None, "M, pictures per step of all nodes (default: batch_size times nodes)", AT_LEAST_1
     )
     start_epoch: int = option(0, "first epoch, where no checkpoint says it", AT_LEAST_0)
-    save_path: str = option(".", "folder below which logs are written", may_change=True)
-    log_path: str = option("train_log", "log folder below --save_path", may_change=True)
-    print_freq: int = option(10, "steps a log line", AT_LEAST_1, names=("-p",), may_change=True)
+    save_path: str = free(".", "folder below which logs are written")
+    log_path: str = free("train_log", "log folder below --save_path")
+    print_freq: int = free(10, "steps a log line", AT_LEAST_1, names=("-p",))
     seed: int = option(0, "seed of everything random; same seed, same run", AT_LEAST_0)
-    track: str = option("", "wandb: send the log there too", choices=("", "wandb"), may_change=True)
+    track: str = free("", "wandb: send the log there too", choices=("", "wandb"))
 
     def __post_init__(self):
         super().__post_init__()

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from math import cos, floor, pi
 from typing import ClassVar
 
-from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, option, switch
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, free, option, switch
 from ops.errors import InputError
 from ops.options import ARCHITECTURES, DATASETS, STEMS, RunOptions
 from ops.schedule import cosine, steps
@@ -39,12 +39,10 @@ class PretrainConfig(RunOptions):
     }  # fmt: skip
 
     # Pictures
-    data: str = option(
-        "data", "folder of the pictures, or several (or positional)", may_change=True, nargs="+"
-    )
-    recipe: str = option(
+    data: str = free("data", "folder of the pictures, or several (or positional)", nargs="+")
+    recipe: str = free(
         "published", "auto (all sets but ImageNet): what is not given follows from the pictures",
-        choices=("auto", "published"), may_change=True,
+        choices=("auto", "published"),
     )  # fmt: skip
     dataset: str = option("ImageNet", "data set; digits come with the program", choices=DATASETS)
     shuffle_block: int = option(
@@ -55,13 +53,12 @@ class PretrainConfig(RunOptions):
     blur: int = switch(1, "1: Gaussian blur in the views")
     flip: int = switch(1, "1: horizontal flips in the views")
     augment: str = option("fast", "renderer: OpenCV and torch, or Pillow", choices=("fast", "pil"))
-    bad_images: str = option(
+    bad_images: str = free(
         "skip", "a picture that cannot be read; skip: use another one; error: stop",
-        choices=("skip", "error"), may_change=True,
+        choices=("skip", "error"),
     )  # fmt: skip
-    bad_images_max: float = option(
+    bad_images_max: float = free(
         0.01, "share of the pictures that may be broken before the run stops", "[0, 1]",
-        may_change=True,
     )  # fmt: skip
     size_crops: tuple[int, ...] = option(
         None, "multi-crop: sides (of --image_size 224: 224 192 160 128 96)", AT_LEAST_1
@@ -105,7 +102,7 @@ class PretrainConfig(RunOptions):
     # Encoder
     arch: str = option("resnet50", "architecture", names=("-a",), choices=ARCHITECTURES)
     stem: str = option("imagenet", "small: 3x3 first convolution, no max-pool", choices=STEMS)
-    init: str = option("", "checkpoint whose trunk both encoders begin with", may_change=True)
+    init: str = free("", "checkpoint whose trunk both encoders begin with")
     init_sha256: str = option(None, "SHA-256 that it has to have (default: what it has)")
     mlp: int = option(1, "hidden layers of the projection head; 0: one linear layer", AT_LEAST_0)
     mlp_width: int = option(None, "their width (default: that of the features)", AT_LEAST_1)
@@ -121,9 +118,7 @@ class PretrainConfig(RunOptions):
 
     # Optimisation
     epochs: int = option(200, "epochs to train", AT_LEAST_1)
-    accum_steps: int = option(
-        1, "micro-batches; BatchNorm as on so many GPUs", AT_LEAST_1, may_change=True
-    )
+    accum_steps: int = free(1, "micro-batches; BatchNorm as on so many GPUs", AT_LEAST_1)
     lr: float = option(0.03, "learning rate of the encoder", POSITIVE, names=("--learning_rate",))
     lr_final: float = option(0.0006, "learning rate at the end of --cos 1", AT_LEAST_0)
     cos: int = option(1, "1: cosine to lr_final; 2: quarter cosine; 0: steps", choices=(0, 1, 2))
@@ -137,10 +132,9 @@ class PretrainConfig(RunOptions):
     decay_norms: int = switch(1, "0: no weight decay on biases and norms")
 
     # Scores and checkpoints
-    save_freq: int = option(10, "epochs between numbered checkpoints", AT_LEAST_1, may_change=True)
-    save_minutes: float = option(
+    save_freq: int = free(10, "epochs between numbered checkpoints", AT_LEAST_1)
+    save_minutes: float = free(
         15.0, "minutes between two checkpoints inside an epoch; 0: only after epochs", AT_LEAST_0,
-        may_change=True,
     )  # fmt: skip
     report_epochs: int = option(
         -1, "epochs between two pages (adco.report); -1: at the end; 0: never", "[-1, inf)",
@@ -152,7 +146,7 @@ class PretrainConfig(RunOptions):
     knn_freq: int = option(10, "epochs between two scores; 0: never", AT_LEAST_0)
     knn_k: int = option(200, "neighbours that vote in a kNN score", AT_LEAST_1)
     knn_t: float = option(0.07, "temperature of their vote", POSITIVE)
-    resume: str = option("", "checkpoint to go on from, or auto: the newest", may_change=True)
+    resume: str = free("", "checkpoint to go on from, or auto: the newest")
 
     def __post_init__(self):
         super().__post_init__()

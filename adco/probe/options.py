@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import floor
 from typing import ClassVar
 
-from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, option, switch
+from ops.arguments import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, SHARE, free, option, switch
 from ops.errors import InputError
 from ops.options import ARCHITECTURES, DATASETS, STEMS, RunOptions
 from ops.schedule import cosine, steps
@@ -41,7 +41,7 @@ class ProbeConfig(RunOptions):
     )
 
     # What is scored
-    pretrained: str = option("", "checkpoint of the trunk, or random", may_change=True)
+    pretrained: str = free("", "checkpoint of the trunk, or random")
     arch: str = option(
         None, "architecture; default: what the checkpoint says, else resnet50", names=("-a",),
         choices=ARCHITECTURES,
@@ -79,9 +79,7 @@ class ProbeConfig(RunOptions):
     weight_decay: float = option(0.0, "weight decay", AT_LEAST_0, names=("--wd",))
 
     # The run
-    resume: str = option(
-        "", "checkpoint of a probe to go on from, or with -e to score", may_change=True
-    )
+    resume: str = free("", "checkpoint of a probe to go on from, or with -e to score")
 
     def __post_init__(self):
         super().__post_init__()
