@@ -200,13 +200,16 @@ def network_of(trunk: TrunkWeights, of: str, sides=()) -> nn.Module:
         return Trunk(encoder)
     head, layers = trunk.classifier() or trunk.head, nn.Sequential()
     head = {f"0.{name}": value for name, value in head.items()} if "weight" in head else head
+    unknown = InputError(f"{trunk.source} has no head on its trunk that is known; take --of trunk")
     if not head or not all(name[0].isdecimal() for name in head):
-        raise InputError(f"{trunk.source} has no head on its trunk that is known; take --of trunk")
+        raise unknown
     # Linear layers, which BatchNorm may follow, with a ReLU between two of them.
     for number in sorted({name.partition(".")[0] for name in head}, key=int):
-        weight = head.get(f"{number}.weight")  # None: of a BatchNorm without scale and shift
-        if weight is None or weight.dim() == 1:
-            layer = nn.BatchNorm1d(len(head[f"{number}.running_mean"]), affine=weight is not None)
+        weight, mean = (head.get(f"{number}.{name}") for name in ("weight", "running_mean"))
+        if mean is not None:
+            layer = nn.BatchNorm1d(len(mean), affine=weight is not None)
+        elif weight is None or weight.dim() != 2:
+            raise unknown
         else:
             layer = nn.Linear(weight.shape[1], len(weight), bias=f"{number}.bias" in head)
             if len(layers):

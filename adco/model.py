@@ -10,7 +10,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from adco.encoder import build_encoder, has_batchnorm
 from ops.distributed import current_world, exchange_rows
 
-HALVES = (torch.float16, torch.bfloat16)
 # Pixels. In pictures so small, the last stage's strided convolutions meet maps of one pixel. In
 # bf16 on a CPU, torch 2.14 leaves parts of their filters' gradient unwritten: any old memory.
 TOO_SMALL_FOR_HALF = 16
@@ -89,9 +88,8 @@ class AdCo(nn.Module):
         half = self.precision(view)
         with torch.autocast(view.device.type, half, enabled=half is not None):
             embedded = encoder(view)
-        if embedded.dtype in HALVES:
-            embedded = embedded.float()
-        return F.normalize(embedded, dim=1)
+        at_least = torch.promote_types(embedded.dtype, torch.float32)
+        return F.normalize(embedded.to(at_least), dim=1)
 
     def precision(self, view: Tensor) -> torch.dtype | None:
         """In which the encoders take a view [N, C, H, W]; None: float32."""
@@ -111,13 +109,9 @@ class AdCo(nn.Module):
         """
         self._ema(list(self.encoder_k.parameters()), list(self.encoder_q.parameters()), None)
 
-    @torch.no_grad()
     def copy_query_to_key(self) -> None:
-        """theta_k <- theta_q."""
-        for key, query in zip(
-            self.encoder_k.parameters(), self.encoder_q.parameters(), strict=True
-        ):
-            key.copy_(query)
+        """theta_k <- theta_q, and no buffers."""
+        self.encoder_k.load_state_dict(dict(self.encoder_q.named_parameters()), strict=False)
 
 
 def micro_batches(view: Tensor, accum_steps: int) -> tuple[Tensor, ...]:

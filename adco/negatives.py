@@ -133,8 +133,5 @@ class NegativeBank(nn.Module):
             destination[prefix + name] = whole.contiguous()
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):
-        own = {
-            name: self.own(whole) if name in (prefix + "W", prefix + "v") else whole
-            for name, whole in state_dict.items()
-        }
+        own = {n: self.own(whole) for n, whole in state_dict.items() if n.startswith(prefix)}
         super()._load_from_state_dict(own, prefix, *rest)

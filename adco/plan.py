@@ -26,10 +26,8 @@ def view_plan(sym: bool = False, multi_crop: bool = False, num_views: int = 2) -
     if not multi_crop and num_views != 2:
         raise InputError(f"num_views={num_views}: without multi_crop there are exactly 2 views")
     if sym:
-        crops = range(2, num_views)
-        return [Term(0, 1, 0.5), Term(1, 0, 0.5)] + [
-            Term(i, key, 0.5) for i in crops for key in (0, 1)
-        ]
+        crops = [Term(i, key, 0.5) for i in range(2, num_views) for key in (0, 1)]
+        return [Term(0, 1, 0.5), Term(1, 0, 0.5), *crops]
     if multi_crop:
         return [Term(i, 0, 1.0) for i in range(1, num_views)]
     return [Term(0, 1, 1.0)]

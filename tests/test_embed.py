@@ -90,6 +90,15 @@ def test_a_head_may_end_in_a_norm_without_scale(digit_folder, tmp_path):
     np.testing.assert_allclose(found, true, atol=1e-4)
 
 
+def test_a_head_of_other_layers_is_refused(digit_folder, tmp_path):
+    encoder = build_trunk("resnet10")
+    encoder.fc = torch.nn.Sequential(torch.nn.Linear(512, 9), torch.nn.LayerNorm(9))
+    weights = {f"module.encoder.{name}": value for name, value in encoder.state_dict().items()}
+    torch.save({"arch": "resnet10", "state_dict": weights}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="no head on its trunk that is known"):
+        adco.embed(tmp_path / "x.pth", np.zeros((2, 32, 32, 3), np.uint8), of="head")
+
+
 def test_all_formats_hold_the_same_numbers(model, digit_folder, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     npz, *_ = (

@@ -162,6 +162,8 @@ def test_a_bank_is_not_taken_from_a_run_without_one():
         with pytest.raises(InputError, match="has no bank") if refused else nullcontext():
             check_kind(of_batch, "file", parsed("--negatives", kind))
     check_kind({"config": "none"}, "of another program", parsed("--negatives", "batch"))
+    with pytest.raises(InputError, match="has no bank"):
+        check_kind({"Memory_Bank": {}}, "published", parsed("--negatives", "batch"))
 
 
 def test_no_more_columns_are_refreshed_than_there_are_keys():

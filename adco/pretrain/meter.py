@@ -76,11 +76,8 @@ class EpochMeter:
             f"Loss {values['loss']:.4e} ({means['loss']:.4e})\t"
             f"Mass {values['mass']:.4f} ({means['mass']:.4f})"
         )
-        shown = {
-            "loss": f"{values['loss']:.3f}",
-            "mass": f"{values['mass']:.3f}",
-            "": f"{images_per_second:.0f}/s",
-        }
+        shown = {name: f"{values[name]:.3f}" for name in ("loss", "mass")}
+        shown[""] = f"{images_per_second:.0f}/s"
         speed = {"images_per_second": images_per_second, "data_share": data_time / step_time}
         return line, shown, {**values, **speed}
 

@@ -142,10 +142,8 @@ def lie(columns: Tensor, pictures: Tensor, labels: Tensor | None, tau: float) ->
         to_columns, to_pictures = pictures @ columns.T, pictures @ pictures.T
         owners = labels[to_columns.argmax(dim=0)]  # [S]
         to_pictures.fill_diagonal_(-torch.inf)
-        for name, cosines, classes in (
-            ("same_class", to_columns, owners),
-            ("same_class_keys", to_pictures, labels),
-        ):
+        kinds = {"same_class": (to_columns, owners), "same_class_keys": (to_pictures, labels)}
+        for name, (cosines, classes) in kinds.items():
             p = (cosines / tau).softmax(dim=1)
             found[name] = (p * (labels[:, None] == classes)).sum(dim=1).mean().item()
     return found

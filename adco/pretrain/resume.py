@@ -108,7 +108,9 @@ def found_start_(game: Game, flags: Flags) -> RunStart:
 
 def check_kind(state: dict, source: str, config: PretrainConfig) -> None:
     """Refuse to go on with a bank from a run that had none, and the other way round."""
-    kind = own_config(state).get("negatives", config.negatives)
+    # A file of the published program says nothing, and has a bank.
+    unsaid = "learned" if "Memory_Bank" in state else config.negatives
+    kind = own_config(state).get("negatives", unsaid)
     if (kind in WITHOUT_BANK) != (config.negatives in WITHOUT_BANK):
         here = f"here it is {config.negatives}, and one of them has no bank"
         raise InputError(f"{source} is of a run with --negatives {kind}, {here}; give the same")
@@ -116,13 +118,9 @@ def check_kind(state: dict, source: str, config: PretrainConfig) -> None:
 
 def counts(game: Game) -> dict[str, int]:
     """In what the progress of a run is counted."""
-    return dict(
-        num_keys=game.num_keys,
-        num_pictures=len(game.splits.train),
-        bn_size=game.model.has_batchnorm
-        * game.num_keys
-        // (game.world.size * game.config.accum_steps),
-    )
+    parts = game.world.size * game.config.accum_steps
+    bn_size = game.num_keys // parts if game.model.has_batchnorm else 0
+    return dict(num_keys=game.num_keys, num_pictures=len(game.splits.train), bn_size=bn_size)
 
 
 def newest_with(
