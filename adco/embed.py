@@ -33,7 +33,7 @@ from adco.probe.features import features_of
 from adco.probe.options import PROBE_PRESETS
 from ops.arguments import AT_LEAST_0, AT_LEAST_1, argument, command, option, switch
 from ops.distributed import Flags, World, once_per_node
-from ops.errors import EXIT_STOPPED, InputError, optional
+from ops.errors import EXIT_STOPPED, InputError, RunFailed, optional
 from ops.files import json_bytes, partial_name, told_if_not_written, write_whole
 from ops.launch import device_kind, launch
 from ops.options import ARCHITECTURES, DATASETS, PictureOptions, ProcessOptions
@@ -118,8 +118,8 @@ def embed(model, pictures, *, of="trunk", image_size=224, batch_size=256, worker
 class Parts:
     """Rows [n, d] in one file of a folder, with an empty file for each batch that is there."""
 
-    def __init__(self, folder: Path, number: int, batch_size: int):
-        self.folder, self.file, self.number = folder, folder / "features", number
+    def __init__(self, folder: Path, number: int, batch_size: int, width: int):
+        self.folder, self.file, self.shape = folder, folder / "features", (number, width)
         self.batches = [range(number)[i:][:batch_size] for i in range(0, number, batch_size)]
 
     def path(self, batch: int) -> Path:
@@ -127,7 +127,7 @@ class Parts:
 
     def write(self, batch: int, features: Tensor, numbers: Tensor) -> None:
         """Write a batch: the features of those of its pictures that are not broken."""
-        places, width = self.batches[batch], features.shape[1]
+        places, width = self.batches[batch], self.shape[1]
         rows = np.full((len(places), width), np.nan, "<f4")
         rows[numbers - places.start] = features.cpu()
         with open(self.file, "r+b") as file:  # no map of it: a full disk would end the process
@@ -139,7 +139,7 @@ class Parts:
 
     def rows(self) -> np.ndarray:
         """All of them, read when they are used."""
-        return np.memmap(self.file, "<f4", "r").reshape(self.number, -1)
+        return np.memmap(self.file, "<f4", "r", shape=self.shape)
 
 
 # Write columns of text {title: [n]} and rows [n, d] as `features`, a part at a time.
@@ -182,7 +182,11 @@ def run(config: EmbedConfig, world: World, device: torch.device) -> int:
     pictures = getattr(once_per_node(lambda: load_splits(*where), world), config.split)
     if pictures is None:
         raise InputError(f"{config.data!r} has no val: leave out --split val")
-    parts = Parts(Path(config.out + ".part"), len(pictures), config.batch_size)
+    # Of too small views or a head that does not fit nothing is begun.
+    shape = 1, config.channels, config.image_size, config.image_size
+    with torch.no_grad():
+        width = network(torch.zeros(shape, device=device)).shape[1]
+    parts = Parts(Path(config.out + ".part"), len(pictures), config.batch_size, width)
 
     # What the rows are of: those that are there have to be of the same.
     flags, data = Flags(world), identity({config.split: pictures})
@@ -240,6 +244,9 @@ def fill(parts: Parts, network, views: CheckViews, workers: int, world, flags, s
 
 def finish(parts: Parts, pictures: Pictures, out: Path) -> None:
     """Write OUT, say which of its rows are nan and why, and take the parts away."""
+    if not all(parts.path(batch).exists() for batch in range(len(parts.batches))):
+        why = f"not all rows have come to {str(parts.folder)!r}"
+        raise RunFailed(f"{why}; have it in a folder that all nodes share, and start again")
     rows = parts.rows()
     broken = np.flatnonzero(np.isnan(rows[:, 0])).tolist()
     for number in broken:

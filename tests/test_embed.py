@@ -18,7 +18,7 @@ import adco
 from adco.data.folder import read_folder
 from adco.data.views import MEAN, STD
 from adco.encoder import build_trunk
-from ops.errors import InputError
+from ops.errors import InputError, RunFailed
 from tests.conftest import ROOT
 from tests.support.pictures import trunk_file
 from tests.support.scripts import assert_refused, files_limited_to, run_main
@@ -88,6 +88,27 @@ def test_a_head_may_end_in_a_norm_without_scale(digit_folder, tmp_path):
     found = adco.embed(tmp_path / "x.pth", files, of="head", image_size=32)
     true = np.stack([plainly(encoder.eval(), path) for path in files])
     np.testing.assert_allclose(found, true, atol=1e-4)
+
+
+def test_rows_of_a_node_with_a_folder_of_its_own_are_missed(tmp_path):
+    module = sys.modules["adco.embed"]
+    parts = module.Parts(tmp_path / "x.npz.part", 4, batch_size=2, width=3)
+    parts.folder.mkdir()
+    parts.file.touch()
+    parts.write(1, torch.ones(2, 3), np.array([2, 3]))  # the first batch is elsewhere
+    with pytest.raises(RunFailed, match="a folder that all nodes share"):
+        module.finish(parts, None, tmp_path / "x.npz")
+    assert parts.path(1).exists() and not (tmp_path / "x.npz").exists()
+
+
+def test_what_cannot_be_forwarded_leaves_nothing_behind(digit_folder, tmp_path):
+    encoder = build_trunk("resnet10")
+    encoder.fc = torch.nn.Linear(100, 6)  # the trunk gives 512
+    weights = {f"module.encoder.{name}": value for name, value in encoder.state_dict().items()}
+    torch.save({"arch": "resnet10", "state_dict": weights}, tmp_path / "x.pth")
+    words = ["x.pth", digit_folder, "x.npz", "--of", "head"]
+    assert run_main("adco/embed.py", *words, cwd=tmp_path).returncode
+    assert not list(tmp_path.glob("x.npz*"))
 
 
 def test_a_head_of_other_layers_is_refused(digit_folder, tmp_path):
