@@ -24,10 +24,10 @@ What stands around it:
                 saving, state, resume: checkpoints; meter, health: means, warnings; monitor: scores;
                 dry_run
     probe/      lincls.py. options; run: the ways to score a trunk (linear, knn,
-                logistic on features); data; state: checkpoints; parts: features in files
+                logistic on features); data; state: checkpoints
     export, embed, report, pack   python3 -m adco.export, adco.embed, adco.report, adco.pack
                 report/ draws runs: runs, embedded, drawing, diagnosis, pages
-    commands    what pip installs: adco-pretrain and so on
+    commands    what pip installs of the scripts: adco-pretrain, adco-probe, adco-voc
     ../ops/     the plumbing, which knows nothing of the method: options, launch, distributed,
                 checkpoint (names, reading, writing), journal (the log), schedule (curves)
     ../VOC_CLF/, ../detection/   transfer

@@ -1,7 +1,19 @@
 """The installed commands of what lies beside adco/ in the repository, and inside it in a wheel."""
 
-from lincls import main as probe
-from main_adco import main as pretrain
-from VOC_CLF.main import main as voc
 
-__all__ = ["pretrain", "probe", "voc"]
+def pretrain() -> int:
+    from main_adco import main  # here, so that Ctrl-C is quiet from the first import on
+
+    return main()
+
+
+def probe() -> int:
+    from lincls import main
+
+    return main()
+
+
+def voc() -> int:
+    from VOC_CLF.main import main
+
+    return main()

@@ -131,6 +131,7 @@ def train(data: Path, shared: str, way: str, seed: int) -> list[tuple[int, float
 def tables(records: list[dict]) -> str:
     """For each cell the scores of each way, and how far `late` (`batch`) is ahead of it."""
     runs, lines = pd.DataFrame(records), []
+    runs = runs.drop_duplicates(["cell", "way", "seed"], keep="last")
     runs["score"] = [curve[-1][1] for curve in runs["curve"]]
     for name, own in runs.groupby("cell"):
         lines += [f"**{name}**, all with `{CELLS[name].shared}`:", ""]

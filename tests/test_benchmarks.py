@@ -36,12 +36,14 @@ def test_the_study_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     shared = study.CELLS[name].shared
     ended = dict(cell=name, way="batch", seed=0, options=study.ALL["batch"], shared=shared)
     before = json.dumps({**ended, "curve": [[0, 30], [12, 44]]})
-    (out / "study.jsonl").write_text(before + "\n" + '{"cell": "half a li')
+    twice = before.replace("44", "43")  # by two studies at once: the last one counts
+    (out / "study.jsonl").write_text(f"{twice}\n{before}\n" + '{"cell": "half a li')
     words = f"--data {tmp_path} --out {out} --cells {name} --ways batch decoupled --seeds 0"
     assert study.main(words.split()) == 0
-    first, _, second = (out / "study.jsonl").read_text().splitlines()
+    _, first, _, second = (out / "study.jsonl").read_text().splitlines()
     assert first == before and json.loads(second)["way"] == "decoupled"
     text = page.read_text()
+    assert "| 44.0 |" in text
     assert text.startswith("# Words") and text.endswith("more words\n") and "of before" not in text
     assert len([line for line in text.splitlines() if line.startswith("| ")]) == 1 + 2
     assert (out / "study.png").exists()

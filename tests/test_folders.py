@@ -128,6 +128,8 @@ def test_classes_two_levels_down_are_named(tmp_path):
     pictures = scan_folder(folder_of(tmp_path, "a/abbey/0.png", "a/attic/0.png", "b/bar/0.png"))
     (warning,) = warnings_about(pictures)
     assert "the 2 folders a, b" in warning and "3 folders such as a/abbey" in warning
+    names = (unicodedata.normalize("NFD", f"{top}\u00e9/deep/0.png") for top in "ab")
+    assert warnings_about(scan_folder(folder_of(tmp_path / "accents", *names)))
     assert not warnings_about(scan_folder(folder_of(tmp_path / "flat", *TWO)))
 
 

@@ -279,7 +279,7 @@ def warnings_about(pictures: Pictures) -> list[str]:
     # Class folders (those of a list are none) whose pictures lie in folders of their own.
     tops, names = {*pictures.classes}, pictures.file_names()
     paths = (n.split("/") for n in names if n.count("/") > 1)
-    deeper = Counter(f"{top}/{below}" for top, below, *_ in paths if top in tops)
+    deeper = Counter(f"{top}/{below}" for top, below, *_ in paths if identity.normal(top) in tops)
     if pictures.labels is not None and 2 * sum(deeper.values()) > len(pictures):
         warnings.append(
             f"the classes are the {len(pictures.classes)} folders {some(list(pictures.classes))}, "

@@ -66,7 +66,8 @@ class Upkeep:
         self.saves = Checkpoints(folder, config.save_minutes, self.journal, start.source)
         self.reports = Reports(folder, every, self.journal)
         self.journal.say(f"run folder: {folder}")
-        self.journal.say(describe(game))
+        if world.first:
+            self.journal.say(describe(game))  # it looks at pictures
         start.tell(self.journal)
 
     # ---- between two steps
